@@ -1,0 +1,100 @@
+"""The plan: every decision of a compilation, as data that is written to plan.yaml and can be read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ActivationQuant:
+    """How one activation tensor is quantized.
+
+    Attributes:
+        tensor: Name of the float tensor in the normalized model.
+        dtype: ``"uint8"`` or ``"int8"``.
+        scale: Positive scale, float32 value.
+        zero_point: Integer of ``dtype``.
+        low: Calibrated lower end of the range (real units), <= 0.
+        high: Calibrated upper end, >= 0.
+        tie: Identifier shared by all tensors that must have one scale, or "".
+        method: Calibration method that chose the range.
+    """
+
+    tensor: str
+    dtype: str
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+    tie: str = ""
+    method: str = "minmax"
+
+
+@dataclass(frozen=True)
+class WeightQuant:
+    """How one constant weight is quantized.
+
+    Attributes:
+        tensor: Initializer name.
+        dtype: ``"int8"``.
+        axis: Channel axis of the scales, or None for one scale.
+        scale: float32 array, one per channel (or one element).
+    """
+
+    tensor: str
+    dtype: str
+    axis: int | None
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class NodeDecision:
+    """What was decided for one node.
+
+    Attributes:
+        node: Node name.
+        op: Operator type.
+        format: ``"int8"`` or ``"float"``.
+        role: The profile's role of the operator, or "" when it has none.
+        reason: Why, in words a user understands.
+        inputs: Activation inputs that are read as integers.
+        output: ``"int"``: followed by a quantizer; ``"float"`` otherwise.
+        weight: Initializer name of its quantized weight, or "".
+        macs: Multiply-accumulates of one call at the planning shape.
+        estimated_s: Estimated seconds on the target in the chosen format.
+        estimated_float_s: Estimated seconds in float.
+    """
+
+    node: str
+    op: str
+    format: Literal["int8", "float"]
+    role: str
+    reason: str
+    inputs: tuple[str, ...] = ()
+    output: Literal["int", "float"] = "float"
+    weight: str = ""
+    macs: int = 0
+    estimated_s: float = 0.0
+    estimated_float_s: float = 0.0
+
+
+@dataclass
+class Plan:
+    """Decisions for a whole model and one runtime.
+
+    Attributes:
+        target: Profile name.
+        runtime: ``"artifact"`` or ``"onnxruntime"``.
+        nodes: Decision by node name.
+        activations: By tensor name.
+        weights: By initializer name.
+    """
+
+    target: str
+    runtime: Literal["artifact", "onnxruntime"]
+    nodes: dict[str, NodeDecision] = field(default_factory=dict)
+    activations: dict[str, ActivationQuant] = field(default_factory=dict)
+    weights: dict[str, WeightQuant] = field(default_factory=dict)

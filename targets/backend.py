@@ -1,0 +1,108 @@
+"""What a target family implements; one module ``backend.py`` in each family's folder provides ``BACKEND``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bitwright.compiler.errors import ProfileError, nearest
+
+if TYPE_CHECKING:
+    from bitwright.compiler.program.ops import Program, Step
+    from bitwright.targets.schema import Profile
+
+FAMILIES = ("x86_cpu", "arm_cpu")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One TensorIR function and the constants packed for it.
+
+    The function's parameters are the step's activations, then ``constants`` in order, then the output; every
+    parameter is a buffer with the physical shapes given here. Rank-4 activations are channels-last [N, H, W, C].
+
+    Attributes:
+        key: Structural identity: two kernels with equal keys have the same function (constants may differ).
+        function: ``tvm.tirx.PrimFunc`` marked ``tirx.is_scheduled``.
+        constants: Packed weights, biases, multipliers, tables.
+        output_shape: Physical shape of the output buffer.
+        output_dtype: numpy name.
+        intrinsic: The dot-product instruction it is built on (a ``compute`` row of the profile), or "llvm" for
+            code left to LLVM's vectoriser.
+    """
+
+    key: str
+    function: Any
+    constants: tuple[np.ndarray, ...]
+    output_shape: tuple[int, ...]
+    output_dtype: str
+    intrinsic: str
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What came back from running an artifact.
+
+    Attributes:
+        outputs: Output name -> array.
+        trace: For each kernel call, in order: kernel name, its activation inputs, its output. Empty unless asked for.
+        executed: ``"native"`` or ``"emulated"``.
+        seconds: Best wall time of one call, or None where that time means nothing (emulation).
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    trace: Sequence[tuple[str, tuple[np.ndarray, ...], np.ndarray]]
+    executed: str
+    seconds: float | None
+
+
+class Backend(Protocol):
+    """A target family: its kernels, its tool chain and how its artifacts are executed."""
+
+    @property
+    def family(self) -> str:
+        """Folder name, equal to the profile's ``family``."""
+        ...
+
+    def dot_kernel(self, step: Step, program: Program, profile: Profile) -> Kernel:
+        """Return the kernel of a QGemm or QConv step (any shape: a slow form is better than none)."""
+        ...
+
+    def tvm_target(self, profile: Profile) -> dict[str, Any]:
+        """Return the dictionary for ``tvm.target.Target``."""
+        ...
+
+    def link(self, objects: Sequence[Path], library: Path, profile: Profile) -> str:
+        """Link object files into a shared library; returns the tool's name and version.
+
+        Raises:
+            ToolchainError: No linker, or it failed (its message is passed on).
+        """
+        ...
+
+    def why_not_executable(self, profile: Profile) -> str | None:
+        """Return why this machine cannot execute artifacts of ``profile``, or None if it can."""
+        ...
+
+    def execute(
+        self, bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, trace: bool, repeat: int = 1
+    ) -> Execution:
+        """Run the artifact in ``bundle``/lib on one set of inputs."""
+        ...
+
+
+def backend_for(family: str) -> Backend:
+    """Return the backend of a family.
+
+    Raises:
+        ProfileError: There is no such family.
+    """
+    if family not in FAMILIES:
+        raise ProfileError(f"unknown family '{family}'", fix=nearest(family, FAMILIES))
+    backend: Backend = import_module(f"bitwright.targets.{family}.backend").BACKEND
+    return backend

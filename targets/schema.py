@@ -1,0 +1,256 @@
+"""The target profile: one YAML that is rulebook, cost model, numerics contract and code-generation target at once.
+
+Unknown keys are errors. Units are part of a key's name (``_hz``, ``_bytes``, ``_s``, ``_cycles``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Confidence = Literal["measured", "datasheet", "estimate"]
+ScalarType = Literal["s8", "u8", "s4", "u4", "s16", "s32", "f16", "bf16", "f32"]
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses unknown keys and silent type conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Provenance(Strict):
+    """Where the numbers of one section come from."""
+
+    source: str
+    confidence: Confidence
+    date: str | None = None
+
+
+class ComputeRow(Strict):
+    """One instruction or array the code generator may use.
+
+    Attributes:
+        name: Referred to by ``OpRule.intrinsics``.
+        weight, act, acc: Element types it multiplies and accumulates.
+        macs_per_cycle: Multiply-accumulates per cycle and core at peak.
+        k_align: Elements of the reduction it consumes at once.
+        saturates: It adds neighbouring products in 16 bits and may saturate (vpmaddubsw).
+    """
+
+    name: str
+    weight: ScalarType
+    act: ScalarType
+    acc: ScalarType
+    macs_per_cycle: Positive
+    k_align: Count = 1
+    saturates: bool = False
+
+
+class MemoryLevel(Strict):
+    """A memory level, nearest first."""
+
+    name: str
+    size_bytes: Positive
+    bytes_per_s: Positive
+    per_core: bool = False
+
+
+class Efficiency(Strict):
+    """Achieved share of the peak, by kind of work."""
+
+    gemm: Positive = 0.5
+    conv: Positive = 0.5
+    depthwise: Positive = 0.1
+    elementwise: Positive = 0.5
+
+
+class Overheads(Strict):
+    """Costs that a roofline does not show."""
+
+    per_op_s: float = 1e-6
+    quantize_cycles_per_element: float = 1.0
+    requantize_cycles_per_element: float = 0.5
+    layout_change_cycles_per_element: float = 1.0
+
+
+class Requantize(Strict):
+    """How an accumulator becomes an output integer."""
+
+    kind: Literal["float"] = "float"
+    fma: bool = True
+
+
+class Numerics(Strict):
+    """The numerics contract that the reference interpreter and every kernel keep."""
+
+    rounding: Literal["half_even"] = "half_even"
+    requantize: Requantize = Requantize()
+    accumulator_bits: Literal[32] = 32
+
+
+class QSpace(Strict):
+    """A named menu of quantizers.
+
+    Attributes:
+        float_type: Set for menus that stay in floating point; then nothing else applies.
+        bits: Integer width.
+        signed: Integer signedness.
+        symmetric: Zero point fixed (0 for signed, 128 for unsigned).
+        granularity: One scale a tensor or one a channel.
+        narrow: Leave out the smallest integer, as in [-127, 127].
+    """
+
+    float_type: Literal["f32", "f16", "bf16"] | None = None
+    bits: Literal[4, 8, 16] = 8
+    signed: bool = True
+    symmetric: bool = False
+    granularity: Literal["tensor", "channel"] = "tensor"
+    narrow: bool = False
+
+
+class Combo(Strict):
+    """One combination of quantizers that the runtime has a kernel for.
+
+    Attributes:
+        act: qspace of the data inputs.
+        weight: qspace of the constant weight; None for operators without one.
+        out: qspaces the operator can write, best first.
+        intrinsics: Compute rows it runs on, best first.
+    """
+
+    act: str
+    weight: str | None = None
+    out: tuple[str, ...] = Field(min_length=1)
+    intrinsics: tuple[str, ...] = ()
+
+
+class OpRule(Strict):
+    """What the runtime can do with one ONNX operator.
+
+    Attributes:
+        role: ``anchor``: does enough arithmetic on a constant weight to earn its integers. ``follower``: has an integer
+            kernel, worth it only between integer neighbours. ``carrier``: moves or selects integers unchanged.
+        combos: Kernels, best first.
+        scales: ``unified``: inputs and output must share one scale; ``free`` otherwise.
+        min_macs: An anchor with fewer multiply-accumulates a call is left in float.
+    """
+
+    role: Literal["anchor", "follower", "carrier"]
+    combos: tuple[Combo, ...] = Field(min_length=1)
+    scales: Literal["unified", "free"] = "free"
+    min_macs: int = 0
+
+
+class Runtime(Strict):
+    """What one way of executing the model has integer kernels for.
+
+    Attributes:
+        ops: ONNX operator -> rule; an absent operator stays in float.
+        fusions: Chains that run as one kernel: no quantizer inside.
+        execution_provider: For ONNX Runtime.
+        session_config: ``session_config_entries`` that make the file fast.
+        disabled_optimizers: ONNX Runtime optimizers that would undo the integers.
+        opset: Opset the model is written in.
+    """
+
+    ops: dict[str, OpRule]
+    fusions: tuple[tuple[str, ...], ...] = ()
+    execution_provider: str | None = None
+    session_config: dict[str, str] = {}
+    disabled_optimizers: tuple[str, ...] = ()
+    opset: int = 21
+
+
+class Runtimes(Strict):
+    """The two plans made from one profile."""
+
+    artifact: Runtime
+    onnxruntime: Runtime
+
+
+class Codegen(Strict):
+    """``tvm.target.Target`` fields."""
+
+    kind: Literal["llvm"] = "llvm"
+    mtriple: str
+    mcpu: str
+    mattr: tuple[str, ...] = ()
+
+
+class Emulator(Strict):
+    """How to execute the artifact on another machine."""
+
+    command: str
+    cpu: str
+
+
+class Toolchain(Strict):
+    """What turns object files into the artifact and runs it."""
+
+    triple: str
+    emulator: Emulator | None = None
+
+
+class Limits(Strict):
+    """What the device or the runtime cannot exceed."""
+
+    max_rank: int = 6
+    ram_bytes: Positive | None = None
+    flash_bytes: Positive | None = None
+
+
+class Budgets(Strict):
+    """Default budgets; the command line overrides them."""
+
+    latency_s: Positive | None = None
+    weights_bytes: Positive | None = None
+    peak_ram_bytes: Positive | None = None
+
+
+class Profile(Strict):
+    """A whole target profile after ``extends`` has been resolved.
+
+    Attributes:
+        schema_version: Version of this schema, YAML key ``schema``.
+        name: Identifier used on the command line.
+        family: Folder under ``targets/`` whose backend builds and runs artifacts.
+        description: One line for ``bitwright targets list``.
+        provenance: Section name (``compute``, ``memory``, ``clock_hz``, ...) -> where its numbers come from; every
+            section that holds numbers must be listed.
+        clock_hz: Sustained clock of one core.
+        cores: Cores the artifact may use.
+    """
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: str
+    family: str
+    description: str
+    provenance: dict[str, Provenance]
+    clock_hz: Positive
+    cores: Count
+    codegen: Codegen
+    compute: tuple[ComputeRow, ...] = Field(min_length=1)
+    efficiency: Efficiency = Efficiency()
+    memory: tuple[MemoryLevel, ...] = Field(min_length=1)
+    overheads: Overheads = Overheads()
+    numerics: Numerics = Numerics()
+    qspaces: dict[str, QSpace]
+    runtimes: Runtimes
+    toolchain: Toolchain
+    limits: Limits = Limits()
+    budgets: Budgets = Budgets()
+
+    def qspace(self, name: str) -> QSpace:
+        """Return the named menu."""
+        return self.qspaces[name]
+
+    def compute_row(self, name: str) -> ComputeRow:
+        """Return the named compute row."""
+        return next(row for row in self.compute if row.name == name)
+
+    def dump(self) -> dict[str, Any]:
+        """Return plain data that loads back to the same profile."""
+        return self.model_dump(mode="json", by_alias=True)
