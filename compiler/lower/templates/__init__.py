@@ -1,0 +1,1 @@
+"""TensorIR templates: one loop structure each, shared by every instruction set that fits it."""
