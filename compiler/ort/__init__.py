@@ -1,0 +1,1 @@
+"""Running, auditing and timing models in ONNX Runtime."""

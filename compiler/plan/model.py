@@ -21,6 +21,7 @@ class ActivationQuant:
         high: Calibrated upper end, >= 0.
         tie: Identifier shared by all tensors that must have one scale, or "".
         method: Calibration method that chose the range.
+        float_copy: Float operators read the value before quantization rather than the dequantized one.
     """
 
     tensor: str
@@ -31,6 +32,7 @@ class ActivationQuant:
     high: float
     tie: str = ""
     method: str = "minmax"
+    float_copy: bool = True
 
 
 @dataclass(frozen=True)

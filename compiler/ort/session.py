@@ -1,0 +1,124 @@
+"""One way to open and run a model in ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from bitwright.compiler.errors import ModelError
+from bitwright.compiler.graph.saving import INLINE_LIMIT_BYTES, save_model, weight_bytes
+from bitwright.targets.schema import Runtime
+
+ORT_ERRORS = (
+    ort.capi.onnxruntime_pybind11_state.Fail,
+    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+    ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    ort.capi.onnxruntime_pybind11_state.NotImplemented,
+    ort.capi.onnxruntime_pybind11_state.RuntimeException,
+)
+ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """What a session is opened with; the JSON form is the .session.json beside a model.
+
+    Attributes:
+        threads: ``intra_op_num_threads``; 0 leaves the choice to ONNX Runtime.
+        optimize: Graph optimizations on (``ORT_ENABLE_ALL``) or off.
+        session_config_entries: Key -> value.
+        disabled_optimizers: Names of optimizers to leave out.
+        provider: Execution provider.
+    """
+
+    threads: int = 1
+    optimize: bool = True
+    session_config_entries: Mapping[str, str] | None = None
+    disabled_optimizers: Sequence[str] = ()
+    provider: str = "CPUExecutionProvider"
+
+    def to_json(self) -> str:
+        """Return the text of a .session.json."""
+        return json.dumps(
+            {
+                "providers": [self.provider],
+                "graph_optimization_level": "ORT_ENABLE_ALL" if self.optimize else "ORT_DISABLE_ALL",
+                "session_config_entries": dict(self.session_config_entries or {}),
+                "disabled_optimizers": list(self.disabled_optimizers),
+            },
+            indent=2,
+        )
+
+
+def config_for(runtime: Runtime, *, threads: int = 1) -> SessionConfig:
+    """Return the session options that the profile's table wants."""
+    return SessionConfig(
+        threads=threads,
+        session_config_entries=runtime.session_config,
+        disabled_optimizers=runtime.disabled_optimizers,
+        provider=runtime.execution_provider or "CPUExecutionProvider",
+    )
+
+
+def _options(config: SessionConfig, optimized_path: Path | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERRORS_ONLY
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if config.optimize else level.ORT_DISABLE_ALL
+    for key, value in (config.session_config_entries or {}).items():
+        options.add_session_config_entry(key, value)
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    return options
+
+
+def open_session(
+    model: ir.Model | Path, config: SessionConfig | None = None, *, optimized_path: Path | None = None
+) -> ort.InferenceSession:
+    """Open a model.
+
+    Args:
+        model: A model in memory or a file.
+        config: Session options.
+        optimized_path: Where ONNX Runtime shall write its optimized graph.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+    config = config or SessionConfig()
+    arguments = {
+        "sess_options": _options(config, optimized_path),
+        "providers": [config.provider],
+        "disabled_optimizers": list(config.disabled_optimizers) or None,
+    }
+    try:
+        if isinstance(model, Path):
+            return ort.InferenceSession(str(model), **arguments)
+        if weight_bytes(model) <= INLINE_LIMIT_BYTES:
+            return ort.InferenceSession(ir.to_proto(model).SerializeToString(), **arguments)
+        with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
+            path = Path(folder) / "model.onnx"
+            save_model(model, path)
+            return ort.InferenceSession(str(path), **arguments)
+    except ORT_ERRORS as error:
+        where = str(model) if isinstance(model, Path) else (model.graph.name or "model")
+        msg = f"ONNX Runtime cannot load the model: {error}"
+        raise ModelError(msg, where=where, fix="run it in ONNX Runtime first; only models it executes can be compiled") from error
+
+
+def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a session and return its outputs by name; feeds that are not inputs are left out."""
+    names = [o.name for o in session.get_outputs()]
+    wanted = {i.name for i in session.get_inputs()}
+    values = session.run(names, {k: v for k, v in feeds.items() if k in wanted})
+    return dict(zip(names, values, strict=True))

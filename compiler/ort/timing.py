@@ -1,0 +1,75 @@
+"""Paired timing: two models take turns in one process, and the figure is the median of the pairwise ratios."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from bitwright.compiler.ort.session import run
+
+
+@dataclass(frozen=True)
+class PairedTiming:
+    """Two models measured alternately.
+
+    Attributes:
+        ratio: Median over the rounds of (first / second).
+        spread: Interquartile range of that ratio.
+        first_s: Best seconds of one round of the first model.
+        second_s: Best seconds of one round of the second model.
+        rounds: How many pairs were measured.
+    """
+
+    ratio: float
+    spread: float
+    first_s: float
+    second_s: float
+    rounds: int
+
+
+def _round(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarray]], calls: int) -> float:
+    """CPU seconds of this thread for ``calls`` sweeps: other jobs on the machine do not count, one thread computes."""
+    start = time.thread_time()
+    for _ in range(calls):
+        for sample in feeds:
+            run(session, sample)
+    return time.thread_time() - start
+
+
+def _calls(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarray]], round_s: float) -> int:
+    once = max(min(_round(session, feeds, 1) for _ in range(3)), 1e-6)
+    return max(1, min(2000, int(round_s / once)))
+
+
+def time_paired(
+    first: ort.InferenceSession,
+    second: ort.InferenceSession,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    rounds: int = 15,
+    round_s: float = 0.03,
+) -> PairedTiming:
+    """Time two single-thread sessions on the same inputs, alternately.
+
+    Args:
+        first: The candidate.
+        second: The reference.
+        feeds: Inputs of one sweep.
+        rounds: Pairs of rounds.
+        round_s: Aim for this many seconds a round, so that the clock's step does not matter.
+    """
+    calls = _calls(second, feeds, round_s)
+    _round(first, feeds, 1)
+    times = np.empty((rounds, 2))
+    for k in range(rounds):
+        order = ((0, first), (1, second)) if k % 2 == 0 else ((1, second), (0, first))
+        for column, session in order:
+            times[k, column] = _round(session, feeds, calls)
+    ratios = times[:, 0] / np.maximum(times[:, 1], 1e-9)
+    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    best = times.min(axis=0) / calls / len(feeds)
+    return PairedTiming(float(middle), float(high - low), float(best[0]), float(best[1]), rounds)

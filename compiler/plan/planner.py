@@ -1,0 +1,184 @@
+"""Turn a selection and calibrated ranges into a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import onnx_ir as ir
+
+from bitwright.compiler.graph.model import constant_array
+from bitwright.compiler.graph.operands import stored_weight, weight_array, weight_of
+from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan, WeightQuant
+from bitwright.compiler.plan.quantizers import activation_params, weight_scale, widen_for_bias
+from bitwright.compiler.plan.selection import Selection, select
+from bitwright.compiler.plan.ties import tie_groups
+from bitwright.compiler.plan.units import Unit, build_units
+from bitwright.targets.schema import Profile, Runtime
+
+RuntimeName = Literal["artifact", "onnxruntime"]
+Ranges = Mapping[str, tuple[float, float]]
+
+
+def runtime_of(profile: Profile, name: RuntimeName) -> Runtime:
+    """Return the profile's table for one of the two runtimes."""
+    return profile.runtimes.artifact if name == "artifact" else profile.runtimes.onnxruntime
+
+
+def plan_selection(
+    model: ir.Model, profile: Profile, runtime: RuntimeName, *, keep_float: frozenset[str] = frozenset()
+) -> Selection:
+    """Choose what runs on integers; needs no data.
+
+    Args:
+        model: A normalized model.
+        profile: The target.
+        runtime: Which of the profile's tables to plan for.
+        keep_float: Names of nodes that must stay in float.
+    """
+    table = runtime_of(profile, runtime)
+    units = build_units(model, table, profile)
+    first = select(units, profile, keep_float=keep_float)
+    small = frozenset(u.name for u in first.integer if u.role == "anchor" and u.rule and macs(u) < u.rule.min_macs)
+    return select(units, profile, keep_float=keep_float | small) if small else first
+
+
+def macs(unit: Unit) -> int:
+    """Return the multiply-accumulates of an anchor for one output position's rows, at known dimensions (1 if unknown)."""
+    weight = weight_of(unit.head)
+    if weight is None:
+        return 0
+    return int(weight_array(weight).size) * _output_positions(unit)
+
+
+def _output_positions(unit: Unit) -> int:
+    shape = unit.head.outputs[0].shape
+    if shape is None:
+        return 1
+    dims = [d if isinstance(d, int) else 1 for d in shape.dims]
+    spatial = dims[2:] if unit.head.op_type == "Conv" else dims[:-1]
+    positions = 1
+    for d in spatial:
+        positions *= max(d, 1)
+    return positions
+
+
+def observed_tensors(selection: Selection) -> tuple[str, ...]:
+    """Return the names of the tensors whose ranges the plan needs."""
+    return tuple(v.name or "" for v in selection.quantized)
+
+
+def make_plan(
+    selection: Selection,
+    ranges: Ranges,
+    profile: Profile,
+    runtime: RuntimeName,
+    *,
+    method: str,
+    seconds: Callable[[Unit, str], float] | None = None,
+) -> Plan:
+    """Write down every decision.
+
+    Args:
+        selection: From :func:`plan_selection`.
+        ranges: Calibrated (low, high) of every observed tensor, real units.
+        profile: The target.
+        runtime: The table the selection was made for.
+        method: Calibration method, for the record.
+        seconds: Cost model: (unit, ``"int8"`` or ``"float"``) -> estimated seconds.
+    """
+    plan = Plan(profile.name, runtime)
+    plan.activations = _activations(selection, ranges, profile, method)
+    for unit in selection.units:
+        decision = _decide(unit, selection, plan, profile)
+        if seconds is not None and unit.role:
+            decision = replace(
+                decision,
+                estimated_s=seconds(unit, decision.format),
+                estimated_float_s=seconds(unit, "float"),
+            )
+        plan.nodes[unit.name] = decision
+    return plan
+
+
+def _reading_space(name: str, selection: Selection) -> str:
+    """Return the qspace its integer readers want, else the one its producer writes."""
+    for unit in selection.units:
+        if unit in selection.integer and unit.combo and any(v.name == name for v in unit.activations):
+            return unit.combo.act
+    producer = next(u for u in selection.units if u.output.name == name)
+    assert producer.combo is not None
+    return producer.combo.act
+
+
+def _activations(
+    selection: Selection, ranges: Ranges, profile: Profile, method: str
+) -> dict[str, ActivationQuant]:
+    groups = tie_groups(selection)
+    result: dict[str, ActivationQuant] = {}
+    for value in selection.quantized:
+        name = value.name or ""
+        members = groups[name]
+        low = min(ranges[m][0] for m in members)
+        high = max(ranges[m][1] for m in members)
+        dtype, scale, zero_point = activation_params(low, high, profile.qspace(_reading_space(members[0], selection)))
+        result[name] = ActivationQuant(
+            name,
+            dtype,
+            scale,
+            zero_point,
+            min(low, 0.0),
+            max(high, 0.0),
+            tie=members[0] if len(members) > 1 else "",
+            method=method,
+            float_copy=value in selection.float_readers,
+        )
+    return result
+
+
+def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> NodeDecision:
+    if unit not in selection.integer:
+        return NodeDecision(
+            unit.name, unit.head.op_type, "float", unit.role, selection.reasons.get(unit.name, ""), macs=macs(unit)
+        )
+    output = "int" if unit.output.name in plan.activations else "float"
+    return NodeDecision(
+        unit.name,
+        unit.head.op_type,
+        "int8",
+        unit.role,
+        selection.reasons[unit.name],
+        inputs=tuple(v.name or "" for v in unit.activations),
+        output=output,  # type: ignore[arg-type]
+        weight=_plan_weight(unit, plan, profile),
+        macs=macs(unit),
+    )
+
+
+def _weight_axis(unit: Unit, per_channel: bool) -> int | None:
+    if not per_channel:
+        return None
+    return 0 if unit.head.op_type == "Conv" else 1
+
+
+def _plan_weight(unit: Unit, plan: Plan, profile: Profile) -> str:
+    """Register the unit's weight and return its key: the initializer, the view of it, and its input's scale if biased."""
+    weight = weight_of(unit.head)
+    if weight is None or unit.combo is None or unit.combo.weight is None:
+        return ""
+    space = profile.qspace(unit.combo.weight)
+    axis = _weight_axis(unit, space.granularity == "channel")
+    array = weight_array(weight)
+    scale = weight_scale(array, axis, space)
+    bias = constant_array(unit.head.inputs[2]) if len(unit.head.inputs) > 2 else None
+    if bias is not None:
+        scale = widen_for_bias(scale, bias, plan.activations[unit.activations[0].name or ""].scale)
+    stored = stored_weight(weight)
+    name = (stored.name if stored is not None else None) or ""
+    key = name if weight is stored else f"{name} (transposed)"
+    known = plan.weights.get(key)
+    if known is not None and (known.scale.shape != scale.shape or (known.scale != scale).any()):
+        key = f"{key} for {unit.name}"
+    plan.weights[key] = WeightQuant(key, "int8", axis, scale)
+    return key

@@ -1,0 +1,66 @@
+"""From real ranges to scales and zero points."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitwright.compiler.errors import InternalError
+from bitwright.targets.schema import QSpace
+
+# Below this a float32 division by the scale overflows for values of order one, and denormal scales lose precision.
+SMALLEST_SCALE = float(np.float32(2.0**-100))
+
+# Half of int32: the bias may take one half, the accumulated products the other.
+BIAS_LIMIT = 2**30
+
+
+def integer_dtype(space: QSpace) -> str:
+    """Return the numpy name of the integers of a qspace, e.g. ``"uint8"``."""
+    if space.float_type is not None:
+        msg = "a float qspace has no integer type"
+        raise InternalError(msg)
+    return f"{'int' if space.signed else 'uint'}{space.bits}"
+
+
+def activation_params(low: float, high: float, space: QSpace) -> tuple[str, float, int]:
+    """Return (dtype, scale, zero_point) that covers ``[low, high]`` and represents 0 exactly.
+
+    The range is widened to contain 0 (padding and Relu need an exact zero). An empty range gets scale 1.
+    """
+    dtype = integer_dtype(space)
+    info = np.iinfo(dtype)
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if space.symmetric:
+        bound = max(-low, high)
+        middle = 0 if space.signed else (int(info.max) + 1) // 2
+        return dtype, _scale(bound, int(info.max) - middle), middle
+    scale = _scale(high - low, int(info.max) - int(info.min))
+    zero_point = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
+    return dtype, scale, zero_point
+
+
+def _scale(extent: float, steps: int) -> float:
+    if extent == 0.0:
+        return 1.0
+    return max(float(np.float32(extent / steps)), SMALLEST_SCALE)
+
+
+def weight_scale(weight: np.ndarray, axis: int | None, space: QSpace) -> np.ndarray:
+    """Return symmetric scales ``max|w| / 127`` as float32, one per index of ``axis`` (or one for the tensor).
+
+    Channels of zeros get scale 1: their integers are zero whatever the scale.
+    """
+    largest = float(np.iinfo(integer_dtype(space)).max)
+    others = tuple(k for k in range(weight.ndim) if k != axis)
+    bound = np.abs(weight).max(axis=others if axis is not None else None, initial=0.0)
+    scale = np.asarray(bound, np.float32).reshape(-1) / np.float32(largest)
+    return np.where(scale == 0, np.float32(1.0), np.maximum(scale, np.float32(SMALLEST_SCALE)))
+
+
+def widen_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:
+    """Return weight scales enlarged where ``bias / (input_scale * scale)`` would not fit half of int32.
+
+    A bias that overflows int32 wraps around silently in every runtime; a slightly coarser weight does not.
+    """
+    needed = np.abs(bias.reshape(-1)).astype(np.float64) / (input_scale * BIAS_LIMIT)
+    return np.maximum(scale, needed.astype(np.float32)).astype(np.float32)

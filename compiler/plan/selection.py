@@ -1,0 +1,165 @@
+"""Which units run on integers: anchors that earn it, and the followers and carriers between them.
+
+A follower (Add, pooling, ...) is worth its integers only if every operand already is an integer and somebody wants the
+result as one; a carrier (Reshape, MaxPool, ...) goes with its neighbours. Both conditions depend on the neighbours'
+decision, so the set is the greatest fixed point: start with everything that has a kernel, remove what lacks support.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bitwright.compiler.graph.model import constant_array, consumers
+from bitwright.compiler.plan.units import Unit
+from bitwright.targets.schema import Profile
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome.
+
+    Attributes:
+        units: All units in graph order.
+        integer: Those that run on integers.
+        reasons: Unit name -> why it runs as it does.
+        quantized: Values that get a quantizer, in graph order.
+        float_readers: Of these, values whose float consumers read the unquantized value.
+    """
+
+    units: tuple[Unit, ...]
+    integer: frozenset[Unit]
+    reasons: dict[str, str]
+    quantized: tuple[ir.Value, ...]
+    float_readers: frozenset[ir.Value]
+
+
+class _Neighbours:
+    """Who produces and who reads a value, in units."""
+
+    def __init__(self, units: list[Unit]) -> None:
+        self.producer = {unit.output: unit for unit in units}
+        self._unit_of = {node: unit for unit in units for node in (unit.head, *unit.tail)}
+
+    def readers(self, value: ir.Value) -> list[Unit]:
+        """Units that read ``value`` as an activation."""
+        found = (self._unit_of.get(node) for node in consumers(value))
+        return [u for u in dict.fromkeys(found) if u is not None and value in u.activations]
+
+    def others_read(self, value: ir.Value) -> bool:
+        """Whether something outside the activations (another operand, a subgraph, the outside) reads ``value``."""
+        if value.is_graph_output():
+            return True
+        return any(
+            (unit := self._unit_of.get(node)) is None or value not in unit.activations for node in consumers(value)
+        )
+
+
+def _prefers_integer_output(unit: Unit, profile: Profile) -> bool:
+    return unit.combo is not None and profile.qspace(unit.combo.out[0]).float_type is None
+
+
+def _writes_only_integers(unit: Unit, profile: Profile) -> bool:
+    return unit.combo is not None and all(profile.qspace(q).float_type is None for q in unit.combo.out)
+
+
+def _follower_lacks(
+    unit: Unit, chosen: set[Unit], neighbours: _Neighbours, profile: Profile
+) -> str | None:
+    for value in unit.activations:
+        source = neighbours.producer.get(value)
+        if source is None or source not in chosen:
+            return f"its operand '{value.name}' is computed in float"
+        if source.role == "anchor" and not _prefers_integer_output(source, profile):
+            return f"its operand '{value.name}' is a float result; rounding it to 8 bits here would cost accuracy"
+    if not any(reader in chosen for reader in neighbours.readers(unit.output)):
+        return "nothing behind it reads integers"
+    return None
+
+
+def _carrier_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours) -> str | None:
+    readers = neighbours.readers(unit.output)
+    if not any(reader in chosen for reader in readers):
+        return "nothing behind it reads integers"
+    source = neighbours.producer.get(unit.activations[0])
+    if source is not None and source in chosen:
+        return None
+    if neighbours.others_read(unit.output) or any(reader not in chosen for reader in readers):
+        return "a float operator reads the same value"
+    return None
+
+
+def _lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> str | None:
+    if unit.role == "follower":
+        return _follower_lacks(unit, chosen, neighbours, profile)
+    if unit.role == "carrier":
+        return _carrier_lacks(unit, chosen, neighbours)
+    return None
+
+
+def _fixed_point(
+    units: list[Unit], chosen: set[Unit], neighbours: _Neighbours, profile: Profile, reasons: dict[str, str]
+) -> None:
+    changed = True
+    while changed:
+        changed = False
+        for unit in units:
+            if unit in chosen and (reason := _lacks(unit, chosen, neighbours, profile)) is not None:
+                chosen.discard(unit)
+                reasons[unit.name] = reason
+                changed = True
+
+
+def _needs_quantizer(value: ir.Value, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> bool:
+    source = neighbours.producer.get(value)
+    if any(reader in chosen for reader in neighbours.readers(value)):
+        return True
+    return source is not None and source in chosen and (
+        source.role != "anchor" or _writes_only_integers(source, profile)
+    )
+
+
+def _keeps_float_copy(value: ir.Value, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> bool:
+    source = neighbours.producer.get(value)
+    if source is None or source not in chosen:
+        return True
+    return source.role == "anchor" and not _prefers_integer_output(source, profile)
+
+
+def _values_in_order(units: list[Unit]) -> list[ir.Value]:
+    seen: dict[ir.Value, None] = {}
+    for unit in units:
+        for value in (*unit.activations, unit.output):
+            if constant_array(value) is None:
+                seen.setdefault(value)
+    return list(seen)
+
+
+def select(units: list[Unit], profile: Profile, *, keep_float: frozenset[str] = frozenset()) -> Selection:
+    """Choose the integer units.
+
+    Args:
+        units: From :func:`bitwright.compiler.plan.units.build_units`.
+        profile: The target.
+        keep_float: Names of heads that must stay in float (a user's recipe, a gate's verdict).
+    """
+    neighbours = _Neighbours(units)
+    reasons = {u.name: u.why_float for u in units if u.combo is None}
+    reasons |= {name: "kept in float on request" for name in keep_float}
+    chosen = {u for u in units if u.combo is not None and u.name not in keep_float}
+    _fixed_point(units, chosen, neighbours, profile, reasons)
+    for unit in chosen:
+        reasons[unit.name] = _why_integer(unit)
+    values = _values_in_order(units)
+    quantized = tuple(v for v in values if _needs_quantizer(v, chosen, neighbours, profile))
+    copies = frozenset(v for v in quantized if _keeps_float_copy(v, chosen, neighbours, profile))
+    return Selection(tuple(units), frozenset(chosen), reasons, quantized, copies)
+
+
+def _why_integer(unit: Unit) -> str:
+    if unit.role == "anchor":
+        return "a constant-weight operator with an integer kernel"
+    if unit.role == "follower":
+        return "its operands are integers already and an integer operator reads it"
+    return "moves integers between integer operators unchanged"

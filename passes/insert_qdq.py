@@ -1,0 +1,140 @@
+"""Insert QuantizeLinear/DequantizeLinear exactly where the plan has integers, in the form that runtimes fuse.
+
+The rules come from what ONNX Runtime really turns into integer kernels: explicit zero points everywhere (weights and
+biases too), int32 biases with scale ``input_scale * weight_scale``, per-channel axis of the output channels, no
+quantizer inside a fused chain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.graph.model import FreshNames, constant_array, node_label
+from bitwright.compiler.graph.operands import activations_of
+from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan
+from bitwright.passes.contract import PassResult
+from bitwright.passes.round_nearest import add_initializer
+
+
+@dataclass(frozen=True)
+class InsertQDQ:
+    """Quantize activations and biases as the plan says; weights were done by a rounding pass before.
+
+    Attributes:
+        plan: Names tensors by their name in this model.
+    """
+
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """The pass's name."""
+        return "insert_qdq"
+
+    def run(self, model: ir.Model) -> PassResult:
+        """Rewrite ``model`` in place."""
+        integer = {n: d for n in model.graph if (d := self.plan.nodes.get(node_label(n))) and d.format == "int8"}
+        if any(_is_dequantized(v) for n in integer for v in activations_of(n)):
+            return PassResult(model, 0, ("the activations are quantized already",))
+        fresh = FreshNames(model)
+        for node, decision in integer.items():
+            _quantize_bias(model, node, decision, self.plan, fresh)
+        values = {v.name: v for v in _all_values(model)}
+        for quant in self.plan.activations.values():
+            _quantize_activation(model, values[quant.tensor], quant, integer, fresh)
+        return PassResult(model, len(self.plan.activations))
+
+
+def _is_dequantized(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _all_values(model: ir.Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *(o for n in model.graph for o in n.outputs)]
+
+
+def _node(op_type: str, inputs: list[ir.Value], stem: str, dtype: ir.DataType, fresh: FreshNames) -> ir.Node:
+    node = ir.Node("", op_type, inputs, num_outputs=1, name=fresh(f"{stem}_{op_type}"))
+    node.outputs[0].dtype = dtype
+    node.outputs[0].shape = inputs[0].shape
+    return node
+
+
+def _quantize_activation(
+    model: ir.Model,
+    value: ir.Value,
+    quant: ActivationQuant,
+    integer: dict[ir.Node, NodeDecision],
+    fresh: FreshNames,
+) -> None:
+    stem = value.name or "tensor"
+    scale = add_initializer(model, fresh(f"{stem}_scale"), np.asarray(quant.scale, np.float32))
+    zero = add_initializer(model, fresh(f"{stem}_zero_point"), np.asarray(quant.zero_point, quant.dtype))
+    readers = list(value.uses())
+    quantize = _node("QuantizeLinear", [value, scale, zero], stem, ir.DataType[quant.dtype.upper()], fresh)
+    quantize.outputs[0].name = fresh(f"{stem}_quantized")
+    dequantize = _node("DequantizeLinear", [quantize.outputs[0], scale, zero], stem, ir.DataType.FLOAT, fresh)
+    for node, index in readers:
+        reads_integers = node in integer and value in activations_of(node)[: index + 1]
+        if reads_integers or not quant.float_copy:
+            node.replace_input_with(index, dequantize.outputs[0])
+    _insert_behind(model, value, [quantize, dequantize])
+    dequantized = dequantize.outputs[0]
+    if value.is_graph_output() and not quant.float_copy:
+        _take_over_output(model, value, dequantized, fresh)
+    else:
+        dequantized.name = fresh(f"{stem}_dequantized")
+
+
+def _insert_behind(model: ir.Model, value: ir.Value, nodes: list[ir.Node]) -> None:
+    producer = value.producer()
+    if producer is not None:
+        model.graph.insert_after(producer, nodes)
+    else:
+        model.graph.insert_before(next(iter(model.graph)), nodes)
+
+
+def _take_over_output(model: ir.Model, value: ir.Value, dequantized: ir.Value, fresh: FreshNames) -> None:
+    """Let the dequantized value be the graph output under the name the user knows."""
+    name = value.name
+    value.name = fresh(f"{name}_float")
+    dequantized.name = name
+    for k, output in enumerate(model.graph.outputs):
+        if output is value:
+            model.graph.outputs[k] = dequantized
+
+
+def _quantize_bias(
+    model: ir.Model, node: ir.Node, decision: NodeDecision, plan: Plan, fresh: FreshNames
+) -> None:
+    bias = node.inputs[2] if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2 else None
+    array = constant_array(bias)
+    if bias is None or array is None or not decision.weight:
+        return
+    input_scale = np.float32(plan.activations[decision.inputs[0]].scale)
+    scale = (input_scale * plan.weights[decision.weight].scale).astype(np.float32)
+    if scale.size == 1:
+        scale = np.repeat(scale, array.size)
+    integers = np.rint(array.reshape(-1).astype(np.float64) / scale).astype(np.int32)
+    stem = bias.name or "bias"
+    inputs = [
+        add_initializer(model, fresh(f"{stem}_quantized"), integers),
+        add_initializer(model, fresh(f"{stem}_scale"), scale),
+        add_initializer(model, fresh(f"{stem}_zero_point"), np.zeros(scale.shape, np.int32)),
+    ]
+    dequantize = ir.Node(
+        "",
+        "DequantizeLinear",
+        inputs,
+        [ir.AttrInt64("axis", 0)],
+        num_outputs=1,
+        name=fresh(f"{stem}_DequantizeLinear"),
+    )
+    dequantize.outputs[0].name = fresh(f"{stem}_dequantized")
+    dequantize.outputs[0].dtype, dequantize.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(integers.shape)
+    model.graph.insert_before(node, dequantize)
+    node.replace_input_with(2, dequantize.outputs[0])
