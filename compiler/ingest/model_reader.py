@@ -1,0 +1,173 @@
+"""Reads a model file that nobody vouches for. Nothing else in Bitwright opens a model file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from bitwright.compiler.errors import UsageError
+from bitwright.compiler.ingest import checks, graph_checks
+from bitwright.compiler.ingest.checker import run_checker
+from bitwright.compiler.ingest.external_data import ExternalFile, check_external_data, digest_into
+from bitwright.compiler.ingest.limits import Limits
+from bitwright.compiler.ingest.protos import bodies
+from bitwright.compiler.ingest.tensor_checks import check_tensors
+from bitwright.compiler.ingest.text import one_line, quoted, refused, size
+from bitwright.compiler.ingest.value_checks import check_values
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model that passed every check, and where it came from.
+
+    Attributes:
+        model: The model. Every node has a unique name, nodes are in topological order, constants are not listed as
+            inputs. External tensors stay on disk and are mapped when they are read.
+        path: The model file.
+        sha256: Of the model file followed by its external data files in order of location; hexadecimal.
+        bytes: Size of the model file and its external data files together.
+        warnings: What is legal but suspicious, each ``where: what``.
+        external_files: Canonical paths of the external data files.
+    """
+
+    model: ir.Model
+    path: Path
+    sha256: str
+    bytes: int
+    warnings: tuple[str, ...] = ()
+    external_files: tuple[Path, ...] = ()
+
+
+def read_model(path: Path, limits: Limits = Limits()) -> SourceModel:  # noqa: B008 - frozen
+    """Read, check and tidy an ONNX model.
+
+    The order is chosen so that no check does work that an earlier one should have refused: size before reading,
+    counts before walks, containment before any external byte, our own rules before the ONNX checker.
+
+    Args:
+        path: An ONNX protobuf file.
+        limits: Budgets.
+
+    Returns:
+        The model and its provenance.
+
+    Raises:
+        UsageError: There is no such file.
+        ModelError: The file is not a valid model, or is over a budget; the message names the node or tensor.
+    """
+    path = Path(path)
+    file = str(path)
+    data = _read_bytes(path, limits)
+    sha256, file_bytes = hashlib.sha256(data), len(data)
+    proto = _parse(data, file)
+    del data
+    try:
+        external, warnings = _check_proto(proto, path, limits)
+        model = _deserialize(proto, path)
+        warnings += check_values(model, file)
+        for data_file in external:
+            digest_into(sha256, data_file, file)
+    except UnicodeDecodeError as error:
+        raise refused(file, "", "holds text that is not UTF-8", "export the model again") from error
+    except OSError as error:
+        what = f"its external data cannot be read: {one_line(error)}"
+        raise refused(file, "", what, "do not change the files while they are read") from error
+    paths = {f.path: f.bytes for f in external}
+    return SourceModel(
+        model, path, sha256.hexdigest(), file_bytes + sum(paths.values()), tuple(warnings), tuple(paths)
+    )
+
+
+def _read_bytes(path: Path, limits: Limits) -> bytes:
+    file = str(path)
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        fix = "check the path of the model"
+        raise UsageError(f"cannot be read: {reason}", where=file, fix=fix) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise refused(file, "", "is not a regular file", "give the path of the .onnx file itself")
+    if found.st_size > limits.model_file_bytes:
+        what = f"is {size(found.st_size)} large; a model file holds at most {size(limits.model_file_bytes)}"
+        raise refused(
+            file, "", what, "store the weights as external data (onnx.save_model(save_as_external_data=True))"
+        )
+    try:
+        with path.open("rb") as stream:
+            # The file may have grown since: never read more than was checked.
+            return stream.read(found.st_size)
+    except OSError as error:
+        fix = "check the permissions of the file"
+        raise UsageError(f"cannot be read: {error.strerror}", where=file, fix=fix) from None
+
+
+def _parse(data: bytes, file: str) -> onnx.ModelProto:
+    fix = "check that the export or download finished and that this is the .onnx file"
+    if not data:
+        raise refused(file, "", "the file is empty", fix)
+    try:
+        return onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        if "depth" in str(error).lower():
+            what = "its graphs are nested too deep"
+            raise refused(file, "", what, "simplify the control flow in the exporter") from None
+        what = "is not an ONNX protobuf, or it is cut off or damaged"
+        raise refused(file, "", what, fix) from None
+
+
+def _check_proto(
+    proto: onnx.ModelProto, path: Path, limits: Limits
+) -> tuple[tuple[ExternalFile, ...], list[str]]:
+    file = str(path)
+    warnings = []
+    if proto.training_info:
+        proto.ClearField("training_info")
+        warnings.append(f"{file}: its training part is ignored")
+    checks.check_versions(proto, file, limits)
+    found = bodies(proto, file, limits)
+    checks.check_names(found, file, limits)
+    checks.check_functions(proto, file, limits)
+    checks.check_operators(proto, found, file)
+    check_tensors(found, file, limits)
+    external = check_external_data(found, path.parent, file, limits)
+    for body in found:
+        graph_checks.check_unique_initializers(body, file)
+        graph_checks.check_single_assignment(body, file)
+    for name in checks.drop_initialized_inputs(proto):
+        warnings.append(f"{file}: input {quoted(name)}: has a default value, which is treated as a constant")
+    checks.check_inputs(proto, file, limits)
+    reordered = sum(graph_checks.check_connections(graph, file) for graph in [proto.graph, *proto.functions])
+    if reordered:
+        warnings.append(f"{file}: nodes were not in topological order, and were sorted")
+    graph_checks.name_nodes(bodies(proto, file, limits))
+    run_checker(proto, file, limits)
+    return external, warnings
+
+
+def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    try:
+        model = ir.from_proto(proto)
+    except (ir.serde.SerdeError, NotImplementedError, ValueError) as error:
+        cause = error.__cause__ or error
+        what = f"cannot be represented: {one_line(cause)}"
+        raise refused(str(path), "", what, "export the model again with a current exporter") from error
+    # Canonical, so that a later change of the working folder does not change what the tensors mean.
+    folder = os.fspath(path.parent.resolve())
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, folder)
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(
+                    attribute.value, ir.ExternalTensor
+                ):
+                    attribute.value.base_dir = folder
+    return model
