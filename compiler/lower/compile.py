@@ -1,0 +1,106 @@
+"""From a Relax module to object files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import tvm
+from tvm import relax
+
+from bitwright.compiler.lower.island import import_model
+from bitwright.compiler.lower.schedule import schedule_float
+
+
+class _KeepObjects:
+    """An ``fcompile`` for ``export_library`` that links nothing and copies the object files into a folder."""
+
+    object_format = "o"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.objects = folder, list[Path]()
+
+    def __call__(self, _output: str, files: Sequence[str], **_options: Any) -> None:
+        self.objects = [self.folder / Path(file).name for file in files]
+        for source, copy in zip(files, self.objects, strict=True):
+            shutil.copyfile(source, copy)
+
+
+def compile_module(module: tvm.IRModule, target: dict[str, Any]) -> Any:
+    """Compile a module whose integer kernels are call_tir and whose float rest is Relax operators.
+
+    Args:
+        module: Has one Relax function ``main`` with static shapes.
+        target: Fields of ``tvm.target.Target``.
+
+    Returns:
+        ``tvm.runtime.Executable``-like object with ``export_library``.
+    """
+    found = tvm.target.Target(target)
+    return tvm.compile(optimize(module, found), target=found, relax_pipeline=_lower_to_vm())
+
+
+def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Legalize, fuse and schedule the float rest; integer kernels are opaque to all of it."""
+    passes = [
+        relax.transform.DecomposeOpsForInference(),
+        relax.transform.CanonicalizeBindings(),
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+        # before scheduling: it recognises the unscheduled form of a reshape and makes it a view
+        relax.transform.RewriteDataflowReshape(),
+    ]
+    with target:
+        module = tvm.transform.Sequential(passes)(module)
+    return schedule_float(module, target)
+
+
+def _lower_to_vm() -> Any:
+    return tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def export_objects(executable: Any, folder: Path) -> tuple[Path, ...]:
+    """Write the object files (code, and constants with the VM's program) into ``folder``; needs no linker."""
+    keep = _KeepObjects(folder)
+    executable.export_library(str(folder / "library.so"), fcompile=keep)
+    return tuple(keep.objects)
+
+
+def compile_float(model: ir.Model, target: dict[str, Any]) -> Any:
+    """Compile a float ONNX model with static shapes by the same pipeline, for comparison.
+
+    Args:
+        model: Valid, self-contained ONNX model.
+        target: Fields of ``tvm.target.Target``.
+
+    Returns:
+        The executable, as ``compile_module`` returns it.
+
+    Raises:
+        ToolchainError: TVM cannot import an operator.
+    """
+    function = import_model(model, model.graph.name or "model")
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    return compile_module(module, target)

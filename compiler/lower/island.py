@@ -1,0 +1,127 @@
+"""Import of float islands: ONNX nodes that stay float, into Relax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax
+from tvm.relax.frontend.onnx import from_onnx
+
+from bitwright.compiler.errors import ToolchainError
+from bitwright.compiler.graph.model import node_label
+from bitwright.compiler.program.ops import FloatIsland
+
+
+def import_model(model: ir.Model, where: str) -> Any:
+    """Return the Relax function of a self-contained ONNX model with static shapes.
+
+    Weights become constants; the parameters are the graph inputs, in order.
+
+    Args:
+        model: Valid ONNX (TVM does not validate).
+        where: Names the model in errors.
+
+    Returns:
+        ``relax.Function`` whose result is one tensor or a tuple of tensors.
+
+    Raises:
+        ToolchainError: TVM cannot import an operator (which one is named), or infers other output types.
+    """
+    try:
+        function = from_onnx(ir.to_proto(model), keep_params_in_input=False)["main"]
+    except Exception as error:  # TVM raises whatever its converter met
+        what = f"TVM cannot import {_culprit(model) or 'this part of the model'}: {_first_line(error)}"
+        raise ToolchainError(what, where=where, fix="leave this part to ONNX Runtime") from error
+    _check_outputs(function, model, where)
+    return function
+
+
+def importable(island: FloatIsland) -> str | None:
+    """Return why TVM cannot import the island, or None if it can."""
+    try:
+        import_model(island.model, island.name)
+    except ToolchainError as error:
+        return error.what
+    return None
+
+
+def output_types(function: Any) -> list[Any]:
+    """Return the tensor types of a function's results."""
+    result = function.body.body.ty
+    return list(result.fields) if hasattr(result, "fields") else [result]
+
+
+def _check_outputs(function: Any, model: ir.Model, where: str) -> None:
+    found = output_types(function)
+    for value, kind in zip(model.graph.outputs, found, strict=True):
+        shape = [int(d) if isinstance(d, int) or hasattr(d, "value") else None for d in kind.shape or []]
+        expected = None if value.shape is None else [int(d) for d in value.shape.numpy()]
+        dtype = None if value.dtype is None else value.dtype.numpy().name
+        if shape != expected or str(kind.dtype) != dtype:
+            what = f"TVM infers {kind.dtype}{shape} for output '{value.name}', the model says {dtype}{expected}"
+            raise ToolchainError(what, where=where, fix="leave this part to ONNX Runtime")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _culprit(model: ir.Model) -> str | None:
+    """Return label and operator of the first node whose import fails on its own."""
+    for node in model.graph:
+        alone = _single_node_model(node, model)
+        try:
+            from_onnx(ir.to_proto(alone), keep_params_in_input=False)
+        except Exception:  # any failure convicts
+            return f"node '{node_label(node)}' ({node.domain + '::' if node.domain else ''}{node.op_type})"
+    return None
+
+
+def _single_node_model(node: ir.Node, model: ir.Model) -> ir.Model:
+    seen: dict[str, ir.Value] = {}
+    initializers: list[ir.Value] = []
+    for value in node.inputs:
+        if value is not None and value.name and value.name not in seen:
+            copy = ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
+            seen[value.name] = copy
+            if value.const_value is not None:
+                initializers.append(copy)
+    inputs: Sequence[ir.Value] = [v for v in seen.values() if v.const_value is None]
+    outputs = [ir.Value(name=v.name, shape=v.shape, type=v.type) for v in node.outputs]
+    copy_node = ir.Node(
+        node.domain,
+        node.op_type,
+        [None if v is None or not v.name else seen[v.name] for v in node.inputs],
+        list(node.attributes.values()),
+        outputs=outputs,
+        name=node.name,
+    )
+    graph = ir.Graph(
+        list(inputs), outputs, nodes=[copy_node], initializers=initializers,
+        opset_imports=dict(model.graph.opset_imports), name="one",
+    )
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+def emit_copy(builder: relax.BlockBuilder, function: Any, arguments: Sequence[Any]) -> list[Any]:
+    """Emit the bindings of ``function`` into the function under construction.
+
+    Args:
+        builder: Inside a dataflow block.
+        function: Used once: its variables become the caller's.
+        arguments: Values for its parameters.
+
+    Returns:
+        One expression for each result.
+    """
+    bound = function.bind_params(dict(zip(function.params, arguments, strict=True)))
+    for block in bound.body.blocks:
+        for binding in block.bindings:
+            builder.emit_normalized(binding)
+    result = bound.body.body
+    if not hasattr(result.ty, "fields"):
+        return [result]
+    return [builder.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]

@@ -1,0 +1,121 @@
+"""Storage orders: which permutation of its logical axes a tensor lies in memory.
+
+An order is a tuple of logical axes, outermost first: ``(0, 1, 2, 3)`` is row-major NCHW, ``(0, 2, 3, 1)`` is
+channels-last. Float tensors and graph inputs and outputs are always row-major; integers take the order that saves
+conversions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from bitwright.compiler.program.ops import (
+    FloatIsland,
+    Move,
+    Program,
+    QConv,
+    QGemm,
+    QPool,
+    Step,
+)
+
+Order: TypeAlias = tuple[int, ...]
+
+CHANNELS_LAST: Order = (0, 2, 3, 1)
+
+
+def row_major(rank: int) -> Order:
+    """Return the identity order."""
+    return tuple(range(rank))
+
+
+def physical_shape(shape: Sequence[int], order: Order) -> tuple[int, ...]:
+    """Return the extents in memory order."""
+    return tuple(shape[axis] for axis in order)
+
+
+def same_storage(shape: Sequence[int], first: Order, second: Order) -> bool:
+    """Tell whether both orders put a tensor of this logical shape into memory byte for byte alike.
+
+    Axes of one element do not count: with H = W = 1 channels-last and row-major are the same bytes.
+    """
+    return [a for a in first if shape[a] != 1] == [a for a in second if shape[a] != 1]
+
+
+def transposed(order: Order, perm: Sequence[int]) -> Order:
+    """Return the order of ``transpose(x, perm)`` when the bytes of ``x``, stored in ``order``, stay in place."""
+    position = {source: axis for axis, source in enumerate(perm)}
+    return tuple(position[axis] for axis in order)
+
+
+def before_transpose(order: Order, perm: Sequence[int]) -> Order:
+    """Return the order ``x`` must have for ``transpose(x, perm)`` to lie in ``order``: inverse of ``transposed``."""
+    return tuple(perm[axis] for axis in order)
+
+
+def dot_order(step: Step, rank: int) -> Order:
+    """Return the order in which a Conv, Pool or Gemm step reads and writes its tensors."""
+    if isinstance(step, QConv | QPool):
+        return CHANNELS_LAST
+    assert isinstance(step, QGemm)
+    return row_major(rank)
+
+
+def demanded_orders(program: Program) -> dict[str, Order]:
+    """Return for each integer tensor the order that its first demanding consumer wants.
+
+    Elementwise steps pass the demand for their output on to inputs of the same rank, a transpose passes it on permuted;
+    graph outputs and float islands want row-major.
+
+    Returns:
+        Orders by tensor name; a tensor nobody has a wish for is absent.
+    """
+    demand: dict[str, Order] = {name: row_major(len(program.tensor(name).shape)) for name in program.outputs}
+    for step in reversed(program.steps):
+        for name in step.inputs:
+            wish = _wish(step, name, program, demand)
+            if wish is not None:
+                demand[name] = wish
+    return demand
+
+
+def _wish(step: Step, name: str, program: Program, demand: Mapping[str, Order]) -> Order | None:
+    rank = len(program.tensor(name).shape)
+    if isinstance(step, QConv | QPool | QGemm):
+        return dot_order(step, rank)
+    if isinstance(step, FloatIsland):
+        return row_major(rank)
+    if len(step.outputs) != 1 or step.output not in demand:
+        return None
+    wanted = demand[step.output]
+    if isinstance(step, Move) and step.kind == "transpose":
+        return before_transpose(wanted, step.perm)
+    if isinstance(step, Move) and step.kind == "reshape":
+        return row_major(rank)
+    return wanted if len(wanted) == rank else None
+
+
+def elementwise_order(
+    inputs: Sequence[str], output: str, program: Program, orders: Mapping[str, Order], demand: Mapping[str, Order]
+) -> Order:
+    """Return the order a step writes that can read every input in any order.
+
+    The common order of the full-rank inputs, so that reads and writes run along memory; where they differ, the demand
+    for the output decides, else the order of the largest input.
+    """
+    rank = len(program.tensor(output).shape)
+    full = [name for name in inputs if len(program.tensor(name).shape) == rank]
+    found = {orders[name] for name in full}
+    if len(found) == 1:
+        return found.pop()
+    if output in demand or not full:
+        return demand.get(output, row_major(rank))
+    return orders[max(full, key=lambda name: _elements(program.tensor(name).shape))]
+
+
+def _elements(shape: Sequence[int]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total

@@ -1,0 +1,280 @@
+"""From a Program to one Relax function that calls a TensorIR kernel for each integer step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tvm import relax
+
+from bitwright.compiler.errors import InternalError
+from bitwright.compiler.lower.island import emit_copy, import_model
+from bitwright.compiler.lower.kernel_table import KernelCall, Stored
+from bitwright.compiler.lower.kernels.edge import dequantize, quantize
+from bitwright.compiler.lower.kernels.elementwise import add, look_up, multiply
+from bitwright.compiler.lower.kernels.loops import OPAQUE
+from bitwright.compiler.lower.kernels.move import concat, move, reorder
+from bitwright.compiler.lower.kernels.pool import pool
+from bitwright.compiler.lower.layout import (
+    CHANNELS_LAST,
+    Order,
+    demanded_orders,
+    dot_order,
+    elementwise_order,
+    row_major,
+    same_storage,
+    transposed,
+)
+from bitwright.compiler.program.ops import (
+    Dequantize,
+    Dot,
+    FloatIsland,
+    Move,
+    Program,
+    QAdd,
+    QConcat,
+    QLut,
+    QMul,
+    QPool,
+    Quantize,
+    Step,
+)
+from bitwright.targets.backend import Kernel
+from bitwright.targets.schema import Profile
+
+DotKernel: TypeAlias = Callable[[Step, Program, Profile], Kernel]
+Progress: TypeAlias = Callable[[str], None]
+
+_ELEMENTWISE: dict[type[Step], tuple[str, Callable[..., Kernel]]] = {
+    QAdd: ("add", add),
+    QMul: ("multiply", multiply),
+    QLut: ("lut", look_up),
+    QConcat: ("concat", concat),
+}
+
+
+@dataclass(frozen=True)
+class LoweredModule:
+    """A module ready to be compiled.
+
+    Attributes:
+        ir_module: ``tvm.IRModule`` with one Relax function ``main`` and one PrimFunc per distinct kernel.
+        kernel_table: Kernel calls of ``main`` in execution order.
+    """
+
+    ir_module: Any
+    kernel_table: tuple[KernelCall, ...]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor under construction: the Relax expression (of any shape) and the order its bytes are in."""
+
+    expr: Any
+    order: Order
+
+
+def build_module(
+    program: Program, profile: Profile, dot_kernel: DotKernel, progress: Progress = lambda _: None
+) -> LoweredModule:
+    """Assemble the Relax module of a program.
+
+    Args:
+        program: Static shapes; steps in topological order.
+        profile: Passed on to ``dot_kernel``.
+        dot_kernel: Gives the kernel of a QGemm or QConv step. Gemm activations are row-major [..., K], Conv activations
+            channels-last.
+        progress: Called with each step's name before it is lowered.
+
+    Raises:
+        ToolchainError: TVM cannot import a float island.
+        InternalError: A kernel's buffers do not fit the step's tensors.
+    """
+    assembler = _Assembler(program, profile, dot_kernel)
+    needed = _needed_steps(program)
+    parameters = [assembler.parameter(name, i) for i, name in enumerate(program.inputs)]
+    with assembler.builder.function("main", parameters):
+        with assembler.builder.dataflow():
+            for step in program.steps:
+                if step.name in needed:
+                    progress(step.name)
+                    assembler.lower(step)
+            results = [assembler.row_major_result(name) for name in program.outputs]
+            whole = results[0] if len(results) == 1 else relax.Tuple(results)
+            output = assembler.builder.emit_output(whole)
+        assembler.builder.emit_func_output(output)
+    return LoweredModule(assembler.builder.get(), tuple(assembler.calls))
+
+
+def _needed_steps(program: Program) -> set[str]:
+    """Return the names of the steps whose results are used: Relax would drop the others, and the table must agree."""
+    wanted, needed = set(program.outputs), set()
+    for step in reversed(program.steps):
+        if wanted.intersection(step.outputs):
+            needed.add(step.name)
+            wanted.update(step.inputs)
+    return needed
+
+
+class _Assembler:
+    """Walks the steps once and keeps where each tensor is."""
+
+    def __init__(self, program: Program, profile: Profile, dot_kernel: DotKernel) -> None:
+        self.program, self.profile, self.dot_kernel = program, profile, dot_kernel
+        self.builder = relax.BlockBuilder()
+        self.values: dict[str, _Value] = {}
+        self.reordered: dict[tuple[str, Order], _Value] = {}
+        self.demand = demanded_orders(program)
+        self.functions: dict[str, Any] = {}
+        self.occurrences: Counter[str] = Counter()
+        self.calls: list[KernelCall] = []
+
+    def parameter(self, name: str, position: int) -> Any:
+        """Return the Relax parameter of a graph input; its name is a number, not the model's."""
+        tensor = self.program.tensor(name)
+        parameter = relax.Var(f"input_{position}", relax.TensorType(tensor.shape, tensor.dtype))
+        self.values[name] = _Value(parameter, row_major(len(tensor.shape)))
+        return parameter
+
+    def row_major_result(self, name: str) -> Any:
+        """Return a graph output in row-major order and logical shape."""
+        shape = self.program.tensor(name).shape
+        return self.shaped(self.in_order(name, row_major(len(shape))).expr, shape)
+
+    def shaped(self, expr: Any, shape: tuple[int, ...]) -> Any:
+        """View an expression's bytes under another shape."""
+        found = tuple(int(d) for d in expr.ty.shape)
+        return expr if found == shape else self.builder.emit(relax.op.reshape(expr, shape))
+
+    def in_order(self, name: str, order: Order) -> _Value:
+        """Return a tensor in the wanted storage order, converting it at most once."""
+        value, tensor = self.values[name], self.program.tensor(name)
+        if same_storage(tensor.shape, value.order, order):
+            return _Value(value.expr, order)
+        if (name, order) not in self.reordered:
+            kernel = reorder(tensor, value.order, order)
+            call = (None, "Layout", kernel, {name: value.order})
+            self.reordered[name, order] = _Value(self.call(*call, (name,), name, order), order)
+        return self.reordered[name, order]
+
+    def lower(self, step: Step) -> None:
+        """Emit one step."""
+        if isinstance(step, FloatIsland):
+            self.island(step)
+        elif isinstance(step, Dot | QPool):
+            self.fixed_order(step)
+        elif isinstance(step, Quantize | Dequantize):
+            self.edge(step)
+        elif isinstance(step, Move):
+            self.move(step)
+        else:
+            name, build = _ELEMENTWISE[type(step)]
+            self.any_order(step, name, build)
+
+    def island(self, step: FloatIsland) -> None:
+        """Copy the nodes of a float island into main."""
+        function = import_model(step.model, step.name)
+        arguments = [self.row_major_result(name) for name in step.inputs]
+        for name, expr in zip(step.outputs, emit_copy(self.builder, function, arguments), strict=True):
+            self.values[name] = _Value(expr, row_major(len(self.program.tensor(name).shape)))
+
+    def fixed_order(self, step: Step) -> None:
+        """Conv and pool run channels-last, Gemm row-major."""
+        shape = self.program.tensor(step.output).shape
+        (source,) = step.inputs
+        order = dot_order(step, len(self.program.tensor(source).shape))
+        orders = {source: order, step.output: dot_order(step, len(shape))}
+        if isinstance(step, QPool):
+            kernel, name = pool(step, self.program, orders), "pool"
+        else:
+            kernel = self.dot_kernel(step, self.program, self.profile)
+            name = "conv" if order == CHANNELS_LAST else "gemm"
+        self.finish(step, name, kernel, orders)
+
+    def edge(self, step: Quantize | Dequantize) -> None:
+        """Quantize into the order the first consumer wants; dequantize to row-major."""
+        rank = len(self.program.tensor(step.output).shape)
+        orders = {name: self.values[name].order for name in step.inputs}
+        if isinstance(step, Quantize):
+            orders[step.output] = self.demand.get(step.output, row_major(rank))
+            self.finish(step, "quantize", quantize(step, self.program, orders), orders)
+        else:
+            orders[step.output] = row_major(rank)
+            self.finish(step, "dequantize", dequantize(step, self.program, orders), orders)
+
+    def move(self, step: Move) -> None:
+        """Transposes and reshapes relabel bytes; the rest are kernels."""
+        (source,) = step.inputs
+        if step.kind == "transpose":
+            value = self.values[source]
+            self.values[step.output] = _Value(value.expr, transposed(value.order, step.perm))
+        elif step.kind == "reshape":
+            value = self.in_order(source, row_major(len(self.program.tensor(source).shape)))
+            self.values[step.output] = _Value(value.expr, row_major(len(self.program.tensor(step.output).shape)))
+        else:
+            self.any_order(step, step.kind, move)
+
+    def any_order(self, step: Step, name: str, build: Callable[..., Kernel]) -> None:
+        """Emit a step whose kernel reads every input in the order it is in."""
+        orders = {tensor: self.values[tensor].order for tensor in step.inputs}
+        out = elementwise_order(step.inputs, step.output, self.program, orders, self.demand)
+        orders[step.output] = out
+        self.finish(step, name, build(step, self.program, orders), orders)
+
+    def finish(self, step: Step, name: str, kernel: Kernel, orders: Mapping[str, Order]) -> None:
+        """Call a step's kernel and remember its output."""
+        operation = type(step).__name__ + (f".{step.kind}" if isinstance(step, Move | QPool) else "")
+        order = orders[step.output]
+        expr = self.call(step.name, operation, kernel, orders, step.inputs, step.output, order, name)
+        self.values[step.output] = _Value(expr, order)
+
+    def call(
+        self,
+        step: str | None,
+        operation: str,
+        kernel: Kernel,
+        orders: Mapping[str, Order],
+        inputs: tuple[str, ...],
+        output: str,
+        output_order: Order,
+        name: str = "layout",
+    ) -> Any:
+        """Emit one call_tir and its table entry."""
+        function = self.function(kernel, name)
+        shapes = [tuple(int(d) for d in p.ty.shape) for p in kernel.function.params]
+        last = len(shapes) - 1
+        stored = [self.stored(n, orders[n], i, shapes[i]) for i, n in enumerate(inputs)]
+        result = self.stored(output, output_order, last, shapes[last])
+        if last != len(inputs) + len(kernel.constants) or shapes[last] != kernel.output_shape:
+            what = f"kernel '{kernel.key}' has {last + 1} parameters {shapes}"
+            raise InternalError(what, where=step or output)
+        activations = [self.shaped(self.in_order(s.tensor, s.order).expr, s.buffer_shape) for s in stored]
+        constants = [relax.const(c, c.dtype.name) for c in kernel.constants]
+        symbol = function.name_hint
+        self.calls.append(
+            KernelCall(step, operation, symbol, self.occurrences[symbol], kernel.intrinsic, tuple(stored), result)
+        )
+        self.occurrences[symbol] += 1
+        result_type = relax.TensorType(kernel.output_shape, kernel.output_dtype)
+        arguments = relax.Tuple([*activations, *constants])
+        return self.builder.emit(relax.call_tir(function, arguments, out_ty=result_type))
+
+    def stored(self, name: str, order: Order, argument: int, buffer_shape: tuple[int, ...]) -> Stored:
+        """Describe one tensor argument of a kernel."""
+        tensor = self.program.tensor(name)
+        if int(np.prod(buffer_shape, dtype=np.int64)) != int(np.prod(tensor.shape, dtype=np.int64)):
+            what = f"a kernel declares {list(buffer_shape)} for a tensor of shape {list(tensor.shape)}"
+            raise InternalError(what, where=name)
+        return Stored(name, tensor.shape, order, tensor.dtype, argument, buffer_shape)
+
+    def function(self, kernel: Kernel, name: str) -> Any:
+        """Return the shared function of a kernel, adding it to the module the first time."""
+        if kernel.key not in self.functions:
+            symbol = f"bw_{len(self.functions):03d}_{name}"
+            marked = kernel.function.with_attr("op_pattern", OPAQUE)
+            self.functions[kernel.key] = self.builder.add_func(marked, symbol)
+        return self.functions[kernel.key]

@@ -1,0 +1,114 @@
+"""A simple CPU schedule for the float rest: parallel outer loops, contiguous inner loops, register tiles for sums.
+
+TVM's own CPU pipeline leaves these functions as naive serial loops with the reduction innermost.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.s_tir import dlight
+from tvm.tirx.analysis import undefined_vars
+
+SPATIAL, REDUCTION = 0, 2  # tirx.IterVar.DataPar and CommReduce
+PARALLEL_MIN_ELEMENTS = 8192
+MAX_TASKS = 64
+ROW_TILE, COLUMN_TILE = 4, 32  # 16 AVX2 or 8 AVX-512 registers of sums
+
+
+def schedule_float(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Schedule every function that no template has scheduled.
+
+    Softmax and layer normalization go to dlight's CPU reduction rule; sums of products get register tiles;
+    everything else parallel, contiguous loops. A block that fits no rule keeps its serial loops.
+    """
+    with target:
+        module = dlight.ApplyDefaultSchedule(dlight.cpu.Reduction())(module)
+    for variable, function in list(module.functions_items()):
+        if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
+            module[variable] = schedule_function(function)
+    return module
+
+
+def _is_scheduled(function: tirx.PrimFunc) -> bool:
+    return bool(function.attrs and "tirx.is_scheduled" in function.attrs)
+
+
+def schedule_function(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Return the function with each of its blocks scheduled on its own."""
+    if not isinstance(function.body, s_tir.SBlockRealize):
+        return function
+    schedule = s_tir.Schedule(function)
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        _schedule_block(schedule, block)
+    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _schedule_block(schedule: s_tir.Schedule, block: Any) -> None:
+    statement, loops = schedule.get(block), schedule.get_loops(block)
+    kinds = [int(v.iter_type) for v in statement.iter_vars]
+    extents = [schedule.get(loop).extent for loop in loops]
+    if not loops or len(loops) != len(kinds) or not all(isinstance(e, tirx.IntImm) for e in extents):
+        return
+    sizes = [int(e) for e in extents]
+    spatial = kinds.count(SPATIAL)
+    if kinds == [SPATIAL] * len(kinds):
+        _contiguous(schedule, loops, sizes)
+    elif kinds == [SPATIAL] * spatial + [REDUCTION] * (len(kinds) - spatial) and spatial:
+        if _reads_along(statement, statement.iter_vars[spatial - 1].var):
+            _tiled_sum(schedule, block, loops, sizes, spatial)
+        else:
+            _parallel(schedule, loops[:spatial], math.prod(sizes))
+
+
+def _contiguous(schedule: s_tir.Schedule, loops: list[Any], sizes: list[int]) -> None:
+    total = math.prod(sizes)
+    if len(loops) > 1 and sizes[-1] >= 16:
+        _parallel(schedule, loops[:-1], total)
+        return
+    tasks = _divisor(total, min(MAX_TASKS, total // PARALLEL_MIN_ELEMENTS))
+    outer, _ = schedule.split(schedule.fuse(*loops), [tasks, total // tasks])
+    _parallel(schedule, [outer], total)
+
+
+def _parallel(schedule: s_tir.Schedule, loops: list[Any], work: int) -> None:
+    fused = schedule.fuse(*loops) if len(loops) > 1 else loops[0]
+    if work >= PARALLEL_MIN_ELEMENTS:
+        schedule.parallel(fused)
+
+
+def _divisor(number: int, limit: int) -> int:
+    return max((d for d in range(1, limit + 1) if number % d == 0), default=1)
+
+
+def _reads_along(statement: Any, variable: Any) -> bool:
+    """Tell whether some input's innermost index moves with ``variable``, so that vectors along it are contiguous."""
+    innermost = [read.region[-1].min for read in statement.reads if len(read.region)]
+    return any(v.same_as(variable) for index in innermost for v in undefined_vars(index))
+
+
+def _tiled_sum(schedule: s_tir.Schedule, block: Any, loops: list[Any], sizes: list[int], spatial: int) -> None:
+    """Keep a tile of ROW_TILE x COLUMN_TILE sums in registers while the reduction loops run."""
+    store = schedule.cache_write(block, 0, "local")
+    columns = schedule.split(loops[spatial - 1], _halves(sizes[spatial - 1], COLUMN_TILE))
+    lead, row_inner = list(loops[: spatial - 1]), []
+    if lead:
+        row_outer, inner = schedule.split(lead[-1], _halves(sizes[spatial - 2], ROW_TILE))
+        lead, row_inner = [*lead[:-1], row_outer], [inner]
+    reductions = loops[spatial:]
+    schedule.reorder(*lead, columns[0], *reductions, *row_inner, columns[1])
+    schedule.reverse_compute_at(store, columns[0])
+    for loop in row_inner:
+        schedule.unroll(loop)
+    schedule.vectorize(columns[1])
+    schedule.vectorize(schedule.get_loops(store)[-1])
+    _parallel(schedule, [*lead, columns[0]] if not lead else lead, math.prod(sizes))
+    schedule.decompose_reduction(block, reductions[0])
+
+
+def _halves(size: int, limit: int) -> list[int]:
+    tile = _divisor(size, limit)
+    return [size // tile, tile]
