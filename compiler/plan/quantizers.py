@@ -64,3 +64,8 @@ def widen_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> n
     """
     needed = np.abs(bias.reshape(-1)).astype(np.float64) / (input_scale * BIAS_LIMIT)
     return np.maximum(scale, needed.astype(np.float32)).astype(np.float32)
+
+
+def levels_of(bits: int) -> int:
+    """Return the number of integers of a width."""
+    return int(2**bits)

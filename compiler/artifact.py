@@ -1,0 +1,105 @@
+"""The second half of ``compile``: fixed shapes, integer kernels, a library, the proof that it computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bitwright.compiler.bundle.bundle import GOLDEN_FOLDER, MODEL_FILE, PLAN_FILE, SESSION_FILE, STATIC_MODEL_FILE
+from bitwright.compiler.bundle.golden import write_golden
+from bitwright.compiler.bundle.runtime import add_runtime
+from bitwright.compiler.bundle.verify import verify_folder
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.errors import VerificationError
+from bitwright.compiler.graph.model import static_shape
+from bitwright.compiler.graph.saving import save_model
+from bitwright.compiler.lower.job import lower_in_worker
+from bitwright.compiler.lower.kernel_table import dump_table
+from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
+from bitwright.compiler.plan.plan_file import plan_to_yaml
+from bitwright.compiler.plan.planner import runtime_of
+from bitwright.compiler.shape_choice import choose_dims, samples_of_shape
+from bitwright.passes.normalize import specialize
+from bitwright.targets.backend import backend_for
+from bitwright.targets.toolchain.interface import Interface, Port
+from bitwright.targets.toolchain.runner import LIBRARY_FILE
+
+KERNEL_TABLE_FILE = "kernels.json"
+
+
+def fix_shapes(c: Compilation, notes: list[str]) -> None:
+    """Choose the artifact's shape and fold everything that it determines."""
+    assert c.quantized is not None and c.dataset is not None
+    c.dims = choose_dims(c.quantized, c.dataset.batches(1), c.options.dims)
+    c.golden = samples_of_shape(c.quantized, c.dataset.batches(1), c.dims, c.options.golden)
+    c.static = c.quantized.clone()
+    notes.extend(specialize(c.static, c.dims).notes)
+    if c.dims:
+        notes.append("compiled for " + ", ".join(f"{k}={v}" for k, v in c.dims.items()))
+
+
+def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
+    """Compile the integer program in a worker process and link the library."""
+    assert c.static is not None
+    lib = folder / "lib"
+    lib.mkdir()
+    objects = folder / "objects"
+    c.lowering = lower_in_worker(c.static, c.profile, objects, timeout_s=c.options.timeout_s)
+    notes.extend(c.lowering.notes)
+    linker = backend_for(c.profile.family).link(c.lowering.objects, lib / LIBRARY_FILE, c.profile)
+    notes.append(f"linked with {linker}")
+    for path in sorted(objects.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    objects.rmdir()
+
+
+def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
+    """Write everything of the output folder except the report and the manifest."""
+    assert c.quantized is not None and c.static is not None and c.plan is not None and c.lowering is not None
+    save_model(c.quantized, folder / MODEL_FILE)
+    save_model(c.static, folder / STATIC_MODEL_FILE)
+    session = config_for(runtime_of(c.profile, "onnxruntime"))
+    (folder / SESSION_FILE).write_text(session.to_json() + "\n")
+    (folder / PLAN_FILE).write_text(plan_to_yaml(c.plan))
+    (folder / "lib" / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))
+    status = add_runtime(folder / "lib", c.profile, _interface(c))
+    notes.append(f"runner built with {status.compiler}" if status.compiler else f"no runner: {status.missing}")
+    _write_golden(c, folder)
+
+
+def _port(value: ir.Value) -> Port:
+    shape = static_shape(value)
+    assert shape is not None and value.dtype is not None
+    return Port(value.name or "", value.dtype.numpy().name, shape)
+
+
+def _interface(c: Compilation) -> Interface:
+    assert c.static is not None and c.lowering is not None
+    roles = {call.function: len(call.inputs) for call in c.lowering.kernel_table}
+    graph = c.static.graph
+    return Interface(tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs)), roles)
+
+
+def _write_golden(c: Compilation, folder: Path) -> None:
+    """Golden outputs are those of ONNX Runtime executing the Q/DQ model node by node, as the standard defines it."""
+    assert c.static is not None
+    session = open_session(c.static, SessionConfig(optimize=False))
+    for number, feeds in enumerate(c.golden):
+        write_golden(folder / GOLDEN_FOLDER, number, feeds, run(session, feeds))
+
+
+def verify(c: Compilation, folder: Path, notes: list[str]) -> None:
+    """Execute the artifact and compare every integer kernel with the reference interpreter.
+
+    Raises:
+        VerificationError: A kernel differs from the reference in at least one element.
+    """
+    c.verification = verify_folder(folder, c.profile)
+    notes.extend(c.verification.lines())
+    if not c.verification.passed:
+        raise VerificationError(
+            "the compiled artifact differs from the reference interpreter:\n  " + "\n  ".join(c.verification.lines()),
+            where=str(c.options.model),
+            fix="this is a bug in a kernel or in the tool chain; nothing was written",
+        )

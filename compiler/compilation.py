@@ -1,0 +1,124 @@
+"""The state that travels through the phases of one compilation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.options import Options
+from bitwright.compiler.plan.model import Plan
+from bitwright.compiler.plan.selection import Selection
+from bitwright.targets.schema import Profile
+
+if TYPE_CHECKING:
+    from bitwright.compiler.bundle.verify import Verification
+    from bitwright.compiler.calibrate.statistics import TensorStatistics
+    from bitwright.compiler.ingest.dataset import Dataset
+    from bitwright.compiler.ingest.model_reader import SourceModel
+    from bitwright.compiler.lower.job import LoweringResult
+    from bitwright.compiler.ort.accuracy import Accuracy
+    from bitwright.compiler.ort.audit import Audit
+    from bitwright.compiler.ort.no_regret import GateResult
+    from bitwright.compiler.ort.timing import PairedTiming
+
+Feeds = Mapping[str, np.ndarray]
+
+
+class Progress(Protocol):
+    """Where phases tell how far they are."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+        ...
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """Work inside the phase."""
+        ...
+
+
+class Silent:
+    """Reports nothing."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """Work inside the phase."""
+
+
+@dataclass
+class PhaseRecord:
+    """What a phase did, for the report."""
+
+    name: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Compilation:
+    """Everything known so far; each phase reads what earlier ones wrote.
+
+    Attributes:
+        options: What the user asked for.
+        profile: The target.
+        progress: Where to report.
+        source: The model as it was read.
+        model: The normalized float model.
+        dataset: Calibration samples.
+        selection: What runs on integers.
+        statistics: By tensor name.
+        plan: Every decision.
+        quantized: The Q/DQ model.
+        sqnr_db: Noise of every quantized tensor and output.
+        audit: What ONNX Runtime made of ``quantized``.
+        accuracy: The user's metric before and after.
+        timing: Quantized against float in ONNX Runtime.
+        gate: The no-regret gate's verdict (ONNX Runtime deployment only).
+        dims: Sizes the artifact is compiled for.
+        static: The Q/DQ model at those sizes.
+        golden: Samples of those sizes.
+        lowering: Objects and kernel table.
+        verification: The executed artifact against the reference.
+        phases: Record of what ran.
+    """
+
+    options: Options
+    profile: Profile
+    progress: Progress = field(default_factory=Silent)
+    source: SourceModel | None = None
+    model: ir.Model | None = None
+    dataset: Dataset | None = None
+    selection: Selection | None = None
+    statistics: dict[str, TensorStatistics] = field(default_factory=dict)
+    plan: Plan | None = None
+    quantized: ir.Model | None = None
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    audit: Audit | None = None
+    accuracy: Accuracy | None = None
+    timing: PairedTiming | None = None
+    gate: GateResult | None = None
+    dims: dict[str, int] = field(default_factory=dict)
+    static: ir.Model | None = None
+    golden: list[dict[str, np.ndarray]] = field(default_factory=list)
+    lowering: LoweringResult | None = None
+    verification: Verification | None = None
+    phases: list[PhaseRecord] = field(default_factory=list)
+
+    @contextmanager
+    def recorded(self, name: str) -> Iterator[list[str]]:
+        """Time a phase; lines added to the yielded list become its notes."""
+        self.progress.phase(name)
+        notes: list[str] = []
+        start = time.perf_counter()
+        yield notes
+        self.phases.append(PhaseRecord(name, time.perf_counter() - start, tuple(notes)))
+
+
+Phase = Callable[[Compilation, list[str]], None]

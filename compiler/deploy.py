@@ -1,0 +1,124 @@
+"""``quantize``: the ONNX Runtime deployment, one Q/DQ file and the session options that make it fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bitwright.compiler import frontend
+from bitwright.compiler.bundle.atomic import write_files_atomically
+from bitwright.compiler.compilation import Compilation, Progress, Silent
+from bitwright.compiler.errors import UsageError
+from bitwright.compiler.options import Options
+from bitwright.compiler.ort.no_regret import kinds, no_regret
+from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
+from bitwright.compiler.ort.timing import time_paired
+from bitwright.compiler.plan.planner import observed_tensors, runtime_of
+from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.report.content import report_content
+from bitwright.targets.loader import load_profile
+
+TIMED_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What ``quantize`` made.
+
+    Attributes:
+        model: The written .onnx file.
+        session: The written .session.json.
+        report: The report's content.
+    """
+
+    model: Path
+    session: Path
+    report: dict[str, object]
+
+
+def quantize(options: Options, progress: Progress | None = None) -> Deployment:
+    """Quantize a model for ONNX Runtime and write ``options.output`` and its .session.json."""
+    if options.output is None:
+        raise UsageError("no output file", where="--output", fix="pass -o q.onnx")
+    c = Compilation(options, load_profile(options.target), progress or Silent())
+    run_phases(c)
+    report = report_content(c)
+    return _write(c, options.output, report)
+
+
+def run_phases(c: Compilation) -> None:
+    """Run every phase of the deployment."""
+    with c.recorded("ingest") as notes:
+        frontend.ingest(c, notes)
+    with c.recorded("normalize") as notes:
+        frontend.normalize_model(c, notes)
+    with c.recorded("plan"):
+        c.selection = frontend.select_units(c, "onnxruntime")
+    with c.recorded("calibrate") as notes:
+        frontend.calibrate(c, observed_tensors(c.selection), notes)
+    with c.recorded("gate") as notes:
+        c.selection = _gated(c, notes)
+    with c.recorded("quantize"):
+        c.plan = frontend.allocate(c, c.selection, "onnxruntime")
+        c.quantized = frontend.quantized_model(c, c.plan)
+    with c.recorded("audit") as notes:
+        frontend.audit_model(c, "onnxruntime", notes)
+        _time(c, notes)
+
+
+def _config(c: Compilation) -> SessionConfig:
+    return config_for(runtime_of(c.profile, "onnxruntime"), threads=c.options.threads)
+
+
+def _build(c: Compilation, keep: frozenset[str]) -> ir.Model:
+    selection = _select(c, keep)
+    return frontend.quantized_model(c, frontend.allocate(c, selection, "onnxruntime"))
+
+
+def _select(c: Compilation, keep: frozenset[str]) -> Selection:
+    from bitwright.compiler.plan.planner import plan_selection
+
+    assert c.model is not None
+    return plan_selection(c.model, c.profile, "onnxruntime", keep_float=keep | c.options.keep_float)
+
+
+def _gated(c: Compilation, notes: list[str]) -> Selection:
+    """Leave in float what is not faster as integers on this machine."""
+    assert c.model is not None and c.selection is not None and c.dataset is not None and c.source is not None
+    if not c.options.gate:
+        notes.append("switched off: int8 was not compared with float")
+        return c.selection
+    groups = kinds(c.selection)
+    samples = list(islice(c.dataset.batches(1), TIMED_SAMPLES))
+    c.gate = no_regret(
+        c.source.model,
+        lambda keep: _build(c, keep),
+        groups,
+        samples,
+        _config(c),
+        progress=lambda what: c.progress.step(0, 0, what),
+    )
+    keep = c.gate.keep_float
+    if c.gate.all_float:
+        keep = frozenset().union(*groups.values())
+        notes.append("no integer form was faster than float in ONNX Runtime: the model stays in float")
+    notes.extend(f"{t.subject}: {t.ratio:.2f} of the time{'' if t.adopted else ', rejected'}" for t in c.gate.trials)
+    return _select(c, keep)
+
+
+def _time(c: Compilation, notes: list[str]) -> None:
+    assert c.source is not None and c.quantized is not None and c.dataset is not None
+    candidate = open_session(c.quantized, _config(c))
+    reference = open_session(c.source.model, SessionConfig(threads=c.options.threads))
+    c.timing = time_paired(candidate, reference, list(islice(c.dataset.batches(1), TIMED_SAMPLES)))
+    notes.append(f"{c.timing.ratio:.2f} of the float model's time in ONNX Runtime")
+
+
+def _write(c: Compilation, output: Path, report: dict[str, object]) -> Deployment:
+    assert c.quantized is not None
+    session = output.with_name(output.name.removesuffix(".onnx") + ".session.json")
+    write_files_atomically(c.quantized, output, {session: _config(c).to_json()})
+    return Deployment(output, session, report)

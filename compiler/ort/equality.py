@@ -1,0 +1,33 @@
+"""Numerical equality of two forms of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
+
+
+def relative_difference(
+    reference: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], *, threads: int = 1
+) -> float:
+    """Return the largest difference of any output, relative to that output's largest magnitude.
+
+    Integer and boolean outputs count as 0 when equal and as infinity otherwise. NaN at the same places is equal.
+    """
+    config = SessionConfig(threads=threads)
+    expected = run(open_session(reference, config), feeds)
+    actual = run(open_session(other, config), feeds)
+    return max((_difference(expected[name], actual[name]) for name in expected), default=0.0)
+
+
+def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    if expected.dtype.kind != "f":
+        return 0.0 if np.array_equal(expected, actual) else float("inf")
+    if np.array_equal(expected, actual, equal_nan=True):
+        return 0.0
+    magnitude = float(np.max(np.abs(expected), initial=0.0)) or 1.0
+    difference = float(np.max(np.abs(expected.astype(np.float64) - actual.astype(np.float64))))
+    return difference / magnitude if np.isfinite(difference) else float("inf")

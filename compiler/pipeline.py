@@ -1,0 +1,115 @@
+"""``compile``: the phases, one readable list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from bitwright.compiler import artifact, frontend
+from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
+from bitwright.compiler.bundle.writer import BundleWriter
+from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
+from bitwright.compiler.errors import UsageError
+from bitwright.compiler.graph.saving import save_model
+from bitwright.compiler.options import Options
+from bitwright.compiler.plan.planner import observed_tensors
+from bitwright.compiler.report.content import report_content
+from bitwright.compiler.report.page import render_page
+from bitwright.targets.loader import load_profile
+
+
+def plan(c: Compilation, notes: list[str]) -> None:
+    """Choose what runs on integers in the compiled artifact."""
+    c.selection = frontend.select_units(c, "artifact")
+    anchors = [u for u in c.selection.units if u.role == "anchor"]
+    integer = sum(u in c.selection.integer for u in anchors)
+    notes.append(f"{integer} of {len(anchors)} constant-weight operators run on integers")
+
+
+def calibrate(c: Compilation, notes: list[str]) -> None:
+    """Learn activation ranges from the data."""
+    assert c.selection is not None
+    frontend.calibrate(c, observed_tensors(c.selection), notes)
+
+
+def allocate(c: Compilation, notes: list[str]) -> None:
+    """Give every site its format and scales."""
+    assert c.selection is not None
+    c.plan = frontend.allocate(c, c.selection, "artifact")
+
+
+def quantize(c: Compilation, notes: list[str]) -> None:
+    """Round the weights and insert Q/DQ."""
+    assert c.plan is not None
+    c.quantized = frontend.quantized_model(c, c.plan)
+
+
+def audit(c: Compilation, notes: list[str]) -> None:
+    """Run the Q/DQ model in ONNX Runtime: what fused, what it costs in accuracy."""
+    frontend.audit_model(c, "onnxruntime", notes)
+
+
+FRONT: tuple[tuple[str, Phase], ...] = (
+    ("ingest", frontend.ingest),
+    ("normalize", frontend.normalize_model),
+    ("plan", plan),
+    ("calibrate", calibrate),
+    ("allocate", allocate),
+    ("quantize", quantize),
+    ("audit", audit),
+    ("shapes", artifact.fix_shapes),
+)
+BACK: tuple[tuple[str, Callable[[Compilation, Path, list[str]], None]], ...] = (
+    ("lower", artifact.lower),
+    ("emit", artifact.emit),
+    ("verify", artifact.verify),
+)
+
+
+def compile_model(options: Options, progress: Progress | None = None) -> Bundle | None:
+    """Compile one model for one target.
+
+    Args:
+        options: What to do; ``output`` is the folder that will hold the bundle.
+        progress: Told about every phase.
+
+    Returns:
+        The finished bundle, or None if ``stop_after`` or a dry run ended it before there was one.
+
+    Raises:
+        BitwrightError: See the subclasses; nothing is written then.
+    """
+    c = Compilation(options, load_profile(options.target), progress or Silent())
+    if not _run_front(c):
+        return None
+    if options.output is None:
+        raise UsageError("no output folder", where="--output", fix="pass -o out/")
+    with BundleWriter(options.output) as writer:
+        for name, phase in BACK:
+            with c.recorded(name) as notes:
+                phase(c, writer.path, notes)
+        content = report_content(c)
+        (writer.path / REPORT_FILE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        (writer.path / "report.html").write_text(render_page(content))
+        writer.commit(c.profile)
+    return Bundle.open(options.output)
+
+
+def _run_front(c: Compilation) -> bool:
+    """Run the phases up to the first that writes; returns whether to go on."""
+    for number, (name, phase) in enumerate(FRONT):
+        with c.recorded(name) as notes:
+            phase(c, notes)
+        _dump(c, number, name)
+        if c.options.stop_after == name:
+            return False
+    return True
+
+
+def _dump(c: Compilation, number: int, name: str) -> None:
+    """Write the model as it is after a phase, for looking at."""
+    model = c.static or c.quantized or c.model
+    if c.options.dump is not None and model is not None:
+        c.options.dump.mkdir(parents=True, exist_ok=True)
+        save_model(model, c.options.dump / f"{number:02d}-{name}.onnx")

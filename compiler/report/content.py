@@ -1,0 +1,159 @@
+"""What a report says, as plain data; report.json is this, report.html shows it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright import __version__
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.graph.model import static_shape
+from bitwright.compiler.plan.model import NodeDecision, Plan
+
+SCHEMA = 1
+
+
+def report_content(c: Compilation) -> dict[str, Any]:
+    """Return the report of a finished compilation.
+
+    Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``phases``, ``layers``, ``sizes``, ``float``,
+    ``audit``, ``gate``, ``accuracy``, ``timing``, ``verification``, ``warnings``. Times are seconds, sizes bytes,
+    errors decibel.
+    """
+    assert c.source is not None and c.model is not None and c.plan is not None and c.quantized is not None
+    return {
+        "schema": SCHEMA,
+        "bitwright": __version__,
+        "model": _model(c),
+        "target": {
+            "name": c.profile.name,
+            "family": c.profile.family,
+            "description": c.profile.description,
+            "runtime": c.plan.runtime,
+            "dims": dict(c.dims),
+        },
+        "summary": _summary(c, c.plan),
+        "phases": [asdict(p) for p in c.phases],
+        "layers": [_layer(d, c) for d in c.plan.nodes.values() if d.role],
+        "sizes": size_ledger(c.model, c.quantized),
+        "float": [
+            {"node": d.node, "op": d.op, "reason": d.reason}
+            for d in c.plan.nodes.values()
+            if d.format == "float" and d.op not in SILENT_OPERATORS
+        ],
+        "audit": None if c.audit is None else _audit(c),
+        "gate": None if c.gate is None else _gate(c),
+        "accuracy": None if c.accuracy is None else {**asdict(c.accuracy), "drop": c.accuracy.drop},
+        "timing": {"onnxruntime": None if c.timing is None else asdict(c.timing)},
+        "verification": None if c.verification is None else c.verification.to_dict(),
+        "warnings": list(c.source.warnings) + (["calibrated on RANDOM data: ranges mean nothing"] if _random(c) else []),
+    }
+
+
+# Index arithmetic and constants: nobody asks why these are not quantized.
+SILENT_OPERATORS = ("Constant", "Shape", "Cast", "Range", "ConstantOfShape", "Identity")
+
+
+def _random(c: Compilation) -> bool:
+    return c.options.data is None and c.options.random_data
+
+
+def _port(value: ir.Value) -> dict[str, Any]:
+    shape = None if value.shape is None else [d if isinstance(d, int) else str(d) for d in value.shape.dims]
+    return {"name": value.name, "dtype": None if value.dtype is None else value.dtype.name.lower(), "shape": shape}
+
+
+def _model(c: Compilation) -> dict[str, Any]:
+    assert c.source is not None and c.model is not None
+    initializers = c.model.graph.initializers.values()
+    return {
+        "file": c.source.path.name,
+        "sha256": c.source.sha256,
+        "nodes": len(list(c.source.model.graph)),
+        "nodes_normalized": len(list(c.model.graph)),
+        "parameters": sum(v.const_value.size for v in initializers if v.const_value is not None),
+        "inputs": [_port(v) for v in c.model.graph.inputs],
+        "outputs": [_port(v) for v in c.model.graph.outputs],
+    }
+
+
+def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
+    anchors = [d for d in plan.nodes.values() if d.role == "anchor"]
+    integer = [d for d in anchors if d.format == "int8"]
+    ledger = size_ledger(c.model, c.quantized)
+    total = sum(d.macs for d in anchors)
+    return {
+        "integer_anchors": len(integer),
+        "anchors": len(anchors),
+        "integer_macs_share": sum(d.macs for d in integer) / total if total else 0.0,
+        "macs": total,
+        "float_bytes": sum(row["float_bytes"] for row in ledger),
+        "bytes": sum(row["bytes"] for row in ledger),
+        "output_sqnr_db": {
+            o.name: c.sqnr_db[o.name or ""] for o in c.model.graph.outputs if o.name in c.sqnr_db  # type: ignore[union-attr]
+        },
+        "executed": "none" if c.verification is None else c.verification.executed,
+        "speed": "measured" if c.timing is not None else "modelled (profile's cost model)",
+    }
+
+
+def _layer(decision: NodeDecision, c: Compilation) -> dict[str, Any]:
+    assert c.plan is not None
+    row = asdict(decision)
+    quant = c.plan.activations.get(decision.inputs[0]) if decision.inputs else None
+    row["input_quant"] = None if quant is None else asdict(quant)
+    row["sqnr_db"] = _noise(decision, c)
+    weight = c.plan.weights.get(decision.weight)
+    row["weight_scales"] = None if weight is None else int(weight.scale.size)
+    return row
+
+
+def _noise(decision: NodeDecision, c: Compilation) -> float | None:
+    """Return the noise of the tensor the node writes, if it is measured."""
+    assert c.model is not None
+    for node in c.model.graph:
+        if node.name == decision.node:
+            return c.sqnr_db.get(node.outputs[0].name or "")
+    return None
+
+
+def size_ledger(before: ir.Model | None, after: ir.Model | None) -> list[dict[str, Any]]:
+    """Return a row per initializer of the quantized model: its bytes and those of the same values in float32."""
+    assert before is not None and after is not None
+    rows = []
+    for name, value in after.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        quantized = name.endswith("_quantized")
+        shape = static_shape(value) or tuple(tensor.shape.numpy())
+        elements = int(np.prod(shape, dtype=np.int64))
+        overhead = not quantized and name not in before.graph.initializers
+        rows.append(
+            {
+                "initializer": name,
+                "dtype": tensor.dtype.name.lower(),
+                "shape": list(shape),
+                "bytes": int(tensor.nbytes),
+                "float_bytes": 0 if overhead else elements * 4 if quantized else int(tensor.nbytes),
+            }
+        )
+    return sorted(rows, key=lambda row: (-row["bytes"], row["initializer"]))
+
+
+def _audit(c: Compilation) -> dict[str, Any]:
+    assert c.audit is not None
+    return {"operators": c.audit.operators, "findings": [asdict(f) for f in c.audit.findings]}
+
+
+def _gate(c: Compilation) -> dict[str, Any]:
+    assert c.gate is not None
+    return {
+        "all_float": c.gate.all_float,
+        "ratio": c.gate.ratio,
+        "keep_float": sorted(c.gate.keep_float),
+        "trials": [asdict(t) for t in c.gate.trials],
+    }
