@@ -1,0 +1,1 @@
+"""The bit-exact numpy reference of the integer program."""

@@ -1,1 +1,1 @@
-"""The integer program between a Q/DQ model and its kernels: records (ops) and how they are read from a model."""
+"""The integer program between a Q/DQ model and its kernels: records (ops) and their extraction."""

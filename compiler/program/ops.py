@@ -1,11 +1,12 @@
 """The integer program: what a Q/DQ model computes, as records with exact integer meaning.
 
-One :class:`Program` is read by the numpy reference (``compiler.interpret``), which defines the truth, and by every
-backend (``compiler.lower``), which must match it bit for bit. Shapes are logical ONNX shapes (NCHW for images) and
-static; the physical layout is the backend's business.
+One :class:`Program` is read by the numpy reference (``compiler.interpret``), which defines the truth, and by
+every backend (``compiler.lower``), which must match it bit for bit. Shapes are logical ONNX shapes (NCHW for
+images) and static; the physical layout is the backend's business.
 
-Notation: ``q`` integer tensor, ``s`` float32 scale, ``z`` zero point, ``real = (q - z) * s``. ``rint`` rounds half to
-even. ``fma(a, b, c)`` rounds once. ``f32(x)`` rounds to float32. All float arithmetic below is IEEE float32.
+Notation: ``q`` integer tensor, ``s`` float32 scale, ``z`` zero point, ``real = (q - z) * s``. ``rint`` rounds
+half to even. ``fma(a, b, c)`` rounds once. ``f32(x)`` rounds to float32. All float arithmetic below is IEEE
+float32.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class QLut(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class QConcat(Step):
-    """Concatenation along ``axis``; all inputs share the output's QuantParams (requantized by QLut before)."""
+    """Concatenation along ``axis``; inputs share the output's QuantParams (requantized by QLut before)."""
 
     axis: int
 
@@ -188,8 +189,8 @@ class QPool(Step):
 
     ``kind == "max"``: integer maximum over the window inside the image; input and output share QuantParams.
     ``kind == "average"``: ``t = sum over the window inside the image of (q - zx)`` in int32,
-    ``y = clip(rint(f32(t) * f32(f32(sx / sy) / f32(n))) + zy)`` where n counts the elements averaged at that output
-    position (the whole kernel with ``count_include_pad``).
+    ``y = clip(rint(f32(t) * f32(f32(sx / sy) / f32(n))) + zy)`` where n counts the elements averaged at that
+    output position (the whole kernel with ``count_include_pad``).
 
     Attributes:
         kernel: (KH, KW); global pooling has the image size here.
@@ -212,8 +213,8 @@ class Move(Step):
     """Moves integers without changing them; output QuantParams equal the input's.
 
     Attributes:
-        kind: ``"reshape"`` (also Flatten, Squeeze, Unsqueeze), ``"transpose"``, ``"slice"``, ``"resize_nearest"``,
-            ``"pad"``, ``"expand"``.
+        kind: ``"reshape"`` (also Flatten, Squeeze, Unsqueeze), ``"transpose"``, ``"slice"``,
+            ``"resize_nearest"``, ``"pad"``, ``"expand"``.
         perm: For transpose.
         starts: For slice: one per axis, non-negative.
         steps: For slice: one per axis, positive or negative.
@@ -251,12 +252,17 @@ class Program:
         outputs: Graph output names, in order.
         steps: In topological order.
         tensors: Every tensor that crosses a step boundary, by name.
+        constants: Tensors that no step writes and nobody feeds: constant operands of steps, constant graph
+            outputs.
+        notes: One line for each "why not" of the extraction, e.g. why a convolution stayed float.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     steps: tuple[Step, ...]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         """Return the named tensor."""
