@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bitwright.compiler.errors import ProfileError, nearest
+from bitwright.targets.schema import FAMILIES as FAMILIES
 
 if TYPE_CHECKING:
     from bitwright.compiler.program.ops import Program, Step
     from bitwright.targets.schema import Profile
-
-FAMILIES = ("x86_cpu", "arm_cpu")
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ def backend_for(family: str) -> Backend:
         ProfileError: There is no such family.
     """
     if family not in FAMILIES:
-        raise ProfileError(f"unknown family '{family}'", fix=nearest(family, FAMILIES))
+        msg = f"unknown family '{family}'"
+        raise ProfileError(msg, fix=nearest(family, FAMILIES))
     backend: Backend = import_module(f"bitwright.targets.{family}.backend").BACKEND
     return backend

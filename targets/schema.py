@@ -9,8 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FAMILIES = ("x86_cpu", "arm_cpu")
+
 Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 Confidence = Literal["measured", "datasheet", "estimate"]
 ScalarType = Literal["s8", "u8", "s4", "u4", "s16", "s32", "f16", "bf16", "f32"]
 
@@ -38,6 +43,8 @@ class ComputeRow(Strict):
         macs_per_cycle: Multiply-accumulates per cycle and core at peak.
         k_align: Elements of the reduction it consumes at once.
         saturates: It adds neighbouring products in 16 bits and may saturate (vpmaddubsw).
+        efficiency: Share of ``macs_per_cycle`` that this row reaches where a plain vector instruction reaches all of
+            it; multiplied with the profile's ``efficiency`` of the kind of work.
     """
 
     name: str
@@ -47,10 +54,17 @@ class ComputeRow(Strict):
     macs_per_cycle: Positive
     k_align: Count = 1
     saturates: bool = False
+    efficiency: Share = 1.0
 
 
 class MemoryLevel(Strict):
-    """A memory level, nearest first."""
+    """A memory level, nearest first.
+
+    Attributes:
+        size_bytes: Capacity: of one core's part if ``per_core``, else of the whole level.
+        bytes_per_s: Sustained read bandwidth, of one core's part or of the whole level likewise.
+        per_core: Every core has its own.
+    """
 
     name: str
     size_bytes: Positive
@@ -59,21 +73,21 @@ class MemoryLevel(Strict):
 
 
 class Efficiency(Strict):
-    """Achieved share of the peak, by kind of work."""
+    """Achieved share of the peak, by kind of work: of the MACs, and of the bandwidth for elementwise."""
 
-    gemm: Positive = 0.5
-    conv: Positive = 0.5
-    depthwise: Positive = 0.1
-    elementwise: Positive = 0.5
+    gemm: Share = 0.5
+    conv: Share = 0.5
+    depthwise: Share = 0.1
+    elementwise: Share = 0.5
 
 
 class Overheads(Strict):
     """Costs that a roofline does not show."""
 
-    per_op_s: float = 1e-6
-    quantize_cycles_per_element: float = 1.0
-    requantize_cycles_per_element: float = 0.5
-    layout_change_cycles_per_element: float = 1.0
+    per_op_s: NonNegative = 1e-6
+    quantize_cycles_per_element: NonNegative = 1.0
+    requantize_cycles_per_element: NonNegative = 0.5
+    layout_change_cycles_per_element: NonNegative = 1.0
 
 
 class Requantize(Strict):
@@ -141,7 +155,7 @@ class OpRule(Strict):
     role: Literal["anchor", "follower", "carrier"]
     combos: tuple[Combo, ...] = Field(min_length=1)
     scales: Literal["unified", "free"] = "free"
-    min_macs: int = 0
+    min_macs: int = Field(default=0, ge=0)
 
 
 class Runtime(Strict):
@@ -175,8 +189,8 @@ class Codegen(Strict):
     """``tvm.target.Target`` fields."""
 
     kind: Literal["llvm"] = "llvm"
-    mtriple: str
-    mcpu: str
+    mtriple: str = Field(min_length=1)
+    mcpu: str = Field(min_length=1)
     mattr: tuple[str, ...] = ()
 
 
@@ -190,14 +204,21 @@ class Emulator(Strict):
 class Toolchain(Strict):
     """What turns object files into the artifact and runs it."""
 
-    triple: str
+    triple: str = Field(min_length=1)
     emulator: Emulator | None = None
 
 
 class Limits(Strict):
-    """What the device or the runtime cannot exceed."""
+    """What the device or the runtime cannot exceed.
 
-    max_rank: int = 6
+    Attributes:
+        max_rank: Most dimensions of a tensor.
+        max_reduction: Most products summed into one accumulator; the default leaves half of int32 to the bias.
+        ram_bytes, flash_bytes: Capacities of the device.
+    """
+
+    max_rank: Count = 6
+    max_reduction: Count = 32768
     ram_bytes: Positive | None = None
     flash_bytes: Positive | None = None
 
@@ -225,8 +246,8 @@ class Profile(Strict):
     """
 
     schema_version: Literal[1] = Field(alias="schema")
-    name: str
-    family: str
+    name: str = Field(pattern=NAME_PATTERN)
+    family: Literal["x86_cpu", "arm_cpu"]
     description: str
     provenance: dict[str, Provenance]
     clock_hz: Positive

@@ -1,0 +1,340 @@
+"""Checks of a merged profile: the schema, then what the schema cannot say; every finding has a place and a fix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from bitwright.compiler.errors import ProfileError, nearest
+from bitwright.targets.extends import NUMBER_SECTIONS
+from bitwright.targets.schema import Combo, ComputeRow, OpRule, Profile, QSpace, Runtime
+from bitwright.targets.yaml_reader import Mapping, Node, Scalar, Sequence
+
+Path = tuple[str | int, ...]
+PROVENANCE_KEYS = (*NUMBER_SECTIONS, "runtimes", "cores", "codegen", "limits", "budgets")
+DEFAULT_PROVENANCE = {"source": "default of the profile schema", "confidence": "estimate"}
+
+_RANGES = {"s4": (-8, 7), "u4": (0, 15), "s8": (-128, 127), "u8": (0, 255), "s16": (-32768, 32767)}
+_ACCUMULATOR_BITS = {"s16": 16, "s32": 32}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken rule.
+
+    Attributes:
+        where: ``file:line:column: key.path``.
+        what: The rule.
+        fix: What to write instead.
+    """
+
+    where: str
+    what: str
+    fix: str
+
+    def error(self) -> ProfileError:
+        """Return the finding as an exception."""
+        return ProfileError(self.what, where=self.where, fix=self.fix)
+
+
+def plain(node: Node) -> Any:
+    """Return the node as plain Python data."""
+    if isinstance(node, Mapping):
+        return {key: plain(value) for key, value in node.entries.items()}
+    if isinstance(node, Sequence):
+        return [plain(value) for value in node.items]
+    return node.value
+
+
+def place(root: Mapping, path: Path) -> str:
+    """Return ``file:line:column: a.b[0].c`` of the deepest part of ``path`` that is in the file."""
+    node: Node = root
+    mark = root.mark
+    for part in path:
+        if isinstance(node, Mapping) and part in node.entries:
+            mark, node = node.key_marks[str(part)], node.entries[str(part)]
+        elif isinstance(node, Sequence) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+            mark = node.mark
+        else:
+            break
+    return f"{mark}: {shown_path(path)}" if path else str(mark)
+
+
+def shown_path(path: Path) -> str:
+    """Return a key path as text, e.g. ``compute[0].name``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _node_at(root: Mapping, path: Path) -> Node | None:
+    node: Node | None = root
+    for part in path:
+        if isinstance(node, Mapping):
+            node = node.entries.get(str(part))
+        elif isinstance(node, Sequence) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+        else:
+            return None
+    return node
+
+
+# ------------------------------------------------------------------------------------------------- the schema
+
+
+def validate(root: Mapping) -> tuple[Profile | None, list[Finding]]:
+    """Return the profile, or None and every rule of the schema that is broken."""
+    data = plain(root)
+    sources = data.get("provenance")
+    if isinstance(sources, dict):
+        for section in NUMBER_SECTIONS:
+            sources.setdefault(section, DEFAULT_PROVENANCE) if section not in data else None
+    try:
+        # JSON mode is the strict mode in which a list is a tuple; text is still never a number.
+        return Profile.model_validate_json(json.dumps(data)), []
+    except ValidationError as error:
+        return None, [_finding(root, dict(e)) for e in error.errors(include_url=False)]
+
+
+def _finding(root: Mapping, error: dict[str, Any]) -> Finding:
+    path: Path = tuple(part for part in error["loc"] if part != "[key]")
+    what, fix = _explain(root, path, error)
+    return Finding(place(root, path), what, fix)
+
+
+def _explain(root: Mapping, path: Path, error: dict[str, Any]) -> tuple[str, str]:
+    kind, context = error["type"], error.get("ctx", {})
+    node = _node_at(root, path)
+    found = _describe(node)
+    if kind == "extra_forbidden":
+        return f"unknown key '{path[-1]}'", nearest(str(path[-1]), _known_keys(path[:-1]))
+    if kind == "missing":
+        return f"missing key '{path[-1]}'", f"write '{path[-1]}: ...', or extend a profile that has it"
+    if kind == "literal_error":
+        choices = str(context["expected"])
+        names = choices.replace(" or ", ", ").replace("'", "").split(", ")
+        hint = nearest(node.text, names) if isinstance(node, Scalar) else f"known: {choices}"
+        return f"must be {choices}, not {found}", hint
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}, not {found}", _type_fix(kind, node)
+    if kind in _BOUNDS:
+        bound = next(iter(context.values()))
+        return f"must be {_BOUNDS[kind]} {bound:g}, not {found}", "correct the number"
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty", "write at least one entry"
+    if kind == "string_pattern_mismatch":
+        fix = "use lower-case letters, digits, '-', '_' and '.', at most 64"
+        return f"{found} is not a profile name", fix
+    return str(error["msg"]).lower(), "see docs/target-profile.md"
+
+
+_TYPES = {
+    "string_type": "text",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
+_BOUNDS = {
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+
+
+def _describe(node: Node | None) -> str:
+    if isinstance(node, Mapping):
+        return "a mapping"
+    if isinstance(node, Sequence):
+        return "a list"
+    if node is None or node.value is None:
+        return "null"
+    if isinstance(node.value, str):
+        return f"the text '{node.value}'"
+    return node.text if isinstance(node.value, bool) else f"the number {node.text}"
+
+
+def _type_fix(kind: str, node: Node | None) -> str:
+    if kind == "string_type" and isinstance(node, Scalar) and node.value is not None:
+        return f"write it in quotes: '{node.text}'"
+    if kind in ("tuple_type", "list_type"):
+        return "write [a, b]"
+    if kind in ("dict_type", "model_type"):
+        return "write {key: value} or indented lines"
+    return f"write {_TYPES[kind]}, without quotes"
+
+
+@cache
+def _json_schema() -> dict[str, Any]:
+    return Profile.model_json_schema(by_alias=True)
+
+
+def _known_keys(path: Path) -> tuple[str, ...]:
+    """Return the keys that the schema allows at ``path``."""
+    schema = _json_schema()
+    at: dict[str, Any] = schema
+    for part in path:
+        if isinstance(part, int):
+            at = at.get("items", {})
+        else:
+            at = at.get("properties", {}).get(part) or at.get("additionalProperties", {})
+        options = [o for o in at.get("anyOf", [at]) if o.get("type") != "null"]
+        at = options[0]
+        if "$ref" in at:
+            at = schema["$defs"][at["$ref"].rsplit("/", 1)[1]]
+    return tuple(at.get("properties", {}))
+
+
+# ---------------------------------------------------------------------------------------- beyond the schema
+
+
+def element_type(space: QSpace) -> str:
+    """Return the scalar type a qspace stores, e.g. ``u8``."""
+    return space.float_type or f"{'s' if space.signed else 'u'}{space.bits}"
+
+
+def holds(row_type: str, stored: str) -> bool:
+    """Tell whether an operand of ``row_type`` represents every value of type ``stored`` (widening is exact)."""
+    if row_type not in _RANGES or stored not in _RANGES:
+        return row_type == stored
+    (low, high), (least, most) = _RANGES[row_type], _RANGES[stored]
+    return low <= least and most <= high
+
+
+def most_magnitude(space: QSpace) -> int:
+    """Return the largest ``|q - zero point|`` of an integer qspace; an asymmetric zero point may be at either end."""
+    low, high = _RANGES[element_type(space)]
+    if not space.symmetric:
+        return high - low
+    return high if space.narrow else (high - low + 1) // 2
+
+
+def longest_reduction(act: QSpace, weight: QSpace, accumulator: str) -> int:
+    """Return the most products that fit the accumulator in the worst case."""
+    limit: int = 2 ** (_ACCUMULATOR_BITS[accumulator] - 1) - 1
+    return limit // (most_magnitude(act) * most_magnitude(weight))
+
+
+def examine(profile: Profile, root: Mapping) -> list[Finding]:
+    """Return every contradiction inside a profile that keeps the schema."""
+    broken = [
+        *_provenance(profile),
+        *_rows(profile),
+        *_memory(profile),
+        *_runtime("artifact", profile.runtimes.artifact, profile),
+        *_runtime("onnxruntime", profile.runtimes.onnxruntime, profile),
+    ]
+    return [Finding(place(root, path), what, fix) for path, what, fix in broken]
+
+
+Broken = tuple[Path, str, str]
+
+
+def _provenance(profile: Profile) -> Iterator[Broken]:
+    for key in profile.provenance:
+        if key not in PROVENANCE_KEYS:
+            yield ("provenance", key), f"'{key}' is not a section", nearest(key, PROVENANCE_KEYS)
+
+
+def _rows(profile: Profile) -> Iterator[Broken]:
+    sections = {"compute": [r.name for r in profile.compute], "memory": [r.name for r in profile.memory]}
+    for section, names in sections.items():
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield (section, index), f"two rows are named '{name}'", "rename or remove one"
+
+
+def _memory(profile: Profile) -> Iterator[Broken]:
+    for index, (near, far) in enumerate(zip(profile.memory, profile.memory[1:], strict=False), start=1):
+        if far.size_bytes <= near.size_bytes:
+            what = f"'{far.name}' is listed behind '{near.name}' but is not larger"
+            yield ("memory", index, "size_bytes"), what, "list memory nearest (smallest) first"
+
+
+def _runtime(name: str, runtime: Runtime, profile: Profile) -> Iterator[Broken]:
+    base: Path = ("runtimes", name)
+    if name == "onnxruntime" and runtime.execution_provider is None:
+        yield base, "missing key 'execution_provider'", "write 'execution_provider: CPUExecutionProvider'"
+    for index, chain in enumerate(runtime.fusions):
+        if not chain or chain[0] not in runtime.ops:
+            first = chain[0] if chain else ""
+            yield (
+                (*base, "fusions", index),
+                f"the chain starts with '{first}', which is not in ops",
+                (nearest(first, tuple(runtime.ops))),
+            )
+    for op, rule in runtime.ops.items():
+        for index, combo in enumerate(rule.combos):
+            path = (*base, "ops", op, "combos", index)
+            names = list(_unknown_names(combo, path, profile))
+            yield from names
+            if not names:
+                yield from _combo(rule, combo, path, profile)
+
+
+def _unknown_names(combo: Combo, path: Path, profile: Profile) -> Iterator[Broken]:
+    spaces = tuple(profile.qspaces)
+    rows = tuple(row.name for row in profile.compute)
+    used: list[tuple[Path, str]] = [((*path, "act"), combo.act)]
+    if combo.weight is not None:
+        used.append(((*path, "weight"), combo.weight))
+    used += [((*path, "out", i), name) for i, name in enumerate(combo.out)]
+    yield from ((p, f"unknown qspace '{n}'", nearest(n, spaces)) for p, n in used if n not in spaces)
+    for index, name in enumerate(combo.intrinsics):
+        if name not in rows:
+            yield (*path, "intrinsics", index), f"unknown compute row '{name}'", nearest(name, rows)
+
+
+def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator[Broken]:
+    if (rule.role == "anchor") != (combo.weight is not None):
+        fix = (
+            "name the qspace of the weight"
+            if rule.role == "anchor"
+            else "remove 'weight', or make it an anchor"
+        )
+        yield (
+            path,
+            f"an {rule.role} has a weight" if rule.role == "anchor" else f"a {rule.role} has no weight",
+            fix,
+        )
+        return
+    if rule.role == "carrier" and combo.out != (combo.act,):
+        yield (*path, "out"), "a carrier writes what it reads", f"write 'out: [{combo.act}]'"
+    if combo.weight is None:
+        return
+    act, weight = profile.qspace(combo.act), profile.qspace(combo.weight)
+    if act.float_type or weight.float_type:
+        yield path, "an anchor's act and weight must be integer qspaces", "leave float operators out of ops"
+        return
+    rows = [profile.compute_row(name) for name in combo.intrinsics]
+    for index, row in enumerate(rows):
+        yield from _row(row, act, weight, (*path, "intrinsics", index))
+    most = min(
+        [longest_reduction(act, weight, r.acc) for r in rows if r.acc in _ACCUMULATOR_BITS]
+        or [longest_reduction(act, weight, "s32")]
+    )
+    if profile.limits.max_reduction > most:
+        what = f"{profile.limits.max_reduction} products can overflow the accumulator; the most that fit are {most}"
+        yield (*path, "act"), what, f"write 'limits: {{max_reduction: {most}}}' or a smaller number"
+
+
+def _row(row: ComputeRow, act: QSpace, weight: QSpace, path: Path) -> Iterator[Broken]:
+    stored = element_type(act), element_type(weight)
+    if not (holds(row.act, stored[0]) and holds(row.weight, stored[1])):
+        what = f"'{row.name}' multiplies {row.act} by {row.weight} and cannot take {stored[0]} by {stored[1]}"
+        yield path, what, "name a compute row for these types, or change the qspaces"
+    if row.saturates and 2 * _RANGES[stored[0]][1] * most_magnitude(weight) > 2**15 - 1:
+        what = f"'{row.name}' adds two products in 16 bits and saturates with {stored[1]} weights"
+        yield path, what, "use a row that accumulates exactly; the numerics contract has no saturation"

@@ -1,0 +1,14 @@
+"""Where downloaded and generated tool files are kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder(*parts: str) -> Path:
+    """Return (and create) a folder under the user's cache, ``$XDG_CACHE_HOME/bitwright`` or ``~/.cache/bitwright``."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root, "bitwright", *parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

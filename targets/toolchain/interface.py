@@ -1,0 +1,99 @@
+"""What the runner must know about a compiled library: inputs, outputs and which kernels a trace records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitwright.compiler.errors import DataError, UsageError
+
+INTERFACE_FILE = "interface.json"
+ROLES_FILE = "roles.txt"
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of the model.
+
+    Attributes:
+        name: Its name in the ONNX model.
+        dtype: numpy name.
+        shape: Static shape.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The library's calling convention.
+
+    Attributes:
+        inputs: In the order of ``main``'s parameters.
+        outputs: In the order of its results.
+        roles: Kernel name -> positions, among its arguments, of its activations and, last, of its output.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    roles: Mapping[str, tuple[int, ...]]
+
+    def write(self, folder: Path) -> None:
+        """Write ``interface.json`` and ``roles.txt`` into the library's folder."""
+        ports = {"inputs": [asdict(p) for p in self.inputs], "outputs": [asdict(p) for p in self.outputs]}
+        (folder / INTERFACE_FILE).write_text(json.dumps(ports, indent=1) + "\n")
+        (folder / ROLES_FILE).write_text("".join(_role_line(*item) for item in self.roles.items()))
+
+    @classmethod
+    def read(cls, folder: Path) -> Interface:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            UsageError: A file is missing or damaged.
+        """
+        try:
+            ports = json.loads((folder / INTERFACE_FILE).read_text())
+            lines = (folder / ROLES_FILE).read_text().splitlines()
+            roles = {words[0]: tuple(int(w) for w in words[2:]) for line in lines if (words := line.split())}
+            return cls(_ports(ports["inputs"]), _ports(ports["outputs"]), roles)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"the library's interface cannot be read: {error}", where=str(folder)) from error
+
+    def arrange(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the arrays in the order of the inputs.
+
+        Raises:
+            DataError: A name, shape or element type does not fit.
+        """
+        unknown = sorted(set(feeds) - {p.name for p in self.inputs})
+        if unknown:
+            known = ", ".join(p.name for p in self.inputs)
+            raise DataError(f"the model has no input '{unknown[0]}'", fix=f"its inputs are: {known}")
+        return [_fitting(port, feeds) for port in self.inputs]
+
+
+def _role_line(name: str, positions: Sequence[int]) -> str:
+    return f"{name} {len(positions)} {' '.join(map(str, positions))}\n"
+
+
+def _ports(records: Sequence[Mapping[str, Any]]) -> tuple[Port, ...]:
+    return tuple(Port(r["name"], r["dtype"], tuple(int(d) for d in r["shape"])) for r in records)
+
+
+def _fitting(port: Port, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    where = f"input '{port.name}'"
+    if port.name not in feeds:
+        raise DataError("no array was given", where=where)
+    array = np.asarray(feeds[port.name])
+    if array.dtype.name != port.dtype:
+        raise DataError(f"expected {port.dtype}, got {array.dtype.name}", where=where)
+    if array.shape != port.shape:
+        raise DataError(f"expected shape {list(port.shape)}, got {list(array.shape)}", where=where)
+    return np.array(array, dtype=array.dtype.newbyteorder("<"), order="C", ndmin=0)

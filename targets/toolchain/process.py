@@ -1,0 +1,76 @@
+"""Running an external tool: a time limit, no shell, and errors that say what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+
+from bitwright.compiler.errors import ToolchainError
+
+SHOWN_CHARACTERS = 2000
+
+
+class ToolCrashError(ToolchainError):
+    """An external tool was ended by a signal.
+
+    Attributes:
+        signal: The signal's number.
+    """
+
+    def __init__(self, what: str, number: int, *, where: str, fix: str = "") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.signal = number
+
+
+def run_tool(
+    command: Sequence[str],
+    *,
+    what: str,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+    accepted: Collection[int] = (0,),
+) -> str:
+    """Run ``command`` and return its standard output.
+
+    Args:
+        command: Program and arguments; no shell is involved.
+        what: What the tool is doing, for the error message, e.g. ``"linking model.so"``.
+        timeout_s: Seconds after which the tool is killed.
+        environment: Variables added to this process's.
+        accepted: Exit statuses that mean success.
+
+    Raises:
+        ToolCrashError: A signal ended it.
+        ToolchainError: It is missing, ran too long or failed.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError as error:
+        raise ToolchainError(f"cannot start '{command[0]}': {error.strerror}", where=what) from error
+    except subprocess.TimeoutExpired as error:
+        raise ToolchainError(f"'{command[0]}' did not finish in {timeout_s:g} s", where=what) from error
+    number = _signal_of(done.returncode)
+    output = (done.stderr.strip() or done.stdout.strip())[-SHOWN_CHARACTERS:]
+    if number:
+        name = signal.Signals(number).name
+        raise ToolCrashError(f"'{command[0]}' was ended by {name}\n{output}".rstrip(), number, where=what)
+    if done.returncode not in accepted:
+        raise ToolchainError(f"'{command[0]}' failed with status {done.returncode}\n{output}", where=what)
+    return done.stdout
+
+
+def _signal_of(status: int) -> int:
+    """Return the signal that ended a process, also when an outer program reports it as 128 + signal."""
+    number = -status if status < 0 else status - 128
+    return number if number in {int(s) for s in signal.Signals} else 0

@@ -1,0 +1,132 @@
+"""Building the bundle's C++ runner and calling it as a child process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bitwright.compiler.errors import ToolchainError
+from bitwright.targets.backend import Execution
+from bitwright.targets.toolchain.interface import ROLES_FILE, Interface
+from bitwright.targets.toolchain.linker import build_program
+from bitwright.targets.toolchain.process import run_tool
+from bitwright.targets.toolchain.runtime_libraries import LIBRARY_NAMES, header_folder, runtime_libraries
+
+LIBRARY_FILE = "model.so"
+RUNNER_FILE = "runner"
+HEADERS = ("tvm/ffi/c_api.h", "dlpack/dlpack.h")
+
+@dataclass(frozen=True)
+class Launch:
+    """How runner processes are started on this machine.
+
+    Attributes:
+        prefix: Emulator and its arguments, or empty.
+        environment: Variables for the runner.
+        executed: ``"native"`` or ``"emulated"``: what an Execution says.
+        timeout_s: Seconds after which a run is given up.
+    """
+
+    prefix: tuple[str, ...]
+    environment: Mapping[str, str]
+    executed: str
+    timeout_s: float
+
+
+def copy_source(source: Path, folder: Path) -> None:
+    """Put the runner's source and the two headers it needs into ``folder``, so that any device can rebuild it."""
+    shutil.copyfile(source, folder / "runner.cc")
+    for header in HEADERS:
+        target = folder / "include" / header
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(header_folder() / header, target)
+
+
+def build_runner(folder: Path, triple: str) -> str:
+    """Add TVM's runtime libraries and the compiled runner to a folder that holds its source.
+
+    Returns:
+        The compiler's name and version.
+
+    Raises:
+        ToolchainError: No compiler, or no runtime libraries for that machine.
+    """
+    for library in runtime_libraries(triple):
+        shutil.copyfile(library, folder / library.name)
+    return build_program(
+        folder / "runner.cc",
+        folder / RUNNER_FILE,
+        triple,
+        include=folder / "include",
+        libraries=folder,
+        names=LIBRARY_NAMES,
+    )
+
+
+def execute(
+    bundle: Path, feeds: Mapping[str, np.ndarray], launch: Launch, *, trace: bool, repeat: int = 1
+) -> Execution:
+    """Run ``bundle``/lib once (and ``repeat`` timed times) on one set of inputs.
+
+    Raises:
+        DataError: ``feeds`` does not fit the model.
+        ToolchainError: The bundle has no runner, or the run failed.
+    """
+    lib = bundle.resolve() / "lib"
+    if not (lib / RUNNER_FILE).exists():
+        raise ToolchainError(
+            "the bundle has no runner for its target",
+            where=str(bundle),
+            fix="compile again where TVM's runtime libraries for the target can be downloaded",
+        )
+    interface = Interface.read(lib)
+    with tempfile.TemporaryDirectory(prefix="bitwright-run-") as work:
+        folder = Path(work)
+        command = [*launch.prefix, str(lib / RUNNER_FILE), str(lib / LIBRARY_FILE), str(folder)]
+        command += ["--repeat", str(repeat)] if repeat > 0 else []
+        command += ["--trace", str(folder / "trace"), str(lib / ROLES_FILE)] if trace else []
+        command += _write_inputs(folder, interface.arrange(feeds))
+        printed = run_tool(
+            command, what="running the artifact", timeout_s=launch.timeout_s, environment=launch.environment
+        )
+        outputs = {p.name: np.load(folder / f"output_{k}.npy") for k, p in enumerate(interface.outputs)}
+        calls = list(read_trace(folder / "trace")) if trace else []
+    seconds = _best_seconds(printed) if launch.executed == "native" and repeat > 0 else None
+    return Execution(outputs=outputs, trace=calls, executed=launch.executed, seconds=seconds)
+
+
+def _write_inputs(folder: Path, arrays: Sequence[np.ndarray]) -> list[str]:
+    paths = [folder / f"input_{k}.npy" for k in range(len(arrays))]
+    for path, array in zip(paths, arrays, strict=True):
+        np.save(path, array, allow_pickle=False)
+    return [str(path) for path in paths]
+
+
+def read_trace(path: Path) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
+    """Yield the kernel calls of a trace file: name, activation inputs, output.
+
+    The format is, for each call, the line ``call NAME COUNT`` and then COUNT arrays in .npy format, the output last.
+
+    Raises:
+        ToolchainError: The file is cut short or is no trace.
+    """
+    with path.open("rb") as file:
+        while line := file.readline():
+            try:
+                word, name, count = line.decode().split()
+                if word != "call":
+                    raise ValueError(line)
+                arrays = [np.lib.format.read_array(file, allow_pickle=False) for _ in range(int(count))]
+            except ValueError as error:
+                raise ToolchainError("the runner's trace is damaged", where=str(path)) from error
+            yield name, tuple(arrays[:-1]), arrays[-1]
+
+
+def _best_seconds(printed: str) -> float:
+    words = printed.split()
+    return float(words[words.index("best_us") + 1]) * 1e-6

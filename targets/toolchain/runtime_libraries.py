@@ -1,0 +1,101 @@
+"""TVM's two runtime libraries for any machine: from the installed wheels, or from the wheels of that machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from bitwright.compiler.errors import ToolchainError
+from bitwright.targets.toolchain.cache import cache_folder
+from bitwright.targets.toolchain.linker import is_native, machine_of
+from bitwright.targets.toolchain.process import run_tool
+
+LIBRARY_NAMES = ("tvm_runtime", "tvm_ffi")
+# Package that holds each library, and the library's path inside its wheel.
+MEMBERS = {
+    "apache-tvm": "tvm/lib/libtvm_runtime.so",
+    "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so",
+}
+# pip matches a wheel's glibc tag exactly, so every tag that the two projects use is named.
+GLIBC_TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux2014", "manylinux_2_17")
+DOWNLOAD_TIMEOUT_S = 900.0
+
+
+def package_folder(name: str) -> Path:
+    """Return the folder of an installed package without importing it.
+
+    Raises:
+        ToolchainError: It is not installed.
+    """
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ToolchainError(f"the Python package '{name}' is not installed", fix="pip install bitwright")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def header_folder() -> Path:
+    """Return the folder that holds ``tvm/ffi/c_api.h`` and ``dlpack/dlpack.h``."""
+    return package_folder("tvm_ffi") / "include"
+
+
+def runtime_libraries(triple: str) -> tuple[Path, ...]:
+    """Return the paths of ``libtvm_runtime.so`` and ``libtvm_ffi.so`` for a machine, of the installed versions.
+
+    For another machine its wheels are downloaded once (about 100 MB) and only the two libraries are kept.
+
+    Raises:
+        ToolchainError: They cannot be downloaded.
+    """
+    if is_native(triple):
+        return tuple(package_folder(Path(m).parts[0]).parent / m for m in MEMBERS.values())
+    folder = cached_folder(triple)
+    found = tuple(folder / Path(member).name for member in MEMBERS.values())
+    if not all(path.exists() for path in found):
+        _download(triple, folder)
+    return found
+
+
+def cached_folder(triple: str) -> Path:
+    """Return where the libraries of another machine are kept (the folder may not exist yet)."""
+    label = "-".join(version(package) for package in MEMBERS)
+    return cache_folder("runtime") / f"{machine_of(triple)}-{label}"
+
+
+def _download(triple: str, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        wheels, kept = Path(work, "wheels"), Path(work, "kept")
+        kept.mkdir()
+        try:
+            run_tool(_pip_command(triple, wheels), what="downloading TVM's runtime", timeout_s=DOWNLOAD_TIMEOUT_S)
+        except ToolchainError as error:
+            raise ToolchainError(
+                f"cannot get TVM's runtime libraries for {triple}: {error.what}",
+                fix=f"run once with access to a package index, or put libtvm_runtime.so and libtvm_ffi.so "
+                f"into {folder}",
+            ) from error
+        for wheel in wheels.glob("*.whl"):
+            _extract(wheel, kept)
+        # Two runs may download at once; whichever comes second finds the folder in place.
+        if not folder.exists():
+            os.replace(kept, folder)
+
+
+def _pip_command(triple: str, folder: Path) -> list[str]:
+    platforms = [f"--platform={tag}_{machine_of(triple)}" for tag in GLIBC_TAGS]
+    wanted = [f"{package}=={version(package)}" for package in MEMBERS]
+    python = f"--python-version={sys.version_info.major}.{sys.version_info.minor}"
+    options = ["--only-binary=:all:", "--no-deps", "--implementation=cp", python, *platforms]
+    return [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(folder), *wanted]
+
+
+def _extract(wheel: Path, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for member in set(MEMBERS.values()) & set(archive.namelist()):
+            with archive.open(member) as source, (folder / Path(member).name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)

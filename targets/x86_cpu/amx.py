@@ -1,0 +1,305 @@
+"""AMX: tiles of up to 16 pixels x 64 bytes of activations times 64 bytes x 16 channels of weights.
+
+The process must have asked the kernel for the tile registers (arch_prctl) before the first call. Other libraries in
+the process may use them too and expect their configuration to survive, so a kernel saves it and puts it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from bitwright.compiler.lower.templates.epilogue import (
+    Epilogue,
+    channel_constants,
+    emit_epilogue,
+    epilogue_of,
+)
+from bitwright.compiler.lower.templates.geometry import DotGeometry
+from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS, parallel_chunks
+from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight, pad_channels
+from bitwright.compiler.lower.templates.scaffold import (
+    Buffer,
+    Expr,
+    Parameter,
+    allocate_addressed,
+    build_function,
+    load,
+    loop,
+    pieces,
+    store,
+)
+from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
+from bitwright.compiler.program.ops import Dot, Program
+from bitwright.targets.backend import Kernel
+
+NAME = "amx_int8"
+TILE_ROWS, TILE_BYTES, TILE_CHANNELS, CONFIG_BYTES = 16, 64, 16, 64
+FIRST_ACTIVATION_TILE, FIRST_WEIGHT_TILE = 4, 6
+
+
+@dataclass(frozen=True)
+class AmxParams:
+    """What a tuner may change; the result never depends on it.
+
+    Attributes:
+        rows: Output pixels of an activation tile, at most 16.
+        vectors: Weight tiles used side by side, 1 or 2.
+        chunk: Bytes of an activation tile's row, a multiple of 4 and at most 64.
+        chunks: Pieces the pixel tiles are split into; weight blocks x chunks is the parallel loop.
+        parallel: Spread the work over threads.
+    """
+
+    rows: int
+    vectors: int
+    chunk: int
+    chunks: int
+    parallel: bool
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A run of equal steps under one tile configuration.
+
+    Attributes:
+        first: Number of its first tile among the tiles of its kind.
+        steps: Steps; each handles ``tiles`` activation tiles.
+        tiles: 1 or 2.
+        rows: Pixels of one activation tile.
+        column: Output column of the first tile of a row.
+        per_row: Tiles of this kind in an output row.
+    """
+
+    first: int
+    steps: int
+    tiles: int
+    rows: int
+    column: int
+    per_row: int
+
+
+def choose_params(geometry: DotGeometry) -> AmxParams:
+    """Choose tile sizes.
+
+    A row of pixels, and a run of the reduction, is cut into the fewest tiles and these are made equal, because a
+    tile instruction takes as long as its configured rows and columns. Two weight tiles side by side halve the loads of
+    activations; with few channels left over in the last pair they would compute padding instead.
+    """
+    rows = _even(geometry.out_width, TILE_ROWS)
+    chunk = -(-_even(geometry.run, TILE_BYTES) // 4) * 4
+    tiles = -(-geometry.group_outputs // TILE_CHANNELS)
+    vectors = 1 if tiles in (1, 3) else 2
+    blocks = geometry.group * -(-tiles // vectors)
+    pixel_tiles = geometry.rows * -(-geometry.out_width // rows)
+    parallel = geometry.macs >= MIN_PARALLEL_MACS
+    chunks = parallel_chunks(-(-pixel_tiles // 2), blocks) if parallel else 1
+    return AmxParams(rows, vectors, chunk, chunks, parallel)
+
+
+def _even(length: int, limit: int) -> int:
+    return -(-length // -(-length // limit))
+
+
+def amx_kernel(step: Dot, program: Program, geometry: DotGeometry, params: AmxParams | None = None) -> Kernel:
+    """Return the AMX kernel of a dot-product step of any shape.
+
+    Args:
+        step: Gemm or convolution.
+        program: For shapes, scales and zero points.
+        geometry: ``geometry_of(step, program)``.
+        params: Blocking; chosen by rule when None.
+    """
+    params = params or choose_params(geometry)
+    layout = WeightLayout(params.chunk, 4, params.vectors, TILE_CHANNELS)
+    source = program.tensor(step.inputs[0])
+    assert source.quant is not None
+    staging = plan_staging(
+        geometry, source.dtype, source.dtype, source.quant.zero_point, layout.overrun(geometry)
+    )
+    epilogue = epilogue_of(step, program)
+    template = _Template(geometry, staging, epilogue, layout, params)
+    arrays = channel_constants(step, program, staging.shift)
+    constants = (
+        pack_weight(step.weight, geometry, layout),
+        *(pad_channels(a, geometry, layout) for a in arrays),
+        template.configurations(),
+    )
+    return Kernel(
+        key=f"{NAME}|{geometry}|{staging}|{epilogue}|{params}",
+        function=template.build(constants),
+        constants=constants,
+        output_shape=geometry.output_shape,
+        output_dtype=epilogue.dtype,
+        intrinsic=NAME,
+    )
+
+
+def _tile_instruction(name: str, *operands: Expr) -> None:
+    T.evaluate(T.call_llvm_intrin(f"llvm.x86.{name}", *operands, dtype="void"))
+
+
+def _tile(number: int) -> Expr:
+    return T.int8(number)
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    staged: Buffer
+    weight: Buffer
+    constants: list[Buffer]
+    configurations: Buffer
+    output: Buffer
+
+
+@dataclass(frozen=True)
+class _Template:
+    geometry: DotGeometry
+    staging: Staging
+    epilogue: Epilogue
+    layout: WeightLayout
+    params: AmxParams
+
+    def phases(self) -> Iterator[_Phase]:
+        """Yield pairs of full tiles, a single full tile, pairs of the rows' last tiles, a single last tile."""
+        full, tail = divmod(self.geometry.out_width, self.params.rows)
+        kinds = [(full, self.params.rows, 0), (1 if tail else 0, tail, full * self.params.rows)]
+        for per_row, rows, column in kinds:
+            count = per_row * self.geometry.rows
+            if count > 1:
+                yield _Phase(0, count // 2, 2, rows, column, per_row)
+            if count % 2:
+                yield _Phase(count - 1, 1, 1, rows, column, per_row)
+
+    def configurations(self) -> np.ndarray:
+        """Return the tile configuration of every phase: uint8 [phases * 64]."""
+        found = [self._configuration(phase.rows) for phase in self.phases()]
+        return np.concatenate(found)
+
+    def _configuration(self, rows: int) -> np.ndarray:
+        config = np.zeros(CONFIG_BYTES, np.uint8)
+        config[0] = 1  # palette
+        widths = config[16:32].view(np.uint16)
+        widths[:] = TILE_BYTES
+        widths[FIRST_ACTIVATION_TILE:FIRST_WEIGHT_TILE] = self.layout.chunk
+        heights = config[48:56]
+        heights[:FIRST_WEIGHT_TILE] = rows
+        heights[FIRST_WEIGHT_TILE:] = self.layout.chunk // 4
+        return config
+
+    def build(self, constants: tuple[np.ndarray, ...]) -> tirx.PrimFunc:
+        names = ("weight", *self.epilogue.constant_names, "configurations")
+        parameters = [
+            Parameter("x", self.geometry.input_shape, self.staging.source),
+            *(Parameter(n, c.shape, c.dtype.name) for n, c in zip(names, constants, strict=True)),
+            Parameter("y", self.geometry.output_shape, self.epilogue.dtype),
+        ]
+        return build_function(parameters, self._body)
+
+    def _body(self, buffers: list[Buffer]) -> None:
+        x, weight, *constants, configurations, y = buffers
+        staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
+        views = _Buffers(staged, weight, constants, configurations, y)
+        blocks = self.geometry.group * self.layout.blocks(self.geometry)
+        with loop(blocks * self.params.chunks, parallel=self.params.parallel) as piece:
+            block, chunk = piece // self.params.chunks, piece % self.params.chunks
+            accumulators = allocate_addressed(2 * TILE_ROWS * self.layout.block, "int32")
+            saved = T.address_of(allocate_addressed(CONFIG_BYTES, "uint8")[0])
+            _tile_instruction("sttilecfg", saved)
+            for number, phase in enumerate(self.phases()):
+                self._phase(views, accumulators, block, chunk, phase, number)
+            _tile_instruction("ldtilecfg", saved)
+
+    def _phase(
+        self, views: _Buffers, accumulators: Buffer, block: Expr, chunk: Expr, phase: _Phase, number: int
+    ) -> None:
+        """Emit this chunk's share of a phase."""
+        share = -(-phase.steps // self.params.chunks)
+        start, stop = chunk * share, T.min((chunk + 1) * share, phase.steps)
+        with T.If(start < stop), T.Then():
+            _tile_instruction("ldtilecfg", T.address_of(views.configurations[number * CONFIG_BYTES]))
+            with T.serial(start, stop) as step:
+                tiles = [phase.first + step * phase.tiles + i for i in range(phase.tiles)]
+                places = [(t // phase.per_row, phase.column + t % phase.per_row * phase.rows) for t in tiles]
+                self._multiply(views, accumulators, block, places)
+                for index, (row, column) in enumerate(places):
+                    self._finish(
+                        views, accumulators, block, index, row * self.geometry.out_width + column, phase
+                    )
+
+    def _multiply(
+        self, views: _Buffers, accumulators: Buffer, block: Expr, places: list[tuple[Expr, Expr]]
+    ) -> None:
+        """Emit the products of one or two activation tiles with one or two weight tiles."""
+        vectors, stride = range(self.layout.vectors), T.int64(self.layout.block * 4)
+        targets = [(i, v) for i in range(len(places)) for v in vectors]
+        for i, v in targets:
+            _tile_instruction("tilezero", _tile(2 * i + v))
+        self._reduce(views, block, [self._origin(block, row, column) for row, column in places])
+        for i, v in targets:
+            address = T.address_of(accumulators[i * TILE_ROWS * self.layout.block + v * TILE_CHANNELS])
+            _tile_instruction("tilestored64", _tile(2 * i + v), address, stride)
+
+    def _origin(self, block: Expr, row: Expr, column: Expr) -> Expr:
+        g, s = self.geometry, self.staging
+        image = row // g.out_height * s.height + row % g.out_height * g.strides[0]
+        group = block // self.layout.blocks(g)
+        return (image * s.width + column * g.strides[1]) * g.channels + group * g.group_channels
+
+    def _reduce(self, views: _Buffers, block: Expr, origins: list[Expr]) -> None:
+        g = self.geometry
+        (th, tw), chunks = g.taps, self.layout.chunks(g)
+        stride = T.int64(g.strides[1] * g.channels)
+        product = "tdpbusd" if self.staging.operand == "uint8" else "tdpbssd"
+        tile_size = self.layout.chunk * TILE_CHANNELS
+        with loop(th) as row, loop(tw) as column, loop(chunks) as chunk:
+            step = ((block * th + row) * tw + column) * chunks + chunk
+            for v in range(self.layout.vectors):
+                address = T.address_of(views.weight[step * self.layout.step_size + v * tile_size])
+                _tile_instruction("tileloadd64", _tile(FIRST_WEIGHT_TILE + v), address, T.int64(TILE_BYTES))
+            tap = row * g.dilations[0] * self.staging.width + column * g.dilations[1]
+            offset = tap * g.channels + chunk * self.layout.chunk
+            for i, origin in enumerate(origins):
+                address = T.address_of(views.staged[origin + offset])
+                _tile_instruction("tileloadd64", _tile(FIRST_ACTIVATION_TILE + i), address, stride)
+                for v in range(self.layout.vectors):
+                    operands = (2 * i + v, FIRST_ACTIVATION_TILE + i, FIRST_WEIGHT_TILE + v)
+                    _tile_instruction(product, *map(_tile, operands))
+
+    def _finish(
+        self, views: _Buffers, accumulators: Buffer, block: Expr, index: int, pixel: Expr, phase: _Phase
+    ) -> None:
+        """Emit the epilogue of the tile with the given index; the last block may have fewer channels."""
+        blocks = self.layout.blocks(self.geometry)
+        last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
+
+        def rows(channels: int) -> None:
+            with loop(phase.rows) as i:
+                self._store(views, accumulators, block, index * TILE_ROWS + i, pixel + i, channels)
+
+        if blocks == 1 or last == self.layout.block:
+            rows(last)
+            return
+        with T.If(block % blocks < blocks - 1):
+            with T.Then():
+                rows(self.layout.block)
+            with T.Else():
+                rows(last)
+
+    def _store(
+        self, views: _Buffers, accumulators: Buffer, block: Expr, line: Expr, pixel: Expr, channels: int
+    ) -> None:
+        g, blocks = self.geometry, self.layout.blocks(self.geometry)
+        first = block // blocks * g.group_outputs + block % blocks * self.layout.block
+        for offset, lanes in pieces(channels, TILE_CHANNELS):
+            value = emit_epilogue(
+                self.epilogue,
+                load(accumulators, [line * self.layout.block + offset], lanes),
+                views.constants,
+                block * self.layout.block + offset,
+                lanes,
+            )
+            store(views.output, value, [pixel * g.outputs + first + offset], lanes)
