@@ -8,7 +8,7 @@ from tvm import s_tir, tirx
 def with_root_block(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Wrap the body of ``function`` in one opaque root ``SBlock``.
 
-    Relax passes that look into TensorIR (``RewriteDataflowReshape``, ``FuseTIR``, ``AnnotateTIROpPattern``) insist on a
+    Relax passes that look into TensorIR (``RewriteDataflowReshape``, ``FuseTIR``, ...) insist on a
     single root block, which hand-written loops do not have. The meaning of the function does not change.
 
     Args:

@@ -1,0 +1,261 @@
+"""Implicit GEMM for vector dot-product instructions: a register tile of output pixels times weight vectors.
+
+In channels-last order the activations under one kernel row are one contiguous run, so a convolution is a Gemm whose
+rows overlap; nothing is unfolded in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from bitwright.compiler.lower.templates.epilogue import (
+    Epilogue,
+    channel_constants,
+    emit_epilogue,
+    epilogue_of,
+)
+from bitwright.compiler.lower.templates.geometry import DotGeometry
+from bitwright.compiler.lower.templates.instruction import DotInstruction
+from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight, pad_channels
+from bitwright.compiler.lower.templates.scaffold import (
+    Buffer,
+    Expr,
+    Parameter,
+    allocate,
+    build_function,
+    load,
+    loop,
+    pieces,
+    splat,
+    store,
+)
+from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
+from bitwright.compiler.program.ops import Dot, Program
+from bitwright.targets.backend import Kernel
+
+# Starting and joining threads costs microseconds: about what a million multiply-accumulates cost on one core.
+MIN_PARALLEL_MACS = 1 << 20
+# Enough pieces that threads of unequal speed finish together, few enough that each keeps its weights in the cache.
+PARALLEL_PIECES = 16
+EPILOGUE_LANES = 16
+
+
+@dataclass(frozen=True)
+class ImplicitGemmParams:
+    """What a tuner may change; the result never depends on it.
+
+    Attributes:
+        pixels: Output pixels of the register tile.
+        vectors: Weight vectors of the register tile.
+        chunks: Pieces the pixel tiles are split into; weight blocks x chunks is the parallel loop.
+        parallel: Spread the work over threads.
+    """
+
+    pixels: int
+    vectors: int
+    chunks: int
+    parallel: bool
+
+
+def parallel_chunks(tiles: int, blocks: int) -> int:
+    """Return into how many pieces ``tiles`` are split when ``blocks`` weight blocks are parallel as well."""
+    return max(1, min(tiles, -(-PARALLEL_PIECES // blocks)))
+
+
+def choose_params(geometry: DotGeometry, instruction: DotInstruction) -> ImplicitGemmParams:
+    """Choose the register tile with the fewest estimated issue slots.
+
+    A reduction step of a tile of P pixels and V vectors issues P*V multiplications and P+V loads; fewer than
+    ``chains`` multiplications wait for their own results. Partial tiles at the end of a row and unused lanes of
+    the last block are counted, which is what separates the candidates.
+    """
+    best = min(
+        (
+            (_cost(geometry, instruction, p, v), -p * v, p, v)
+            for p in range(1, min(geometry.out_width, instruction.registers) + 1)
+            for v in range(1, 9)
+            if instruction.fits(p, v)
+        ),
+    )
+    pixels, vectors = best[2:]
+    blocks = geometry.group * -(-geometry.group_outputs // (vectors * instruction.lanes))
+    tiles = geometry.rows * -(-geometry.out_width // pixels)
+    parallel = geometry.macs >= MIN_PARALLEL_MACS
+    return ImplicitGemmParams(pixels, vectors, parallel_chunks(tiles, blocks) if parallel else 1, parallel)
+
+
+def _cost(geometry: DotGeometry, instruction: DotInstruction, pixels: int, vectors: int) -> float:
+    def tile(p: int) -> float:
+        # Loads run beside multiplications; the small share keeps tiles with fewer loads ahead among equals.
+        return max(p * vectors, p + vectors, instruction.chains) + 0.1 * (p + vectors) if p else 0.0
+
+    full, tail = divmod(geometry.out_width, pixels)
+    blocks = -(-geometry.group_outputs // (vectors * instruction.lanes))
+    return blocks * (full * tile(pixels) + tile(tail))
+
+
+def implicit_gemm_kernel(
+    step: Dot,
+    program: Program,
+    geometry: DotGeometry,
+    instruction: DotInstruction,
+    params: ImplicitGemmParams | None = None,
+) -> Kernel:
+    """Return the kernel of a dot-product step for one vector instruction.
+
+    Args:
+        step: Gemm or convolution of any shape, grouping and padding.
+        program: For shapes, scales and zero points.
+        geometry: ``geometry_of(step, program)``.
+        instruction: How to multiply.
+        params: Blocking; chosen by rule when None.
+    """
+    params = params or choose_params(geometry, instruction)
+    layout = WeightLayout(instruction.step, instruction.fold, params.vectors, instruction.lanes)
+    source = program.tensor(step.inputs[0])
+    assert source.quant is not None
+    staging = plan_staging(
+        geometry, source.dtype, instruction.operand, source.quant.zero_point, layout.overrun(geometry)
+    )
+    epilogue = epilogue_of(step, program)
+    arrays = channel_constants(step, program, staging.shift)
+    constants = (
+        pack_weight(step.weight, geometry, layout),
+        *(pad_channels(a, geometry, layout) for a in arrays),
+    )
+    template = _Template(geometry, staging, epilogue, instruction, layout, params)
+    return Kernel(
+        key=f"{instruction.name}|{geometry}|{staging}|{epilogue}|{params}",
+        function=template.build(constants),
+        constants=constants,
+        output_shape=geometry.output_shape,
+        output_dtype=epilogue.dtype,
+        intrinsic=instruction.name,
+    )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Where one register tile lies: weight block, output row and column, number of pixels."""
+
+    block: Expr
+    row: Expr
+    column: Expr
+    pixels: int
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    staged: Buffer
+    weight: Buffer
+    constants: list[Buffer]
+    output: Buffer
+
+
+@dataclass(frozen=True)
+class _Template:
+    geometry: DotGeometry
+    staging: Staging
+    epilogue: Epilogue
+    instruction: DotInstruction
+    layout: WeightLayout
+    params: ImplicitGemmParams
+
+    def build(self, constants: tuple[np.ndarray, ...]) -> tirx.PrimFunc:
+        names = ("weight", *self.epilogue.constant_names)
+        parameters = [
+            Parameter("x", self.geometry.input_shape, self.staging.source),
+            *(Parameter(n, c.shape, c.dtype.name) for n, c in zip(names, constants, strict=True)),
+            Parameter("y", self.geometry.output_shape, self.epilogue.dtype),
+        ]
+        return build_function(parameters, self._body)
+
+    def _body(self, buffers: list[Buffer]) -> None:
+        x, weight, *constants, y = buffers
+        staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
+        views = _Buffers(staged, weight, constants, y)
+        blocks = self.geometry.group * self.layout.blocks(self.geometry)
+        with loop(blocks * self.params.chunks, parallel=self.params.parallel) as piece:
+            block, chunk = piece // self.params.chunks, piece % self.params.chunks
+            full, tail = divmod(self.geometry.out_width, self.params.pixels)
+            self._tiles(views, block, chunk, full, self.params.pixels, 0)
+            self._tiles(views, block, chunk, 1 if tail else 0, tail, full * self.params.pixels)
+
+    def _tiles(
+        self, views: _Buffers, block: Expr, chunk: Expr, per_row: int, pixels: int, column: int
+    ) -> None:
+        """Emit this chunk's share of the ``per_row`` tiles of every row, the first at ``column``."""
+        count = self.geometry.rows * per_row
+        if not count:
+            return
+        share = -(-count // self.params.chunks)
+        with T.serial(chunk * share, T.min((chunk + 1) * share, count)) as tile:
+            at = column + tile % per_row * pixels
+            self._tile(views, _Tile(block, tile // per_row, at, pixels))
+
+    def _tile(self, views: _Buffers, tile: _Tile) -> None:
+        accumulators = allocate((tile.pixels, self.layout.block), "int32", "local")
+        lanes = self.layout.lanes
+        for pixel in range(tile.pixels):
+            for vector in range(self.layout.vectors):
+                store(accumulators, splat(T.int32(0), lanes), [pixel, vector * lanes], lanes)
+        self._reduce(views, tile, accumulators)
+        self._finish(views, tile, accumulators)
+
+    def _reduce(self, views: _Buffers, tile: _Tile, accumulators: Buffer) -> None:
+        g, s = self.geometry, self.staging
+        group = tile.block // self.layout.blocks(g)
+        image = tile.row // g.out_height * s.height + tile.row % g.out_height * g.strides[0]
+        origin = (image * s.width + tile.column * g.strides[1]) * g.channels + group * g.group_channels
+        (th, tw), chunks = g.taps, self.layout.chunks(g)
+        with loop(th) as row, loop(tw) as column, loop(chunks) as chunk:
+            tap = row * g.dilations[0] * s.width + column * g.dilations[1]
+            start = origin + tap * g.channels + chunk * self.layout.chunk
+            step = ((tile.block * th + row) * tw + column) * chunks + chunk
+            self._multiply(views, tile.pixels, start, step * self.layout.step_size, accumulators)
+
+    def _multiply(
+        self, views: _Buffers, pixels: int, start: Expr, weight_at: Expr, accumulators: Buffer
+    ) -> None:
+        lanes, step = self.layout.lanes, self.layout.chunk
+        stride = self.geometry.strides[1] * self.geometry.channels
+        for pixel in range(pixels):
+            activations = load(views.staged, [start + pixel * stride], step)
+            for vector in range(self.layout.vectors):
+                weights = load(views.weight, [weight_at + vector * lanes * step], lanes * step)
+                at = [pixel, vector * lanes]
+                total = self.instruction.emit(load(accumulators, at, lanes), activations, weights)
+                store(accumulators, total, at, lanes)
+
+    def _finish(self, views: _Buffers, tile: _Tile, accumulators: Buffer) -> None:
+        blocks = self.layout.blocks(self.geometry)
+        last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
+        if last == self.layout.block:
+            self._store(views, tile, accumulators, last)
+        elif blocks == 1:
+            self._store(views, tile, accumulators, last)
+        else:
+            with T.If(tile.block % blocks < blocks - 1):
+                with T.Then():
+                    self._store(views, tile, accumulators, self.layout.block)
+                with T.Else():
+                    self._store(views, tile, accumulators, last)
+
+    def _store(self, views: _Buffers, tile: _Tile, accumulators: Buffer, channels: int) -> None:
+        g, blocks = self.geometry, self.layout.blocks(self.geometry)
+        first = tile.block // blocks * g.group_outputs + tile.block % blocks * self.layout.block
+        pixel_at = tile.row * g.out_width + tile.column
+        for pixel in range(tile.pixels):
+            for offset, lanes in pieces(channels, EPILOGUE_LANES):
+                value = emit_epilogue(
+                    self.epilogue,
+                    load(accumulators, [pixel, offset], lanes),
+                    views.constants,
+                    tile.block * self.layout.block + offset,
+                    lanes,
+                )
+                store(views.output, value, [(pixel_at + pixel) * g.outputs + first + offset], lanes)
