@@ -94,6 +94,8 @@ def _first(model: ir.Model, node: ir.Node) -> ir.Node:
 def add_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     """Register ``array`` as an initializer of the main graph and return its value."""
     tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
     model.graph.register_initializer(value)
     return value

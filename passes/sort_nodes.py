@@ -1,0 +1,30 @@
+"""Put nodes into a topological order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from bitwright.compiler.errors import ModelError
+from bitwright.passes.contract import PassResult
+
+
+@dataclass(frozen=True)
+class SortNodes:
+    """Sort nodes so that each stands behind its inputs; nodes that do not depend on each other keep their order."""
+
+    name: ClassVar[str] = "sort_nodes"
+
+    def run(self, model: ir.Model) -> PassResult:
+        """Sort.
+
+        Raises:
+            ModelError: The graph has a cycle.
+        """
+        try:
+            return PassResult(model, int(TopologicalSortPass()(model).modified))
+        except ValueError as error:
+            raise ModelError("the graph has a cycle", fix="export the model again") from error
