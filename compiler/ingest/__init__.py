@@ -1,0 +1,1 @@
+"""The only reader of untrusted bytes: models, data and user scripts."""

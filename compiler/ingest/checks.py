@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx import TensorProto
 
 from bitwright.compiler.ingest.limits import Limits
@@ -23,7 +26,7 @@ def check_versions(model: onnx.ModelProto, file: str, limits: Limits) -> None:
     Raises:
         ModelError: No graph, no standard operator set, or a version nothing here can execute.
     """
-    if not model.HasField("graph") or not model.graph.node and not model.graph.output:
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         what = "holds no graph: it is not an ONNX model, or it is cut off"
         raise refused(file, "", what, "check that the export or download finished")
     if not limits.ir_min <= model.ir_version <= limits.ir_max:
@@ -133,20 +136,34 @@ def check_functions(model: onnx.ModelProto, file: str, limits: Limits) -> None:
         raise refused(file, "", what, "split the model, or simplify it in the exporter")
 
 
-def check_names(found: list[Body], file: str, limits: Limits) -> None:
-    """Refuse names of absurd length; any other name is accepted and escaped where it is printed.
+def check_text(message: Message, file: str, limits: Limits) -> None:
+    """Refuse text that is not UTF-8, and text of absurd length that should be a name; all else is accepted.
+
+    Names are escaped where they are printed, so what they contain does not matter.
 
     Raises:
-        ModelError: Shows the start of the name.
+        ModelError: Shows the start of the text.
     """
-    for body in found:
-        for node in body.graph.node:
-            for name in (node.name, node.op_type, *node.input, *node.output):
-                # A character is at most four bytes; most names need no exact count.
-                if 4 * len(name) > limits.name_bytes and len(name.encode()) > limits.name_bytes:
-                    what = f"the name {quoted(name)} is longer than {limits.name_bytes} bytes"
-                    part = f"a node in {body.place}" if body.place else "a node"
-                    raise refused(file, part, what, "use short names")
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_STRING:
+            for text in value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]:
+                _check_text(text, field.name, file, limits)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in [value] if isinstance(value, Message) else value:
+                check_text(inner, file, limits)
+
+
+def _check_text(text: str | bytes, field: str, file: str, limits: Limits) -> None:
+    # The protobuf runtime hands text out as bytes if it is not UTF-8.
+    if isinstance(text, bytes):
+        what = f"its field '{field}' holds text that is not UTF-8: {quoted(repr(text))}"
+        raise refused(file, "", what, "export the model again")
+    # A character is at most four bytes; most names need no exact count. Documentation and metadata may be long.
+    if field in ("doc_string", "value") or 4 * len(text) <= limits.name_bytes:
+        return
+    if len(text.encode()) > limits.name_bytes:
+        what = f"its field '{field}' holds a name longer than {limits.name_bytes} bytes: {quoted(text)}"
+        raise refused(file, "", what, "use short names")
 
 
 def check_inputs(model: onnx.ModelProto, file: str, limits: Limits) -> None:

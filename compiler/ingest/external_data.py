@@ -173,7 +173,7 @@ def _check_range(
         tensor.external_data.add(key=key, value=value)
 
 
-def read_range(descriptor: int, offset: int, length: int, chunk: int = 4 << 20) -> Iterator[bytes]:
+def read_range(descriptor: int, offset: int, length: int, chunk: int = 1 << 20) -> Iterator[bytes]:
     """Yield a range of an open file in pieces of at most ``chunk`` bytes.
 
     Raises:

@@ -125,7 +125,7 @@ def _sort(graph: Graph, file: str, place: str) -> int:
     edges = [(producer[n], k) for k, node in enumerate(graph.node) for n in _reads(node) if n in producer]
     if all(source < target for source, target in edges):
         return 0
-    order = nx.DiGraph()
+    order: nx.DiGraph[int] = nx.DiGraph()
     order.add_nodes_from(range(len(graph.node)))
     order.add_edges_from(edges)
     if not nx.is_directed_acyclic_graph(order):

@@ -74,8 +74,6 @@ def read_model(path: Path, limits: Limits = Limits()) -> SourceModel:  # noqa: B
         warnings += check_values(model, file)
         for data_file in external:
             digest_into(sha256, data_file, file)
-    except UnicodeDecodeError as error:
-        raise refused(file, "", "holds text that is not UTF-8", "export the model again") from error
     except OSError as error:
         what = f"its external data cannot be read: {one_line(error)}"
         raise refused(file, "", what, "do not change the files while they are read") from error
@@ -92,7 +90,8 @@ def _read_bytes(path: Path, limits: Limits) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         fix = "check the path of the model"
-        raise UsageError(f"cannot be read: {reason}", where=file, fix=fix) from None
+        what = f"cannot be read: {reason}"
+        raise UsageError(what, where=file, fix=fix) from None
     if not stat.S_ISREG(found.st_mode):
         raise refused(file, "", "is not a regular file", "give the path of the .onnx file itself")
     if found.st_size > limits.model_file_bytes:
@@ -106,7 +105,8 @@ def _read_bytes(path: Path, limits: Limits) -> bytes:
             return stream.read(found.st_size)
     except OSError as error:
         fix = "check the permissions of the file"
-        raise UsageError(f"cannot be read: {error.strerror}", where=file, fix=fix) from None
+        what = f"cannot be read: {error.strerror}"
+        raise UsageError(what, where=file, fix=fix) from None
 
 
 def _parse(data: bytes, file: str) -> onnx.ModelProto:
@@ -133,7 +133,7 @@ def _check_proto(
         warnings.append(f"{file}: its training part is ignored")
     checks.check_versions(proto, file, limits)
     found = bodies(proto, file, limits)
-    checks.check_names(found, file, limits)
+    checks.check_text(proto, file, limits)
     checks.check_functions(proto, file, limits)
     checks.check_operators(proto, found, file)
     check_tensors(found, file, limits)

@@ -14,7 +14,7 @@ from bitwright.compiler.ingest.text import refused, size
 
 _INT32_FIELD = "int32_data"
 # Where the elements of a type are when they are not in raw_data (the comments of onnx.proto).
-_FIELD = {
+_FIELD: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.COMPLEX64: "float_data",
     TensorProto.DOUBLE: "double_data",
@@ -27,7 +27,8 @@ _FIELD = {
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Return the packed size that the type and the dimensions ask for."""
-    return math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth / 8)
+    bits: int = ir.DataType(tensor.data_type).bitwidth
+    return (math.prod(tensor.dims) * bits + 7) // 8
 
 
 def check_tensors(found: list[Body], file: str, limits: Limits) -> None:
@@ -89,4 +90,4 @@ def _field_entries(tensor: onnx.TensorProto, elements: int) -> int:
         return 2 * elements
     bits = ir.DataType(tensor.data_type).bitwidth
     # int4 and int2 are packed into the bytes of int32_data, everything else takes one entry an element.
-    return math.ceil(elements * bits / 8) if bits in (2, 4) else elements
+    return (elements * bits + 7) // 8 if bits in (2, 4) else elements

@@ -77,7 +77,7 @@ def check_values(model: ir.Model, file: str) -> list[str]:
 
 
 def scan(tensor: ir.TensorProtocol) -> Extremes | None:
-    """Find the extremes of a floating-point tensor, at most 4 MiB at a time; None for other and empty tensors."""
+    """Find the extremes of a floating-point tensor, at most 1 MiB at a time; None for other and empty tensors."""
     if not tensor.dtype.is_floating_point() or tensor.size == 0:
         return None
     found = Extremes(0.0, None, 0.0, maskable=True, positive=False)
@@ -99,7 +99,7 @@ def _with_bad_chunk(found: Extremes, chunk: np.ndarray, start: int) -> Extremes:
     return replace(found, maskable=maskable, positive=found.positive or bool(np.isposinf(chunk[bad]).any()))
 
 
-def _chunks(tensor: ir.TensorProtocol, elements: int = 1 << 20) -> Iterator[np.ndarray]:
+def _chunks(tensor: ir.TensorProtocol, elements: int = 1 << 18) -> Iterator[np.ndarray]:
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
         # Read, not mapped: the pages of a map would count as memory of this process until it is closed.
         dtype = tensor.dtype.numpy().newbyteorder("<")
@@ -123,7 +123,8 @@ def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol, ir.Val
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield f"tensor {quoted(value.name or '')}", value.const_value, value
-    for holder in [model.graph, *model.functions.values()]:
+    holders: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for holder in holders:
         for node in holder.all_nodes():
             label = f"node {quoted(node_label(node))} ({node.op_type})"
             carrier = node.outputs[0] if node.op_type in ("Constant", "ConstantOfShape") else None
