@@ -38,16 +38,20 @@ def expected_square_error(mass: Segments, low: float, high: float, levels: int) 
 
     def parts(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         u = x / step
-        k = np.clip(np.rint(u), -zero_point, levels - 1 - zero_point)
+        k = np.minimum(np.maximum(np.rint(u), -zero_point), levels - 1 - zero_point)
         return u - k, k
 
     (left_rest, left_k), (right_rest, right_k) = parts(mass.left), parts(mass.right)
     length = (mass.right - mass.left) / step
-    integral = (right_k - left_k) / 12 + (right_rest**3 - left_rest**3) / 3
+    integral = (right_k - left_k) / 12 + (_cube(right_rest) - _cube(left_rest)) / 3
     # A segment of (almost) no length is a point: its integral divided by its length would be 0 / 0.
     point = length < 1e-6
     mean = np.where(point, right_rest**2, integral / np.where(point, 1.0, length))
     return float(np.dot(mass.counts, mean)) * step**2
+
+
+def _cube(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x * x * x  # x**3 calls pow for every element
 
 
 def least_square_error(histogram: GrowingHistogram, levels: int, symmetric: bool) -> tuple[float, float]:
@@ -67,10 +71,11 @@ def least_square_error(histogram: GrowingHistogram, levels: int, symmetric: bool
     if symmetric:
         top = _search(max(below, above), lambda t: expected_square_error(mass, -t, t, levels))
         return -top, top
-    bottom = below
-    top = _search(above, lambda t: expected_square_error(mass, -below, t, levels))
-    if below > 0.0:
-        bottom = _search(below, lambda t: expected_square_error(mass, -t, top, levels))
+    share = _search(1.0, lambda s: expected_square_error(mass, -below * s, above * s, levels))
+    bottom, top = below * share, above * share
+    if below > 0.0 and above > 0.0:
+        top = _search(above, lambda t: expected_square_error(mass, -bottom, t, levels), top)
+        bottom = _search(below, lambda t: expected_square_error(mass, -t, top, levels), bottom)
         top = _search(above, lambda t: expected_square_error(mass, -bottom, t, levels), top)
     return -bottom, top
 

@@ -68,7 +68,8 @@ class GrowingHistogram:
     The bin width is the smallest power of two for which the data and zero fit into the bins. Bins are
     therefore only
     ever merged in pairs, which loses nothing but resolution, and the state depends on the data alone: not on
-    their order, nor on how they were split over calls or over histograms that are merged later.
+    their order, nor on how they were split over calls or over histograms that are merged later. One
+    exception: a negative value closer to zero than 2**-126 bin widths is counted on the positive side.
 
     Attributes:
         bins: Number of bins; even.

@@ -148,9 +148,8 @@ def _open(model: ir.Model, folder: Path, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Observed tensors are outputs, which no fusion may remove; layout changes of ENABLE_ALL only add reorders
-    # here.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    # Observed tensors are outputs, which no optimization may remove.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # The arena keeps the largest batch's memory until the end and is no faster here.
     options.enable_cpu_mem_arena = False
     try:

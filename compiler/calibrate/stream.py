@@ -15,7 +15,8 @@ from bitwright.compiler.calibrate.statistics import TensorStatistics
 from bitwright.compiler.errors import DataError
 
 LARGEST_BATCH = 16
-BATCH_BYTES = 32 << 20
+# More runs no faster (measured from 0.8 to 12 MB on ResNet-8) and only adds to the peak.
+BATCH_BYTES = 4 << 20
 
 Batch = Mapping[str, np.ndarray]
 
@@ -28,7 +29,7 @@ class Dataset(Protocol):
         ...
 
     def batches(self, size: int) -> Iterable[Mapping[str, np.ndarray]]:
-        """Yield input name -> array, ``size`` samples at a time (fewer where samples do not go together)."""
+        """Yield input name -> array, at most ``size`` samples joined where the model's inputs allow it."""
         ...
 
 
@@ -54,7 +55,7 @@ def collect(
         dataset: The samples.
         tensors: Floating-point graph inputs or node outputs of the main graph.
         method: What the statistics are for: a histogram is kept only for methods that need one, and a moving
-            average is taken sample by sample (or in the batches that the model demands).
+            average is taken sample by sample.
         threads: Threads of one operator.
         bins: Bins of each histogram.
         channel_axes: Tensors (of ``tensors``) whose largest magnitude is wanted for each channel, and the
@@ -80,9 +81,7 @@ def collect(
         for name in tensors
     }
     with observe(model, list(statistics), threads=threads) as observed:
-        size = required_batch(model)
-        if size is None:
-            size = 1 if isinstance(method, MovingAverage) else _batch_size(observed, dataset, batch_bytes)
+        size = 1 if isinstance(method, MovingAverage) else _batch_size(observed, dataset, batch_bytes)
         for done, batch in _counted(dataset, size):
             for name, value in observed.run(batch):
                 statistics[name].update(value)
@@ -90,26 +89,6 @@ def collect(
                 progress(done, len(dataset))
     _check_seen(statistics.values())
     return statistics
-
-
-def required_batch(model: ir.Model) -> int | None:
-    """Return the batch size that the inputs' leading dimensions demand; None where any will do.
-
-    A static leading dimension is the batch the model was made for. A symbolic one allows any size, if all
-    inputs share it; several symbols mean that not all of them count samples, so one sample is run at a time.
-    """
-    leading = {_leading(v) for v in model.graph.inputs if v.name not in model.graph.initializers}
-    if len(leading) != 1:
-        return 1
-    (dimension,) = leading
-    return dimension if isinstance(dimension, int) else None
-
-
-def _leading(value: ir.Value) -> int | str | None:
-    if value.shape is None or len(value.shape) == 0:
-        return 1
-    dimension = value.shape[0]
-    return dimension if isinstance(dimension, int) else dimension.value
 
 
 def _batch_size(observed: ObservedModel, dataset: Dataset, batch_bytes: int) -> int:
@@ -135,11 +114,15 @@ def _runs(observed: ObservedModel, dataset: Dataset, size: int) -> bool:
 def _counted(dataset: Dataset, size: int) -> Iterator[tuple[int, Batch]]:
     """Yield every batch with the number of samples done after it."""
     done, total = 0, len(dataset)
+    # A sample of a model with a fixed batch is longer than one.
+    unit = 1 if size == 1 else max(_rows(next(iter(dataset.batches(1)))), 1)
     for batch in dataset.batches(size):
-        # With one sample at a time the leading axis may be anything, e.g. the length of a text.
-        lengths = [a.shape[0] for a in batch.values() if a.ndim]
-        done = min(total, done + (max(lengths, default=1) if size > 1 else 1))
+        done = min(total, done + (1 if size == 1 else max(_rows(batch) // unit, 1)))
         yield done, batch
+
+
+def _rows(batch: Batch) -> int:
+    return max((a.shape[0] for a in batch.values() if a.ndim), default=1)
 
 
 def _check_seen(statistics: Iterable[TensorStatistics]) -> None:
