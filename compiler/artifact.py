@@ -19,7 +19,7 @@ from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import runtime_of
-from bitwright.compiler.shape_choice import choose_dims, samples_of_shape
+from bitwright.compiler.shape_choice import samples_of_shape
 from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import backend_for
 from bitwright.targets.toolchain.interface import Interface, Port
@@ -28,15 +28,12 @@ from bitwright.targets.toolchain.runner import LIBRARY_FILE
 KERNEL_TABLE_FILE = "kernels.json"
 
 
-def fix_shapes(c: Compilation, notes: list[str]) -> None:
-    """Choose the artifact's shape and fold everything that it determines."""
+def specialize_model(c: Compilation, notes: list[str]) -> None:
+    """Fix the artifact's shape and fold everything that it determines."""
     assert c.quantized is not None and c.dataset is not None
-    c.dims = choose_dims(c.quantized, c.dataset.batches(1), c.options.dims)
     c.golden = samples_of_shape(c.quantized, c.dataset.batches(1), c.dims, c.options.golden)
     c.static = c.quantized.clone()
     notes.extend(specialize(c.static, c.dims).notes)
-    if c.dims:
-        notes.append("compiled for " + ", ".join(f"{k}={v}" for k, v in c.dims.items()))
 
 
 def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
@@ -45,6 +42,7 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     lib = folder / "lib"
     lib.mkdir()
     objects = folder / "objects"
+    objects.mkdir()
     c.lowering = lower_in_worker(c.static, c.profile, objects, timeout_s=c.options.timeout_s)
     notes.extend(c.lowering.notes)
     linker = backend_for(c.profile.family).link(c.lowering.objects, lib / LIBRARY_FILE, c.profile)

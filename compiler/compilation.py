@@ -81,7 +81,8 @@ class Compilation:
         accuracy: The user's metric before and after.
         timing: Quantized against float in ONNX Runtime.
         gate: The no-regret gate's verdict (ONNX Runtime deployment only).
-        dims: Sizes the artifact is compiled for.
+        dims: Sizes of the dynamic dimensions that are planned (and compiled) for.
+        shapes: Static shape of every tensor at those sizes.
         static: The Q/DQ model at those sizes.
         golden: Samples of those sizes.
         lowering: Objects and kernel table.
@@ -105,6 +106,7 @@ class Compilation:
     timing: PairedTiming | None = None
     gate: GateResult | None = None
     dims: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     static: ir.Model | None = None
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)
     lowering: LoweringResult | None = None

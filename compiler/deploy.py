@@ -9,14 +9,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bitwright.compiler import frontend
-from bitwright.compiler.bundle.atomic import write_files_atomically
+from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
 from bitwright.compiler.ort.no_regret import kinds, no_regret
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
 from bitwright.compiler.ort.timing import time_paired
-from bitwright.compiler.plan.planner import observed_tensors, runtime_of
+from bitwright.compiler.plan.planner import observed_tensors, plan_selection, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.report.content import report_content
 from bitwright.targets.loader import load_profile
@@ -55,6 +55,8 @@ def run_phases(c: Compilation) -> None:
         frontend.ingest(c, notes)
     with c.recorded("normalize") as notes:
         frontend.normalize_model(c, notes)
+    with c.recorded("shapes") as notes:
+        frontend.choose_shapes(c, notes)
     with c.recorded("plan"):
         c.selection = frontend.select_units(c, "onnxruntime")
     with c.recorded("calibrate") as notes:
@@ -79,10 +81,8 @@ def _build(c: Compilation, keep: frozenset[str]) -> ir.Model:
 
 
 def _select(c: Compilation, keep: frozenset[str]) -> Selection:
-    from bitwright.compiler.plan.planner import plan_selection
-
     assert c.model is not None
-    return plan_selection(c.model, c.profile, "onnxruntime", keep_float=keep | c.options.keep_float)
+    return plan_selection(c.model, c.profile, "onnxruntime", c.shapes, keep_float=keep | c.options.keep_float)
 
 
 def _gated(c: Compilation, notes: list[str]) -> Selection:
@@ -120,5 +120,5 @@ def _time(c: Compilation, notes: list[str]) -> None:
 def _write(c: Compilation, output: Path, report: dict[str, object]) -> Deployment:
     assert c.quantized is not None
     session = output.with_name(output.name.removesuffix(".onnx") + ".session.json")
-    write_files_atomically(c.quantized, output, {session: _config(c).to_json()})
+    write_model_atomically(c.quantized, output, {session: _config(c).to_json()})
     return Deployment(output, session, report)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 import numpy as np
+import onnx_ir as ir
 
 from bitwright.compiler.calibrate.methods import Method, parse_method, range_from
 from bitwright.compiler.calibrate.stream import collect
@@ -20,7 +21,6 @@ from bitwright.compiler.ort.audit import audit
 from bitwright.compiler.ort.equality import relative_difference
 from bitwright.compiler.ort.layer_error import layer_errors
 from bitwright.compiler.ort.session import SessionConfig, config_for
-from bitwright.compiler.plan.cost import seconds_of
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.planner import (
     Ranges,
@@ -32,6 +32,7 @@ from bitwright.compiler.plan.planner import (
 )
 from bitwright.compiler.plan.quantizers import levels_of
 from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.shape_choice import choose_dims, static_shapes
 from bitwright.passes.insert_qdq import InsertQDQ
 from bitwright.passes.normalize import normalize
 from bitwright.passes.remove_unused import RemoveUnused
@@ -81,11 +82,20 @@ def normalize_model(c: Compilation, notes: list[str]) -> None:
         )
 
 
+def choose_shapes(c: Compilation, notes: list[str]) -> None:
+    """Choose the sizes of dynamic dimensions to plan for: the user's, else the most frequent in the data."""
+    assert c.model is not None and c.dataset is not None
+    c.dims = choose_dims(c.model, c.dataset.batches(1), c.options.dims)
+    c.shapes = static_shapes(c.model, c.dims)
+    if c.dims:
+        notes.append("planned for " + ", ".join(f"{k}={v}" for k, v in c.dims.items()))
+
+
 def select_units(c: Compilation, runtime: RuntimeName) -> Selection:
     """Choose what runs on integers in one of the two runtimes."""
     assert c.model is not None
     _check_names(c)
-    return plan_selection(c.model, c.profile, runtime, keep_float=c.options.keep_float)
+    return plan_selection(c.model, c.profile, runtime, c.shapes, keep_float=c.options.keep_float)
 
 
 def _check_names(c: Compilation) -> None:
@@ -141,11 +151,10 @@ def ranges_of(c: Compilation, tensors: tuple[str, ...]) -> Ranges:
 def allocate(c: Compilation, selection: Selection, runtime: RuntimeName) -> Plan:
     """Give every site its format and its scales."""
     ranges = ranges_of(c, observed_tensors(selection))
-    cost = seconds_of(c.profile, runtime)
-    return make_plan(selection, ranges, c.profile, runtime, method=c.options.method, seconds=cost)
+    return make_plan(selection, ranges, c.profile, runtime, c.shapes, method=c.options.method)
 
 
-def quantized_model(c: Compilation, plan: Plan) -> object:
+def quantized_model(c: Compilation, plan: Plan) -> ir.Model:
     """Round the weights and insert Q/DQ into a copy of the normalized model."""
     assert c.model is not None
     model = c.model.clone()

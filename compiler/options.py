@@ -8,7 +8,17 @@ from pathlib import Path
 
 from bitwright.compiler.errors import UsageError, nearest
 
-PHASES = ("ingest", "normalize", "plan", "calibrate", "allocate", "quantize", "audit", "shapes")
+PHASES = (
+    "ingest",
+    "normalize",
+    "shapes",
+    "plan",
+    "calibrate",
+    "allocate",
+    "quantize",
+    "audit",
+    "specialize",
+)
 RECIPES = ("int8",)
 
 

@@ -53,12 +53,13 @@ def audit(c: Compilation, notes: list[str]) -> None:
 FRONT: tuple[tuple[str, Phase], ...] = (
     ("ingest", frontend.ingest),
     ("normalize", frontend.normalize_model),
+    ("shapes", frontend.choose_shapes),
     ("plan", plan),
     ("calibrate", calibrate),
     ("allocate", allocate),
     ("quantize", quantize),
     ("audit", audit),
-    ("shapes", artifact.fix_shapes),
+    ("specialize", artifact.specialize_model),
 )
 BACK: tuple[tuple[str, Callable[[Compilation, Path, list[str]], None]], ...] = (
     ("lower", artifact.lower),

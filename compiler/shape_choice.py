@@ -10,7 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.errors import DataError, UsageError, nearest
+from bitwright.compiler.graph.model import static_shape
 from bitwright.passes.fix_dims import dynamic_dims
+from bitwright.passes.normalize import specialize
 
 # Enough to see the usual shape without reading a whole data set.
 EXAMINED_SAMPLES = 256
@@ -71,3 +73,12 @@ def samples_of_shape(
             fix="choose sizes that occur in the data, or add such a sample to verify the artifact on",
         )
     return found[-count:]
+
+
+def static_shapes(model: ir.Model, dims: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return the static shape of every tensor that keeps its name when the dimensions are fixed."""
+    fixed = model.clone()
+    specialize(fixed, dims)
+    values = [*fixed.graph.inputs, *fixed.graph.initializers.values(), *(o for n in fixed.graph for o in n.outputs)]
+    shapes = {v.name or "": static_shape(v) for v in values}
+    return {name: shape for name, shape in shapes.items() if shape is not None}

@@ -1,15 +1,15 @@
-"""The roofline that decides whether integers pay: a pure function of a node, its shapes and the target profile.
+"""The roofline that decides whether integers pay: a pure function of node, shapes and target profile.
 
 Seconds of a call = launch overhead + max(arithmetic, memory) + conversions at the borders, where
 
 - arithmetic = MACs, with the reduction rounded up to what the instruction takes, over
   MACs/cycle x share reached x clock x cores, for the best compute row;
 - memory = bytes of weights, inputs and output over the bandwidth of the nearest level that holds them all;
-- conversions = elements x cycles per element over clock x cores: requantizing an integer operator's output, quantizing
-  inputs that arrive in float.
+- conversions = elements x cycles per element over clock x cores: requantizing an integer operator's output,
+  quantizing inputs that arrive in float.
 
-It ranks choices on one target. It knows no cache conflicts, no partial tiles but those of the reduction, and no
-overlap between nodes.
+It ranks choices on one target. It knows no cache conflicts, no partial tiles but those of the reduction,
+and no overlap between nodes.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def work_kind(node: ir.Node, shapes: Shapes) -> Kind:
 def traffic(node: ir.Node, shapes: Shapes, fmt: Format, *, float_output: bool = False) -> int:
     """Return the bytes that one call reads and writes at least once.
 
-    In int8, activations and a constant weight take one byte an element; biases (and anything else constant) keep four.
+    In int8, activations and a constant weight take one byte an element; biases and anything else
+    constant keep four.
     """
     narrow = 1 if fmt == "int8" else _FLOAT_BYTES
     total = 0
@@ -120,7 +121,7 @@ def _combo(node: ir.Node, runtime: Runtime, name: str) -> Combo:
 
 
 def _integer_rows(combo: Combo, profile: Profile) -> list[ComputeRow]:
-    """Return the rows a combo names; if it names none, the runtime chooses and every row that fits may be used."""
+    """Return the rows a combo names; if it names none, any row that fits may be used."""
     if combo.intrinsics:
         return [profile.compute_row(name) for name in combo.intrinsics]
     act, weight = profile.qspace(combo.act), profile.qspace(combo.weight or combo.act)
@@ -153,7 +154,7 @@ def _row_s(row: ComputeRow, kind: Kind, macs: int, length: int, profile: Profile
 
 
 def holding_level(size_bytes: float, profile: Profile) -> MemoryLevel:
-    """Return the nearest memory level that holds ``size_bytes`` spread over all cores; the last one if none does."""
+    """Return the nearest memory level that holds ``size_bytes`` spread over all cores, else the last one."""
     fitting = (level for level in profile.memory if level.size_bytes * _parts(level, profile) >= size_bytes)
     return next(fitting, profile.memory[-1])
 

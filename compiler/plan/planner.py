@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 import onnx_ir as ir
 
+from bitwright.compiler.errors import ModelError
+from bitwright.compiler.graph.cost import Shapes, node_macs
 from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.graph.operands import stored_weight, weight_array, weight_of
+from bitwright.compiler.plan.cost import estimate
 from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import activation_params, weight_scale, widen_for_bias
 from bitwright.compiler.plan.selection import Selection, select
@@ -27,7 +30,12 @@ def runtime_of(profile: Profile, name: RuntimeName) -> Runtime:
 
 
 def plan_selection(
-    model: ir.Model, profile: Profile, runtime: RuntimeName, *, keep_float: frozenset[str] = frozenset()
+    model: ir.Model,
+    profile: Profile,
+    runtime: RuntimeName,
+    shapes: Shapes,
+    *,
+    keep_float: frozenset[str] = frozenset(),
 ) -> Selection:
     """Choose what runs on integers; needs no data.
 
@@ -35,33 +43,22 @@ def plan_selection(
         model: A normalized model.
         profile: The target.
         runtime: Which of the profile's tables to plan for.
+        shapes: Static shape of every tensor at the planning sizes.
         keep_float: Names of nodes that must stay in float.
     """
     table = runtime_of(profile, runtime)
     units = build_units(model, table, profile)
     first = select(units, profile, keep_float=keep_float)
-    small = frozenset(u.name for u in first.integer if u.role == "anchor" and u.rule and macs(u) < u.rule.min_macs)
+    small = frozenset(u.name for u in first.integer if u.rule and macs_of(u, shapes) < u.rule.min_macs)
     return select(units, profile, keep_float=keep_float | small) if small else first
 
 
-def macs(unit: Unit) -> int:
-    """Return the multiply-accumulates of an anchor for one output position's rows, at known dimensions (1 if unknown)."""
-    weight = weight_of(unit.head)
-    if weight is None:
+def macs_of(unit: Unit, shapes: Shapes) -> int:
+    """Return the multiply-accumulates of one call at the planning shape, 0 where a shape is unknown."""
+    try:
+        return node_macs(unit.head, shapes)
+    except ModelError:
         return 0
-    return int(weight_array(weight).size) * _output_positions(unit)
-
-
-def _output_positions(unit: Unit) -> int:
-    shape = unit.head.outputs[0].shape
-    if shape is None:
-        return 1
-    dims = [d if isinstance(d, int) else 1 for d in shape.dims]
-    spatial = dims[2:] if unit.head.op_type == "Conv" else dims[:-1]
-    positions = 1
-    for d in spatial:
-        positions *= max(d, 1)
-    return positions
 
 
 def observed_tensors(selection: Selection) -> tuple[str, ...]:
@@ -74,9 +71,9 @@ def make_plan(
     ranges: Ranges,
     profile: Profile,
     runtime: RuntimeName,
+    shapes: Shapes,
     *,
     method: str,
-    seconds: Callable[[Unit, str], float] | None = None,
 ) -> Plan:
     """Write down every decision.
 
@@ -85,21 +82,35 @@ def make_plan(
         ranges: Calibrated (low, high) of every observed tensor, real units.
         profile: The target.
         runtime: The table the selection was made for.
+        shapes: Static shape of every tensor at the planning sizes.
         method: Calibration method, for the record.
-        seconds: Cost model: (unit, ``"int8"`` or ``"float"``) -> estimated seconds.
     """
     plan = Plan(profile.name, runtime)
     plan.activations = _activations(selection, ranges, profile, method)
     for unit in selection.units:
         decision = _decide(unit, selection, plan, profile)
-        if seconds is not None and unit.role:
-            decision = replace(
-                decision,
-                estimated_s=seconds(unit, decision.format),
-                estimated_float_s=seconds(unit, "float"),
-            )
+        if unit.role:
+            decision = _with_costs(decision, unit, plan, profile, shapes)
         plan.nodes[unit.name] = decision
     return plan
+
+
+def _with_costs(decision: NodeDecision, unit: Unit, plan: Plan, profile: Profile, shapes: Shapes) -> NodeDecision:
+    """Add the cost model's figures; an operator whose shapes are unknown keeps zeros."""
+
+    def seconds(fmt: Literal["int8", "float"]) -> float:
+        is_float = decision.output == "float"
+        return estimate(unit.head, shapes, profile, plan.runtime, fmt, float_output=is_float and fmt == "int8")
+
+    try:
+        return replace(
+            decision,
+            macs=node_macs(unit.head, shapes),
+            estimated_s=seconds(decision.format),
+            estimated_float_s=seconds("float"),
+        )
+    except ModelError:
+        return decision
 
 
 def _reading_space(name: str, selection: Selection) -> str:
@@ -139,9 +150,7 @@ def _activations(
 
 def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> NodeDecision:
     if unit not in selection.integer:
-        return NodeDecision(
-            unit.name, unit.head.op_type, "float", unit.role, selection.reasons.get(unit.name, ""), macs=macs(unit)
-        )
+        return NodeDecision(unit.name, unit.head.op_type, "float", unit.role, selection.reasons.get(unit.name, ""))
     output = "int" if unit.output.name in plan.activations else "float"
     return NodeDecision(
         unit.name,
@@ -152,7 +161,6 @@ def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> N
         inputs=tuple(v.name or "" for v in unit.activations),
         output=output,  # type: ignore[arg-type]
         weight=_plan_weight(unit, plan, profile),
-        macs=macs(unit),
     )
 
 
