@@ -1,7 +1,7 @@
 """AMX: tiles of up to 16 pixels x 64 bytes of activations times 64 bytes x 16 channels of weights.
 
-The process must have asked the kernel for the tile registers (arch_prctl) before the first call. Other libraries in
-the process may use them too and expect their configuration to survive, so a kernel saves it and puts it back.
+The process must have asked the operating system for the tile registers (arch_prctl) before the first call.
+Other libraries in it may use them too and expect their configuration to survive, so a kernel puts it back.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from bitwright.compiler.lower.templates.assemble import assemble_kernel
 from bitwright.compiler.lower.templates.epilogue import (
     Epilogue,
     channel_constants,
@@ -25,9 +25,7 @@ from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
-    Parameter,
     allocate_addressed,
-    build_function,
     load,
     loop,
     pieces,
@@ -85,9 +83,10 @@ class _Phase:
 def choose_params(geometry: DotGeometry) -> AmxParams:
     """Choose tile sizes.
 
-    A row of pixels, and a run of the reduction, is cut into the fewest tiles and these are made equal, because a
-    tile instruction takes as long as its configured rows and columns. Two weight tiles side by side halve the loads of
-    activations; with few channels left over in the last pair they would compute padding instead.
+    A row of pixels, and a run of the reduction, is cut into the fewest tiles and these are made equal,
+    because a tile instruction takes as long as its configured rows and columns. Two weight tiles side by
+    side halve the loads of activations; one is better where the second of the last pair would be a large
+    share of padding.
     """
     rows = _even(geometry.out_width, TILE_ROWS)
     chunk = -(-_even(geometry.run, TILE_BYTES) // 4) * 4
@@ -123,19 +122,12 @@ def amx_kernel(step: Dot, program: Program, geometry: DotGeometry, params: AmxPa
     epilogue = epilogue_of(step, program)
     template = _Template(geometry, staging, epilogue, layout, params)
     arrays = channel_constants(step, program, staging.shift)
-    constants = (
-        pack_weight(step.weight, geometry, layout),
-        *(pad_channels(a, geometry, layout) for a in arrays),
-        template.configurations(),
-    )
-    return Kernel(
-        key=f"{NAME}|{geometry}|{staging}|{epilogue}|{params}",
-        function=template.build(constants),
-        constants=constants,
-        output_shape=geometry.output_shape,
-        output_dtype=epilogue.dtype,
-        intrinsic=NAME,
-    )
+    constants = {
+        "weight": pack_weight(step.weight, geometry, layout),
+        **{name: pad_channels(array, geometry, layout) for name, array in arrays.items()},
+        "configurations": template.configurations(),
+    }
+    return assemble_kernel(NAME, geometry, staging, epilogue, params, constants, template.body)
 
 
 def _tile_instruction(name: str, *operands: Expr) -> None:
@@ -164,7 +156,7 @@ class _Template:
     params: AmxParams
 
     def phases(self) -> Iterator[_Phase]:
-        """Yield pairs of full tiles, a single full tile, pairs of the rows' last tiles, a single last tile."""
+        """Yield pairs of full tiles, a single full tile, then the same for the rows' shorter last tiles."""
         full, tail = divmod(self.geometry.out_width, self.params.rows)
         kinds = [(full, self.params.rows, 0), (1 if tail else 0, tail, full * self.params.rows)]
         for per_row, rows, column in kinds:
@@ -190,16 +182,7 @@ class _Template:
         heights[FIRST_WEIGHT_TILE:] = self.layout.chunk // 4
         return config
 
-    def build(self, constants: tuple[np.ndarray, ...]) -> tirx.PrimFunc:
-        names = ("weight", *self.epilogue.constant_names, "configurations")
-        parameters = [
-            Parameter("x", self.geometry.input_shape, self.staging.source),
-            *(Parameter(n, c.shape, c.dtype.name) for n, c in zip(names, constants, strict=True)),
-            Parameter("y", self.geometry.output_shape, self.epilogue.dtype),
-        ]
-        return build_function(parameters, self._body)
-
-    def _body(self, buffers: list[Buffer]) -> None:
+    def body(self, buffers: list[Buffer]) -> None:
         x, weight, *constants, configurations, y = buffers
         staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
         views = _Buffers(staged, weight, constants, configurations, y)

@@ -64,16 +64,26 @@ def make(case: Case) -> tuple[Dot, Program, np.ndarray]:
         lower, upper = yq.zero_point, upper - 3
     bias = rng.integers(-9000, 9000, outputs).astype(np.int32) if case.bias else None
     float_bias = rng.normal(0, 3, outputs).astype(np.float32) if case.bias and not yq else None
-    fields = dict(
-        name=case.label, inputs=("x",), outputs=("y",), weight=w, weight_scale=weight_scale, bias=bias,
-        float_bias=float_bias, lower=lower, upper=upper, relu=case.relu,
-    )  # fmt: skip
-    if len(case.w) == 2:
-        step: Dot = QGemm(**fields)
-    else:
-        step = QConv(
-            **fields, strides=case.strides, pads=case.pads, dilations=case.dilations, group=case.group
-        )
+    step: Dot = QGemm(
+        name=case.label,
+        inputs=("x",),
+        outputs=("y",),
+        weight=w,
+        weight_scale=weight_scale,
+        bias=bias,
+        float_bias=float_bias,
+        lower=lower,
+        upper=upper,
+        relu=case.relu,
+    )
+    if len(case.w) == 4:
+        window = {
+            "strides": case.strides,
+            "pads": case.pads,
+            "dilations": case.dilations,
+            "group": case.group,
+        }
+        step = QConv(**vars(step), **window)
     tensors = {
         "x": Tensor("x", case.x, case.x_dtype, xq),
         "y": Tensor("y", case.output_shape(), case.y_dtype, yq),
@@ -111,7 +121,7 @@ def accumulate(step: Dot, x: np.ndarray, zero_point: int) -> np.ndarray:
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """Fused multiply-add of float32 arrays, rounded once.
 
-    The product is exact in float64; the sum is rounded there to odd, so that rounding to float32 cannot round twice.
+    The product is exact in float64; the sum is rounded there to odd, so that float32 cannot round twice.
     """
     p, c = a.astype(np.float64) * b.astype(np.float64), np.broadcast_to(c, a.shape).astype(np.float64)
     s = p + c
@@ -160,7 +170,15 @@ CASES = (
     Case("conv3x3", (1, 32, 14, 14), (64, 32, 3, 3), pads=(1, 1, 1, 1), relu=True),
     Case("conv3x3_batch", (3, 16, 20, 19), (24, 16, 3, 3), pads=(1, 1, 1, 1), y_dtype="int8"),
     Case("conv_rgb_s2", (1, 3, 23, 21), (20, 3, 7, 7), strides=(2, 2), pads=(3, 3, 3, 3)),
-    Case("conv_10x4", (2, 1, 49, 10), (64, 1, 10, 4), strides=(2, 2), pads=(4, 1, 5, 1), x_dtype="int8", y_dtype="int8"),
+    Case(
+        "conv_10x4",
+        (2, 1, 49, 10),
+        (64, 1, 10, 4),
+        strides=(2, 2),
+        pads=(4, 1, 5, 1),
+        x_dtype="int8",
+        y_dtype="int8",
+    ),
     Case("conv_dilated", (1, 12, 15, 13), (18, 12, 3, 3), pads=(2, 2, 2, 2), dilations=(2, 2)),
     Case("conv_no_pad", (2, 64, 8, 21), (36, 64, 3, 3)),
     Case("conv_cropped", (1, 8, 12, 12), (16, 8, 3, 2), strides=(3, 4), pads=(0, 1, 0, 0)),
@@ -169,21 +187,30 @@ CASES = (
     Case("conv_float", (1, 20, 7, 7), (33, 20, 3, 3), pads=(1, 1, 1, 1), y_dtype="float32", relu=True),
     Case("conv_large", (1, 64, 30, 30), (64, 64, 3, 3), pads=(1, 1, 1, 1)),
     Case("depthwise_s1", (2, 72, 9, 11), (72, 1, 3, 3), pads=(1, 1, 1, 1), group=72, relu=True),
-    Case("depthwise_s2", (1, 40, 10, 11), (40, 1, 3, 3), strides=(2, 2), pads=(0, 0, 1, 1), group=40, x_dtype="int8", y_dtype="int8"),
+    Case(
+        "depthwise_s2",
+        (1, 40, 10, 11),
+        (40, 1, 3, 3),
+        strides=(2, 2),
+        pads=(0, 0, 1, 1),
+        group=40,
+        x_dtype="int8",
+        y_dtype="int8",
+    ),
     Case("depthwise_7x7", (1, 11, 12, 12), (11, 1, 7, 7), pads=(3, 3, 3, 3), group=11, y_dtype="float32"),
     Case("depthwise_dilated", (1, 16, 12, 12), (16, 1, 3, 3), dilations=(2, 3), group=16, extreme=True),
-)  # fmt: skip
+)
 
 
 def random_case(rng: np.random.Generator, number: int) -> Case:
     """Draw a shape; the label says what was drawn, so that a failure can be repeated."""
-    types = dict(
-        x_dtype=str(rng.choice(["uint8", "int8"])),
-        y_dtype=str(rng.choice(["uint8", "int8", "float32"])),
-        bias=bool(rng.integers(2)),
-        relu=bool(rng.integers(2)),
-        seed=number,
-    )
+    types = {
+        "x_dtype": str(rng.choice(["uint8", "int8"])),
+        "y_dtype": str(rng.choice(["uint8", "int8", "float32"])),
+        "bias": bool(rng.integers(2)),
+        "relu": bool(rng.integers(2)),
+        "seed": number,
+    }
     if rng.integers(3) == 0:
         m, k, n = (int(v) for v in rng.integers(1, 150, 3))
         return Case(f"random_{number}_gemm_{m}x{k}x{n}", (m, k), (k, n), **types)

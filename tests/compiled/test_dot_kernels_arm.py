@@ -1,4 +1,4 @@
-"""The ARM kernels compile to the instruction they are named after (their results are checked under emulation)."""
+"""The ARM kernels compile to the instruction they are named after; emulated tests check their results."""
 
 from __future__ import annotations
 

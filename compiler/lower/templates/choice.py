@@ -11,8 +11,8 @@ INTEGERS = ("s8", "u8")
 def available_intrinsics(step: Step, program: Program, profile: Profile) -> tuple[str, ...]:
     """Return the names of the compute rows a step may use, best first.
 
-    These are the rows of the operator's combinations for the step's activation type; where the profile lists none,
-    all its rows that multiply 8-bit integers.
+    These are the rows of the operator's combinations for the step's activation type; where the profile
+    lists none, all its rows that multiply 8-bit integers.
     """
     operators = ("Conv",) if isinstance(step, QConv) else ("Gemm", "MatMul")
     rules = profile.runtimes.artifact.ops

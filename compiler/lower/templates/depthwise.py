@@ -1,7 +1,7 @@
 """Depthwise convolution: one input and one output channel a group, so lanes run along the channels.
 
-There is no reduction over channels that a dot-product instruction could do. Products of 8-bit integers are exact in
-16 bits (255 * -128 = -32640), so they are multiplied there, twice as many at once, and added in 32.
+There is no reduction over channels that a dot-product instruction could do. Products of 8-bit integers are
+exact in 16 bits (255 * -128 = -32640), so they are multiplied there, twice as many at once, and added in 32.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from bitwright.compiler.lower.templates.assemble import assemble_kernel
 from bitwright.compiler.lower.templates.epilogue import (
     Epilogue,
     channel_constants,
@@ -23,9 +23,7 @@ from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
-    Parameter,
     allocate,
-    build_function,
     load,
     loop,
     pieces,
@@ -37,7 +35,7 @@ from bitwright.compiler.lower.templates.staging import Staging, plan_staging, st
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
 
-# Kernel positions up to this many are unrolled, so that their weights stay in registers along a row of pixels.
+# Up to so many kernel positions are unrolled, so that their weights stay in registers along a row of pixels.
 MAX_UNROLLED_TAPS = 25
 
 
@@ -68,7 +66,7 @@ def depthwise_kernel(
         step: The convolution.
         program: For shapes, scales and zero points.
         geometry: ``geometry_of(step, program)``.
-        register_bytes: Width of a vector register; by rule one register of 16-bit products is handled at once.
+        register_bytes: Width of a vector register; by rule one register of 16-bit products at once.
         params: Blocking; chosen by rule when None.
     """
     params = params or DepthwiseParams(register_bytes // 2, geometry.macs >= MIN_PARALLEL_MACS)
@@ -78,15 +76,12 @@ def depthwise_kernel(
     epilogue = epilogue_of(step, program)
     weight = np.ascontiguousarray(step.weight.reshape(geometry.channels, -1).T).reshape(-1)
     arrays = channel_constants(step, program, staging.shift)
-    constants = (weight, *(np.broadcast_to(a, (geometry.outputs,)).copy() for a in arrays))
-    return Kernel(
-        key=f"depthwise|{geometry}|{staging}|{epilogue}|{params}",
-        function=_Template(geometry, staging, epilogue, params).build(constants),
-        constants=constants,
-        output_shape=geometry.output_shape,
-        output_dtype=epilogue.dtype,
-        intrinsic="llvm",
-    )
+    constants = {
+        "weight": weight,
+        **{name: np.broadcast_to(array, (geometry.outputs,)).copy() for name, array in arrays.items()},
+    }
+    template = _Template(geometry, staging, epilogue, params)
+    return assemble_kernel("llvm", geometry, staging, epilogue, params, constants, template.body)
 
 
 @dataclass(frozen=True)
@@ -96,16 +91,7 @@ class _Template:
     epilogue: Epilogue
     params: DepthwiseParams
 
-    def build(self, constants: tuple[np.ndarray, ...]) -> tirx.PrimFunc:
-        names = ("weight", *self.epilogue.constant_names)
-        parameters = [
-            Parameter("x", self.geometry.input_shape, self.staging.source),
-            *(Parameter(n, c.shape, c.dtype.name) for n, c in zip(names, constants, strict=True)),
-            Parameter("y", self.geometry.output_shape, self.epilogue.dtype),
-        ]
-        return build_function(parameters, self._body)
-
-    def _body(self, buffers: list[Buffer]) -> None:
+    def body(self, buffers: list[Buffer]) -> None:
         x, weight, *constants, y = buffers
         staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
         full = self.geometry.channels // self.params.lanes

@@ -30,11 +30,6 @@ class Epilogue:
     relu: bool = False
     float_bias: bool = False
 
-    @property
-    def constant_names(self) -> tuple[str, ...]:
-        """Per-channel arrays it reads, in parameter order."""
-        return ("bias", "multiplier", "float_bias") if self.float_bias else ("bias", "multiplier")
-
 
 def epilogue_of(step: Dot, program: Program) -> Epilogue:
     """Return the epilogue of a step."""
@@ -44,8 +39,10 @@ def epilogue_of(step: Dot, program: Program) -> Epilogue:
     return Epilogue(output.quant.dtype, output.quant.zero_point, step.lower, step.upper)
 
 
-def channel_constants(step: Dot, program: Program, shift: int) -> tuple[np.ndarray, ...]:
+def channel_constants(step: Dot, program: Program, shift: int) -> dict[str, np.ndarray]:
     """Return the per-channel arrays [O] of the epilogue: folded bias int32, multiplier float32, float bias.
+
+    The bias takes back the zero point and the shift: ``bias - (zx + shift) * sum_k w[o, k]``, modulo 2^32.
 
     Args:
         step: The dot product.
@@ -61,10 +58,10 @@ def channel_constants(step: Dot, program: Program, shift: int) -> tuple[np.ndarr
     multiplier = np.float32(quant.scale) * step.weight_scale.astype(np.float32)
     if out is not None:
         multiplier = multiplier / np.float32(out.scale)
-    arrays = [bias.astype(np.int32), multiplier.astype(np.float32)]
+    arrays = {"bias": bias.astype(np.int32), "multiplier": multiplier.astype(np.float32)}
     if out is None and step.float_bias is not None:
-        arrays.append(step.float_bias.astype(np.float32))
-    return tuple(arrays)
+        arrays["float_bias"] = step.float_bias.astype(np.float32)
+    return arrays
 
 
 def emit_epilogue(
@@ -75,7 +72,7 @@ def emit_epilogue(
     Args:
         epilogue: What to compute.
         accumulator: int32 vector without the bias.
-        constants: Flat buffers in the order of ``Epilogue.constant_names``.
+        constants: Flat buffers in the order of ``channel_constants``.
         channel: Index of the first channel in those buffers.
         lanes: Number of channels.
     """

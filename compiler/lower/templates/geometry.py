@@ -13,8 +13,8 @@ from bitwright.compiler.program.ops import Dot, Program, QConv, QGemm, Step
 class DotGeometry:
     """A dot-product step as the kernels see it.
 
-    A Gemm, and a 1x1 convolution that touches every pixel once, is one image of height 1 whose width is the number of
-    rows M and whose channels are K.
+    A Gemm, and a 1x1 convolution that touches every pixel once, is one image of height 1 whose width is the
+    number of rows M and whose channels are K.
 
     Attributes:
         input_shape: Physical shape of the activation buffer, channels last.

@@ -1,17 +1,16 @@
 """Implicit GEMM for vector dot-product instructions: a register tile of output pixels times weight vectors.
 
-In channels-last order the activations under one kernel row are one contiguous run, so a convolution is a Gemm whose
-rows overlap; nothing is unfolded in memory.
+In channels-last order the activations under one kernel row are one contiguous run, so a convolution is a Gemm
+whose rows overlap; nothing is unfolded in memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from bitwright.compiler.lower.templates.assemble import assemble_kernel
 from bitwright.compiler.lower.templates.epilogue import (
     Epilogue,
     channel_constants,
@@ -24,9 +23,7 @@ from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
-    Parameter,
     allocate,
-    build_function,
     load,
     loop,
     pieces,
@@ -39,7 +36,7 @@ from bitwright.targets.backend import Kernel
 
 # Starting and joining threads costs microseconds: about what a million multiply-accumulates cost on one core.
 MIN_PARALLEL_MACS = 1 << 20
-# Enough pieces that threads of unequal speed finish together, few enough that each keeps its weights in the cache.
+# Enough pieces that threads of unequal speed finish together, few enough that each keeps its weights cached.
 PARALLEL_PIECES = 16
 EPILOGUE_LANES = 16
 
@@ -70,8 +67,8 @@ def choose_params(geometry: DotGeometry, instruction: DotInstruction) -> Implici
     """Choose the register tile with the fewest estimated issue slots.
 
     A reduction step of a tile of P pixels and V vectors issues P*V multiplications and P+V loads; fewer than
-    ``chains`` multiplications wait for their own results. Partial tiles at the end of a row and unused lanes of
-    the last block are counted, which is what separates the candidates.
+    ``chains`` multiplications wait for their own results. Partial tiles at the end of a row and unused
+    lanes of the last block are counted, which is what separates the candidates.
     """
     best = min(
         (
@@ -123,19 +120,12 @@ def implicit_gemm_kernel(
     )
     epilogue = epilogue_of(step, program)
     arrays = channel_constants(step, program, staging.shift)
-    constants = (
-        pack_weight(step.weight, geometry, layout),
-        *(pad_channels(a, geometry, layout) for a in arrays),
-    )
+    constants = {
+        "weight": pack_weight(step.weight, geometry, layout),
+        **{name: pad_channels(array, geometry, layout) for name, array in arrays.items()},
+    }
     template = _Template(geometry, staging, epilogue, instruction, layout, params)
-    return Kernel(
-        key=f"{instruction.name}|{geometry}|{staging}|{epilogue}|{params}",
-        function=template.build(constants),
-        constants=constants,
-        output_shape=geometry.output_shape,
-        output_dtype=epilogue.dtype,
-        intrinsic=instruction.name,
-    )
+    return assemble_kernel(instruction.name, geometry, staging, epilogue, params, constants, template.body)
 
 
 @dataclass(frozen=True)
@@ -165,16 +155,7 @@ class _Template:
     layout: WeightLayout
     params: ImplicitGemmParams
 
-    def build(self, constants: tuple[np.ndarray, ...]) -> tirx.PrimFunc:
-        names = ("weight", *self.epilogue.constant_names)
-        parameters = [
-            Parameter("x", self.geometry.input_shape, self.staging.source),
-            *(Parameter(n, c.shape, c.dtype.name) for n, c in zip(names, constants, strict=True)),
-            Parameter("y", self.geometry.output_shape, self.epilogue.dtype),
-        ]
-        return build_function(parameters, self._body)
-
-    def _body(self, buffers: list[Buffer]) -> None:
+    def body(self, buffers: list[Buffer]) -> None:
         x, weight, *constants, y = buffers
         staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
         views = _Buffers(staged, weight, constants, y)
@@ -234,16 +215,14 @@ class _Template:
     def _finish(self, views: _Buffers, tile: _Tile, accumulators: Buffer) -> None:
         blocks = self.layout.blocks(self.geometry)
         last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
-        if last == self.layout.block:
+        if last == self.layout.block or blocks == 1:
             self._store(views, tile, accumulators, last)
-        elif blocks == 1:
-            self._store(views, tile, accumulators, last)
-        else:
-            with T.If(tile.block % blocks < blocks - 1):
-                with T.Then():
-                    self._store(views, tile, accumulators, self.layout.block)
-                with T.Else():
-                    self._store(views, tile, accumulators, last)
+            return
+        with T.If(tile.block % blocks < blocks - 1):
+            with T.Then():
+                self._store(views, tile, accumulators, self.layout.block)
+            with T.Else():
+                self._store(views, tile, accumulators, last)
 
     def _store(self, views: _Buffers, tile: _Tile, accumulators: Buffer, channels: int) -> None:
         g, blocks = self.geometry, self.layout.blocks(self.geometry)

@@ -22,7 +22,8 @@ class DotInstruction:
         registers: Vector registers.
         scratch_registers: Of those, how many an accumulation needs besides accumulators and weights.
         chains: Independent accumulations that keep the unit busy: latency times units.
-        emit: (accumulator int32 x lanes, activations operand x step, weights int8 x lanes * step) -> accumulator.
+        emit: (accumulator int32 x lanes, activations operand x step, weights int8 x lanes * step) -> the new
+            accumulator.
     """
 
     name: str

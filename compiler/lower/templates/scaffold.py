@@ -34,8 +34,8 @@ def build_function(parameters: Sequence[Parameter], emit: Callable[[list[Buffer]
 
     Args:
         parameters: Buffers in the order of the call.
-        emit: Called with a one-dimensional view of every parameter; writes the body. Flat views keep all index
-            arithmetic in one place, whatever the rank of the tensor.
+        emit: Called with a one-dimensional view of every parameter; writes the body. Flat views keep all
+            index arithmetic in one place, whatever the rank of the tensor.
 
     Returns:
         A private ``s_tir`` function around a root block.
@@ -59,8 +59,8 @@ def allocate(shape: tuple[int, ...], dtype: str, scope: str = "global") -> Buffe
 def allocate_addressed(length: int, dtype: str) -> Buffer:
     """Allocate a flat scratch buffer whose elements are also reached through their address.
 
-    TensorIR shrinks allocations to the elements it sees accessed, and behind an address it sees only one; the store
-    to both ends keeps the whole length.
+    TensorIR shrinks allocations to the elements it sees accessed, and behind an address it sees only one; the
+    stores to both ends keep the whole length.
     """
     buffer = allocate((length,), dtype)
     for end in (0, length - 1):

@@ -29,8 +29,8 @@ class Staging:
 
     Attributes:
         source: Element type of the activations.
-        operand: Element type the instruction multiplies. Between uint8 and int8 the values move by 128, which the
-            folded bias takes back; wider types hold the same values.
+        operand: Element type the instruction multiplies. Between uint8 and int8 the values move by 128, which
+            the folded bias takes back; wider types hold the same values.
         height, width: Size of the image that is read, in pixels.
         slack: Elements that may be read behind the last pixel; they meet zero weights.
         copied: A copy is needed; else the parameter itself is read.
@@ -54,7 +54,7 @@ class Staging:
 def plan_staging(
     geometry: DotGeometry, source: str, operand: str, zero_point: int, overrun: int = 0
 ) -> Staging:
-    """Decide whether activations must be copied: for padding, another element type, or reads past a run's end.
+    """Decide whether activations must be copied: for padding, another type, or reads past a run's end.
 
     Args:
         geometry: Loop bounds.
