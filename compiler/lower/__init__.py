@@ -1,0 +1,1 @@
+"""From an integer Program to object files, by TVM."""

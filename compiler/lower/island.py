@@ -60,7 +60,9 @@ def _check_outputs(function: Any, model: ir.Model, where: str) -> None:
         expected = None if value.shape is None else [int(d) for d in value.shape.numpy()]
         dtype = None if value.dtype is None else value.dtype.numpy().name
         if shape != expected or str(kind.dtype) != dtype:
-            what = f"TVM infers {kind.dtype}{shape} for output '{value.name}', the model says {dtype}{expected}"
+            what = (
+                f"TVM infers {kind.dtype}{shape} for output '{value.name}', the model says {dtype}{expected}"
+            )
             raise ToolchainError(what, where=where, fix="leave this part to ONNX Runtime")
 
 
@@ -85,7 +87,9 @@ def _single_node_model(node: ir.Node, model: ir.Model) -> ir.Model:
     initializers: list[ir.Value] = []
     for value in node.inputs:
         if value is not None and value.name and value.name not in seen:
-            copy = ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
+            copy = ir.Value(
+                name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
+            )
             seen[value.name] = copy
             if value.const_value is not None:
                 initializers.append(copy)
@@ -100,8 +104,12 @@ def _single_node_model(node: ir.Node, model: ir.Model) -> ir.Model:
         name=node.name,
     )
     graph = ir.Graph(
-        list(inputs), outputs, nodes=[copy_node], initializers=initializers,
-        opset_imports=dict(model.graph.opset_imports), name="one",
+        list(inputs),
+        outputs,
+        nodes=[copy_node],
+        initializers=initializers,
+        opset_imports=dict(model.graph.opset_imports),
+        name="one",
     )
     return ir.Model(graph, ir_version=model.ir_version)
 

@@ -1,4 +1,4 @@
-"""The list of kernel calls of a compiled module, in execution order: maps a recorded trace back to the Program.
+"""The kernel calls of a compiled module, in execution order: maps a recorded trace back to the Program.
 
 The n-th entry describes the n-th kernel call of ``main``. No tvm here: bundles and verifiers read it as JSON.
 """
@@ -76,6 +76,11 @@ def to_logical(array: np.ndarray, stored: Stored) -> np.ndarray:
         raise InternalError(what, where=stored.tensor)
     physical = array.reshape([stored.shape[axis] for axis in stored.order])
     return np.ascontiguousarray(np.transpose(physical, np.argsort(stored.order)))
+
+
+def activation_counts(table: Sequence[KernelCall]) -> dict[str, int]:
+    """Return how many leading arguments of each kernel are activations; the last argument is its output."""
+    return {call.function: len(call.inputs) for call in table}
 
 
 def dump_table(table: Sequence[KernelCall]) -> str:

@@ -1,8 +1,8 @@
 """Storage orders: which permutation of its logical axes a tensor lies in memory.
 
 An order is a tuple of logical axes, outermost first: ``(0, 1, 2, 3)`` is row-major NCHW, ``(0, 2, 3, 1)`` is
-channels-last. Float tensors and graph inputs and outputs are always row-major; integers take the order that saves
-conversions.
+channels-last. Float tensors and graph inputs and outputs are always row-major; integers take the order that
+saves conversions.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def same_storage(shape: Sequence[int], first: Order, second: Order) -> bool:
 
 
 def transposed(order: Order, perm: Sequence[int]) -> Order:
-    """Return the order of ``transpose(x, perm)`` when the bytes of ``x``, stored in ``order``, stay in place."""
+    """Return the order of ``transpose(x, perm)`` when the bytes of ``x``, in ``order``, stay in place."""
     position = {source: axis for axis, source in enumerate(perm)}
     return tuple(position[axis] for axis in order)
 
 
 def before_transpose(order: Order, perm: Sequence[int]) -> Order:
-    """Return the order ``x`` must have for ``transpose(x, perm)`` to lie in ``order``: inverse of ``transposed``."""
+    """Return the order of ``x`` for which ``transpose(x, perm)`` lies in ``order``."""
     return tuple(perm[axis] for axis in order)
 
 
@@ -65,8 +65,8 @@ def dot_order(step: Step, rank: int) -> Order:
 def demanded_orders(program: Program) -> dict[str, Order]:
     """Return for each integer tensor the order that its first demanding consumer wants.
 
-    Elementwise steps pass the demand for their output on to inputs of the same rank, a transpose passes it on permuted;
-    graph outputs and float islands want row-major.
+    Elementwise steps pass the demand for their output on to inputs of the same rank, a transpose passes it
+    on permuted; graph outputs and float islands want row-major.
 
     Returns:
         Orders by tensor name; a tensor nobody has a wish for is absent.
@@ -97,12 +97,16 @@ def _wish(step: Step, name: str, program: Program, demand: Mapping[str, Order]) 
 
 
 def elementwise_order(
-    inputs: Sequence[str], output: str, program: Program, orders: Mapping[str, Order], demand: Mapping[str, Order]
+    inputs: Sequence[str],
+    output: str,
+    program: Program,
+    orders: Mapping[str, Order],
+    demand: Mapping[str, Order],
 ) -> Order:
     """Return the order a step writes that can read every input in any order.
 
-    The common order of the full-rank inputs, so that reads and writes run along memory; where they differ, the demand
-    for the output decides, else the order of the largest input.
+    The common order of the full-rank inputs, so that reads and writes run along memory; where they differ,
+    the demand for the output decides, else the order of the largest input.
     """
     rank = len(program.tensor(output).shape)
     full = [name for name in inputs if len(program.tensor(name).shape) == rank]

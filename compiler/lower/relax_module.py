@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-
 from tvm import relax
 
 from bitwright.compiler.errors import InternalError
@@ -86,7 +85,8 @@ def build_module(
     Args:
         program: Static shapes; steps in topological order.
         profile: Passed on to ``dot_kernel``.
-        dot_kernel: Gives the kernel of a QGemm or QConv step. Gemm activations are row-major [..., K], Conv activations
+        dot_kernel: Gives the kernel of a QGemm or QConv step. Gemm activations are row-major [..., K], Conv
+            activations
             channels-last.
         progress: Called with each step's name before it is lowered.
 
@@ -111,7 +111,7 @@ def build_module(
 
 
 def _needed_steps(program: Program) -> set[str]:
-    """Return the names of the steps whose results are used: Relax would drop the others, and the table must agree."""
+    """Return the names of the steps whose results are used: Relax drops the others."""
     wanted, needed = set(program.outputs), set()
     for step in reversed(program.steps):
         if wanted.intersection(step.outputs):
@@ -132,6 +132,8 @@ class _Assembler:
         self.functions: dict[str, Any] = {}
         self.occurrences: Counter[str] = Counter()
         self.calls: list[KernelCall] = []
+        for name, array in program.constants.items():
+            self.values[name] = self.constant(name, array)
 
     def parameter(self, name: str, position: int) -> Any:
         """Return the Relax parameter of a graph input; its name is a number, not the model's."""
@@ -139,6 +141,12 @@ class _Assembler:
         parameter = relax.Var(f"input_{position}", relax.TensorType(tensor.shape, tensor.dtype))
         self.values[name] = _Value(parameter, row_major(len(tensor.shape)))
         return parameter
+
+    def constant(self, name: str, array: np.ndarray) -> _Value:
+        """Return a constant operand, stored in the order its first consumer wants."""
+        order = self.demand.get(name, row_major(array.ndim))
+        stored = array.transpose(order).copy(order="C")
+        return _Value(relax.const(stored, stored.dtype.name), order)
 
     def row_major_result(self, name: str) -> Any:
         """Return a graph output in row-major order and logical shape."""
@@ -214,7 +222,9 @@ class _Assembler:
             self.values[step.output] = _Value(value.expr, transposed(value.order, step.perm))
         elif step.kind == "reshape":
             value = self.in_order(source, row_major(len(self.program.tensor(source).shape)))
-            self.values[step.output] = _Value(value.expr, row_major(len(self.program.tensor(step.output).shape)))
+            self.values[step.output] = _Value(
+                value.expr, row_major(len(self.program.tensor(step.output).shape))
+            )
         else:
             self.any_order(step, step.kind, move)
 
@@ -256,7 +266,9 @@ class _Assembler:
         constants = [relax.const(c, c.dtype.name) for c in kernel.constants]
         symbol = function.name_hint
         self.calls.append(
-            KernelCall(step, operation, symbol, self.occurrences[symbol], kernel.intrinsic, tuple(stored), result)
+            KernelCall(
+                step, operation, symbol, self.occurrences[symbol], kernel.intrinsic, tuple(stored), result
+            )
         )
         self.occurrences[symbol] += 1
         result_type = relax.TensorType(kernel.output_shape, kernel.output_dtype)

@@ -1,6 +1,7 @@
-"""A simple CPU schedule for the float rest: parallel outer loops, contiguous inner loops, register tiles for sums.
+"""A simple CPU schedule for the float rest.
 
-TVM's own CPU pipeline leaves these functions as naive serial loops with the reduction innermost.
+Parallel outer loops, contiguous inner loops, register tiles for sums. TVM's own CPU pipeline leaves these
+functions as naive serial loops with the reduction innermost.
 """
 
 from __future__ import annotations
@@ -85,12 +86,14 @@ def _divisor(number: int, limit: int) -> int:
 
 
 def _reads_along(statement: Any, variable: Any) -> bool:
-    """Tell whether some input's innermost index moves with ``variable``, so that vectors along it are contiguous."""
+    """Tell whether some input's innermost index moves with ``variable``: vectors are contiguous."""
     innermost = [read.region[-1].min for read in statement.reads if len(read.region)]
     return any(v.same_as(variable) for index in innermost for v in undefined_vars(index))
 
 
-def _tiled_sum(schedule: s_tir.Schedule, block: Any, loops: list[Any], sizes: list[int], spatial: int) -> None:
+def _tiled_sum(
+    schedule: s_tir.Schedule, block: Any, loops: list[Any], sizes: list[int], spatial: int
+) -> None:
     """Keep a tile of ROW_TILE x COLUMN_TILE sums in registers while the reduction loops run."""
     store = schedule.cache_write(block, 0, "local")
     columns = schedule.split(loops[spatial - 1], _halves(sizes[spatial - 1], COLUMN_TILE))
@@ -105,7 +108,7 @@ def _tiled_sum(schedule: s_tir.Schedule, block: Any, loops: list[Any], sizes: li
         schedule.unroll(loop)
     schedule.vectorize(columns[1])
     schedule.vectorize(schedule.get_loops(store)[-1])
-    _parallel(schedule, [*lead, columns[0]] if not lead else lead, math.prod(sizes))
+    _parallel(schedule, lead if lead else [*lead, columns[0]], math.prod(sizes))
     schedule.decompose_reduction(block, reductions[0])
 
 

@@ -1,4 +1,4 @@
-"""Every target-neutral kernel, bit for bit against numpy written from the formulas in compiler/program/ops.py."""
+"""Every target-neutral kernel, bit for bit against numpy written from compiler/program/ops.py."""
 
 import ctypes
 from itertools import product
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from bitwright.compiler.lower.compile import compile_module
-
 from bitwright.compiler.lower.relax_module import build_module
 from bitwright.compiler.program.ops import (
     Dequantize,
@@ -68,11 +67,20 @@ class Case:
     def stored(self, array, quant, order):
         """Feed ``array`` so that inside the program its bytes lie in ``order``."""
         source = self.feed(array.transpose(order).copy(order="C"), quant)
-        return self.add(Move, (source,), array.shape, quant, kind="transpose", perm=tuple(int(a) for a in np.argsort(order)))
+        return self.add(
+            Move,
+            (source,),
+            array.shape,
+            quant,
+            kind="transpose",
+            perm=tuple(int(a) for a in np.argsort(order)),
+        )
 
     def add(self, operation, inputs, shape, quant, expected=None, **fields):
         output = self.tensor(shape, quant)
-        self.steps.append(operation(name=f"s{len(self.steps)}", inputs=tuple(inputs), outputs=(output,), **fields))
+        self.steps.append(
+            operation(name=f"s{len(self.steps)}", inputs=tuple(inputs), outputs=(output,), **fields)
+        )
         if expected is not None:
             self.expected[output] = expected
         return output
@@ -117,7 +125,12 @@ def test_quantize_and_dequantize(q):
     for shape in [(2, 5, 7, 9), (1, 3, 40, 33), (37,), (4, 300), (), (1, 16, 1, 1)]:
         x = float_samples(shape, q)
         case.add(Quantize, [case.feed(x)], shape, q, quantized(x, q))
-    for shape, orders in [((2, 5, 7, 9), ORDERS), ((3, 70), [(0, 1), (1, 0)]), ((), [()]), ((2, 32, 9, 40), ORDERS)]:
+    for shape, orders in [
+        ((2, 5, 7, 9), ORDERS),
+        ((3, 70), [(0, 1), (1, 0)]),
+        ((), [()]),
+        ((2, 32, 9, 40), ORDERS),
+    ]:
         for order in orders:
             a = integers(shape, q)
             x = (a.astype(np.int32) - q.zero_point).astype(np.float32) * f32(q.scale)
@@ -129,7 +142,9 @@ def test_quantize_writes_the_order_its_consumer_wants():
     case = Case()
     x = float_samples((2, 6, 5, 4), U8)
     q = case.add(Quantize, [case.feed(x)], x.shape, U8)
-    case.add(QPool, [q], (2, 6, 1, 1), U8, quantized(x, U8).max((2, 3), keepdims=True), kind="max", kernel=(5, 4))
+    case.add(
+        QPool, [q], (2, 6, 1, 1), U8, quantized(x, U8).max((2, 3), keepdims=True), kind="max", kernel=(5, 4)
+    )
     table = case.check().kernel_table
     assert [c.operation for c in table] == ["Quantize", "QPool.max"]
     assert table[0].output.order == (0, 2, 3, 1)
@@ -178,10 +193,21 @@ def test_add_and_multiply(kind, reference, qa, qb, qy):
 
 def test_add_equals_numpy_on_every_pair_of_integers():
     case = Case()
-    a, b = (np.ascontiguousarray(v) for v in np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(-128, 128).astype(np.int8)))
+    a, b = (
+        np.ascontiguousarray(v)
+        for v in np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(-128, 128).astype(np.int8))
+    )
     for y in (OUT_U8, OUT_S8):
         expected = added(a, U8, b, S8, y, *y.bounds)
-        case.add(QAdd, [case.feed(a, U8), case.feed(b, S8)], a.shape, y, expected, lower=y.bounds[0], upper=y.bounds[1])
+        case.add(
+            QAdd,
+            [case.feed(a, U8), case.feed(b, S8)],
+            a.shape,
+            y,
+            expected,
+            lower=y.bounds[0],
+            upper=y.bounds[1],
+        )
     case.check()
 
 
@@ -199,7 +225,9 @@ def test_look_up(qx, qy):
 def test_concat():
     case = Case()
     for axis in range(4):
-        parts = [integers(tuple(s if a == axis else d for a, d in enumerate((2, 3, 5, 4))), U8) for s in (1, 6, 2)]
+        parts = [
+            integers(tuple(s if a == axis else d for a, d in enumerate((2, 3, 5, 4))), U8) for s in (1, 6, 2)
+        ]
         whole = np.concatenate(parts, axis)
         for orders in [ORDERS, [(0, 2, 3, 1)] * 3]:
             names = [case.stored(p, U8, o) for p, o in zip(parts, orders, strict=True)]
@@ -221,18 +249,22 @@ def windows(a, fill, out, step):
 
 
 POOLS = [
-    ((2, 5, 9, 8), (2, 5, 4, 4), dict(kernel=(3, 2), strides=(2, 2), pads=(0, 0, 0, 0))),
-    ((1, 20, 7, 7), (1, 20, 7, 7), dict(kernel=(3, 3), strides=(1, 1), pads=(1, 1, 1, 1))),
-    ((2, 33, 6, 5), (2, 33, 1, 1), dict(kernel=(6, 5), strides=(1, 1), pads=(0, 0, 0, 0))),
-    ((1, 4, 7, 6), (1, 4, 4, 3), dict(kernel=(2, 3), strides=(2, 2), pads=(1, 0, 0, 1))),
-    ((1, 4, 8, 8), (1, 4, 5, 5), dict(kernel=(2, 2), strides=(2, 2), pads=(1, 1, 1, 1))),
+    ((2, 5, 9, 8), (2, 5, 4, 4), {"kernel": (3, 2), "strides": (2, 2), "pads": (0, 0, 0, 0)}),
+    ((1, 20, 7, 7), (1, 20, 7, 7), {"kernel": (3, 3), "strides": (1, 1), "pads": (1, 1, 1, 1)}),
+    ((2, 33, 6, 5), (2, 33, 1, 1), {"kernel": (6, 5), "strides": (1, 1), "pads": (0, 0, 0, 0)}),
+    ((1, 4, 7, 6), (1, 4, 4, 3), {"kernel": (2, 3), "strides": (2, 2), "pads": (1, 0, 0, 1)}),
+    ((1, 4, 8, 8), (1, 4, 5, 5), {"kernel": (2, 2), "strides": (2, 2), "pads": (1, 1, 1, 1)}),
 ]
 
 
 @pytest.mark.parametrize("q", [U8, S8], ids=["uint8", "int8"])
 def test_max_pool(q):
     case = Case()
-    dilated = ((1, 6, 9, 9), (1, 6, 5, 5), dict(kernel=(3, 3), strides=(1, 1), pads=(0, 0, 0, 0), dilations=(2, 2)))
+    dilated = (
+        (1, 6, 9, 9),
+        (1, 6, 5, 5),
+        {"kernel": (3, 3), "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (2, 2)},
+    )
     for shape, out, step in [*POOLS, dilated]:
         a, y = integers(shape, q), np.empty(out, q.dtype)
         for oh, ow, window in windows(a, None, out, step):
@@ -267,7 +299,9 @@ def test_moves():
 
         y = a[1:2, 4::-2, :, 1:6:2]
         case.add(Move, source(), y.shape, q, y, kind="slice", starts=(1, 4, 0, 1), steps=(1, -2, 1, 2))
-        indices = tuple(np.array(i, np.int64) for i in ([0, 1], range(6), [0, 0, 1, 2, 2, 3, 4, 4], [6, 3, 0]))
+        indices = tuple(
+            np.array(i, np.int64) for i in ([0, 1], range(6), [0, 0, 1, 2, 2, 3, 4, 4], [6, 3, 0])
+        )
         y = a[np.ix_(*indices)]
         case.add(Move, source(), y.shape, q, y, kind="resize_nearest", indices=indices)
         pads, fill = (0, 1, 2, 0, 0, 0, 1, 3), q.zero_point
@@ -277,7 +311,9 @@ def test_moves():
         case.add(Move, source(), y.shape, q, y, kind="pad", pads=(0, 0, -1, 0, 0, 0, 1, 0), fill=fill)
         case.add(Move, source(), (4, 3, 5, 7), q, a.reshape(4, 3, 5, 7), kind="reshape")
         case.add(Move, source(), (210, 2), q, a.reshape(210, 2), kind="reshape")
-        case.add(Move, source(), (7, 5, 2, 6), q, a.transpose(3, 2, 0, 1), kind="transpose", perm=(3, 2, 0, 1))
+        case.add(
+            Move, source(), (7, 5, 2, 6), q, a.transpose(3, 2, 0, 1), kind="transpose", perm=(3, 2, 0, 1)
+        )
     b = integers((3, 1, 5), S8)
     y = np.broadcast_to(b, (2, 3, 4, 5)).copy()
     case.add(Move, [case.feed(b, S8)], y.shape, S8, y, kind="expand")

@@ -1,1 +1,1 @@
-"""Target-neutral TensorIR kernels: plain loops that LLVM vectorises, exact to the formulas in ``program.ops``."""
+"""Target-neutral TensorIR kernels: plain loops that LLVM vectorises, exact to ``program.ops``."""

@@ -40,14 +40,10 @@ def add_scalars(step: QAdd, program: Program) -> np.ndarray:
     return np.array([ra, rb, c, step.lower, step.upper], np.float32)
 
 
-def _binary(
-    output: View, inputs: list[View], function: Callable[[Expr, Expr], Expr]
-) -> None:
+def _binary(output: View, inputs: list[View], function: Callable[[Expr, Expr], Expr]) -> None:
     first, second = inputs
     tail = common_tail(output, inputs)
-    for_each(
-        output.shape, output.order, tail, lambda i: output.store(i, function(first.at(i), second.at(i)))
-    )
+    for_each(output.shape, output.order, tail, lambda i: output.store(i, function(first.at(i), second.at(i))))
 
 
 def add(step: QAdd, program: Program, orders: Mapping[str, Order]) -> Kernel:

@@ -1,8 +1,8 @@
 """Building blocks of the target-neutral kernels: buffers, loop nests and exact float32 primitives.
 
-Scalars that depend on scales are passed in constant buffers and never baked into the code. That lets steps with
-different scales share one function, and it keeps divisions: TVM rewrites division by a literal into multiplication by
-its reciprocal, which rounds differently.
+Scalars that depend on scales are passed in constant buffers and never baked into the code. That lets steps
+with different scales share one function, and it keeps divisions: TVM rewrites division by a literal into
+multiplication by its reciprocal, which rounds differently.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from bitwright.targets.backend import Kernel
 Expr: TypeAlias = Any  # tvm.tirx expressions are untyped
 Index: TypeAlias = list[Any]
 
-# relax.op_pattern_kind kOpaque: Relax must not fuse float code into an integer kernel, nor two of them into one.
+# relax.op_pattern_kind kOpaque: Relax must not fuse float code into an integer kernel, nor two of them into
+# one.
 OPAQUE = 8
 PARALLEL_MIN_ELEMENTS = 8192
 MAX_TASKS = 64
@@ -75,7 +76,8 @@ def kernel(
         orders: Storage order by tensor name; the output's included.
         tensors: Names of the activations, and of the output.
         constants: Constant arguments.
-        emit: Writes the loops, given views of the activations, the constants' buffers and a view of the output.
+        emit: Writes the loops, given views of the activations, the constants' buffers and a view of the
+            output.
         details: Everything else that the code depends on, with a repr that tells all; part of the key.
     """
     names, output = tensors
@@ -143,7 +145,7 @@ def for_each(shape: Sequence[int], order: Order, tail: int, body: Callable[[Inde
 
 
 def parallel(extent: int, elements: int) -> Any:
-    """Return a loop over ``extent`` that uses the thread pool if there are enough elements to earn its cost."""
+    """Return a loop over ``extent``: in the thread pool if there are enough elements to earn its cost."""
     return tir.parallel(extent) if elements >= PARALLEL_MIN_ELEMENTS else tir.serial(extent)
 
 
@@ -170,8 +172,8 @@ def _logical(physical: Index, order: Order) -> Index:
 def map_elements(source: View, output: View, function: Callable[[Expr], Expr]) -> None:
     """Write ``output[i] = function(source[i])`` for equal logical shapes in any two storage orders.
 
-    Where the innermost axes differ, a tile over both is computed along the input's memory and then written along the
-    output's, so that neither side walks with a stride through main memory.
+    Where the innermost axes differ, a tile over both is computed along the input's memory and then written
+    along the output's, so that neither side walks with a stride through main memory.
     """
     inner_in, inner_out = source.order[-1:], output.order[-1:]
     if inner_in == inner_out:
@@ -214,7 +216,7 @@ def as_float(value: Expr) -> Expr:
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
-    """Return ``a * b + c`` rounded once (LLVM's ``fmuladd``, which TVM uses for its own fma, may round twice)."""
+    """Return ``a * b + c`` rounded once; TVM's own fma is LLVM's ``fmuladd``, which may round twice."""
     return tir.call_llvm_pure_intrin("llvm.fma", a, b, c, dtype="float32")
 
 

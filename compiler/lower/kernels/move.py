@@ -1,4 +1,4 @@
-"""Kernels that move integers unchanged: concatenation, slices, nearest resize, padding, expansion, storage order."""
+"""Kernels that move integers unchanged."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ def _gather(
 
 def _resize(step: Move, program: Program, orders: Mapping[str, Order]) -> Kernel:
     shape = program.tensor(step.inputs[0]).shape
-    same = [np.array_equal(index, np.arange(extent)) for index, extent in zip(step.indices, shape, strict=True)]
+    same = [
+        np.array_equal(index, np.arange(extent)) for index, extent in zip(step.indices, shape, strict=True)
+    ]
     tables = tuple(np.asarray(t, np.int32) for t, keep in zip(step.indices, same, strict=True) if not keep)
 
     def emit(inputs: list[View], constants: list[Any], output: View) -> None:

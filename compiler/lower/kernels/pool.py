@@ -52,7 +52,7 @@ def _maximum(step: QPool, program: Program, orders: Mapping[str, Order]) -> Kern
 
 
 def average_multipliers(step: QPool, program: Program) -> np.ndarray:
-    """Return float32 [OH, OW]: ``f32(f32(sx / sy) / f32(n))`` with n the elements averaged at that position."""
+    """Return float32 [OH, OW]: ``f32(f32(sx / sy) / f32(n))``, n elements averaged at that position."""
     x, y = program.tensor(step.inputs[0]), program.tensor(step.output)
     assert x.quant is not None and y.quant is not None
     counts = [
@@ -62,7 +62,7 @@ def average_multipliers(step: QPool, program: Program) -> np.ndarray:
     if step.count_include_pad:
         n = np.full_like(n, step.kernel[0] * step.kernel[1])
     ratio = np.float32(x.quant.scale) / np.float32(y.quant.scale)
-    return (ratio / np.maximum(n, 1).astype(np.float32)).astype(np.float32)
+    return np.divide(ratio, np.maximum(n, 1).astype(np.float32), dtype=np.float32)
 
 
 def _inside(out: int, kernel_size: int, stride: int, before: int, size: int) -> np.ndarray:
