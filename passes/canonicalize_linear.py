@@ -24,10 +24,10 @@ from bitwright.passes.rewriting import add_initializer, fresh_names, frozen_arra
 class CanonicalizeLinear:
     """Rewrite Gemm and MatMul with a constant weight.
 
-    Gemm gets ``alpha = beta = 1``, ``transA = transB = 0``, its weight stored [K, N] and its bias [N]; the factors go
-    into weight and bias. A MatMul whose weight stands behind a Transpose gets the transposed weight. Weights that
-    several such layers share stay shared. A weight that anything else reads (an embedding table, say) is not
-    transposed, because that would store it twice; a note says so.
+    Gemm gets ``alpha = beta = 1``, ``transA = transB = 0``, its weight stored [K, N] and its bias [N]; the
+    factors go into weight and bias. A MatMul whose weight stands behind a Transpose gets the transposed
+    weight. Weights that several such layers share stay shared. A weight that anything else reads (an
+    embedding table, say) is not transposed, because that would store it twice; a note says so.
     """
 
     name: ClassVar[str] = "canonicalize_linear"
@@ -57,7 +57,7 @@ class _Edit:
         self.changed += any(steps)
 
     def fold_transpose(self, matmul: ir.Node) -> None:
-        """Store the weight transposed where MatMul reads ``Transpose(weight)`` and nobody else reads the weight."""
+        """Store the weight transposed where MatMul alone reads it, through a Transpose."""
         source = matmul.inputs[1]
         transpose = source.producer() if source is not None else None
         if source is None or transpose is None or not is_op(transpose, "Transpose"):
@@ -99,7 +99,7 @@ class _Edit:
         return True
 
     def _bias(self, gemm: ir.Node) -> bool:
-        """Multiply a constant bias by beta and store it as [N]; a bias that differs by row is only multiplied."""
+        """Multiply a constant bias by beta and store it as [N]; one that differs by row is only multiplied."""
         beta = gemm.attributes.get_float("beta", 1.0)
         bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
         weight = gemm.inputs[1]
@@ -131,7 +131,7 @@ class _Edit:
             "Transpose", [source], {"perm": [1, 0]}, name=self.names(f"{gemm.name}_transpose")
         )
         out = transpose.outputs[0]
-        out.name, out.dtype = self.names(f"{source.name}_transposed"), source.dtype
+        out.name, out.type = self.names(f"{source.name}_transposed"), source.type
         if source.shape is not None:
             out.shape = ir.Shape(list(reversed(list(source.shape))))
         graph_of(gemm).insert_before(gemm, transpose)

@@ -1,4 +1,4 @@
-"""Scaling and shifting the output channels of a layer with a constant weight: the algebra BatchNorm folding needs."""
+"""Scale and shift the output channels of a constant layer: the algebra behind BatchNormalization folding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def apply_to_channels(layer: Layer, scale: np.ndarray | None, shift: np.ndarray,
     """Make the layer compute ``y * scale + shift`` per output channel instead of ``y``.
 
     Args:
-        layer: The layer, edited in place; initializers shared with other nodes are not touched, it gets its own.
+        layer: The layer, edited in place; initializers shared with other nodes are not
+            touched, it gets its own.
         scale: float64 [channels], or None for 1.
         shift: float64 [channels].
         names: Source of initializer names.

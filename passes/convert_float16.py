@@ -15,15 +15,16 @@ from bitwright.passes.rewriting import fresh_names
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
+NOTE = "16-bit floats are computed in float32; inputs and outputs keep their type"
 KNOWN_DOMAINS = (*STANDARD_DOMAINS, "com.microsoft", "ai.onnx.ml")
 
 
 @dataclass(frozen=True)
 class ConvertFloat16:
-    """Make float16 and bfloat16 weights, constants and values float32; inputs and outputs keep their type by a Cast.
+    """Make 16-bit weights, constants and values float32; inputs and outputs keep their type by a Cast.
 
-    Weights keep their values exactly. Results differ from the 16-bit model's by that model's own rounding, which
-    float32 does not do, and a value that overflowed to infinity no longer does.
+    Weights keep their values exactly. Results differ from the 16-bit model's by that model's own rounding,
+    which float32 does not do, and a value that overflowed to infinity no longer does.
     """
 
     name: ClassVar[str] = "convert_float16"
@@ -46,9 +47,7 @@ class ConvertFloat16:
         edges = _edges(model)
         changed = sum(_widen_value(v) for v in _values(model) if v not in edges)
         changed += sum(_widen_attributes(n, edges) for g in model.graphs() for n in g)
-        return PassResult(
-            model, changed, ("16-bit floats are computed in float32; inputs and outputs keep their type",)
-        )
+        return PassResult(model, changed, (NOTE,))
 
 
 def _edges(model: ir.Model) -> set[ir.Value]:
@@ -85,8 +84,10 @@ def _refuse_unknown_operators(model: ir.Model) -> None:
         for node in graph:
             touched = [v for v in [*node.inputs, *node.outputs] if v is not None and v.dtype in HALF]
             if node.domain not in KNOWN_DOMAINS and touched:
+                operator = f"{node.domain}.{node.op_type}"
+                msg = f"operator {operator} works on 16-bit floats and may not accept float32"
                 raise ModelError(
-                    f"operator {node.domain}.{node.op_type} works on 16-bit floats and may not accept float32",
+                    msg,
                     where=f"node '{node_label(node)}'",
                     fix="export the model in float32",
                 )
@@ -141,7 +142,7 @@ def _widen_value(value: ir.Value) -> bool:
 
 
 def _half_attributes(node: ir.Node, edges: set[ir.Value]) -> list[ir.Attr]:
-    """Return the attributes that hold a 16-bit tensor or name a 16-bit type, the Cast at the edge excepted."""
+    """Return the attributes that hold a 16-bit tensor or name a 16-bit type, edge Casts excepted."""
     if is_op(node, "Cast") and node.outputs[0] in edges:
         return []
     return [a for a in node.attributes.values() if _is_half_attribute(a)]

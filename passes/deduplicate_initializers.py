@@ -18,8 +18,8 @@ from bitwright.passes.contract import PassResult
 class DeduplicateInitializers:
     """Initializers of one graph with equal type, shape and bits become one: tied weights are tied again.
 
-    Candidates are found by hash and then compared, so that a hash collision cannot merge two weights. Only tensors
-    that share type and shape with another one are read at all.
+    Candidates are found by hash and then compared, so that a hash collision cannot merge two weights. Only
+    tensors that share type and shape with another one are read at all.
     """
 
     name: ClassVar[str] = "deduplicate_initializers"
@@ -54,7 +54,7 @@ def _merge(group: list[ir.Value]) -> int:
 
 
 def _digest(value: ir.Value) -> bytes:
-    return hashlib.blake2b(_bits(value), digest_size=16).digest()
+    return hashlib.blake2b(_bits(value).data, digest_size=16).digest()
 
 
 def _bits(value: ir.Value) -> np.ndarray:

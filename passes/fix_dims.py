@@ -61,24 +61,27 @@ def _check(model: ir.Model, dims: Mapping[str, int]) -> None:
     for name, size in dims.items():
         where = f"dimension {name}={size}"
         if size < 1:
-            raise UsageError("a dimension must be at least 1", where=where, fix="give a positive integer")
+            msg = "a dimension must be at least 1"
+            raise UsageError(msg, where=where, fix="give a positive integer")
         if name not in known:
+            msg = f"'{name}' is no dynamic dimension of the model's inputs"
             raise UsageError(
-                f"'{name}' is no dynamic dimension of the model's inputs",
+                msg,
                 where=where,
                 fix=nearest(name, known) if known else "all input dimensions are fixed: leave it out",
             )
 
 
 def _fix_axis(model: ir.Model, key: str, size: int) -> bool:
-    """Fix an unnamed dimension given as ``input:axis``; a named one whose name looks like that is not touched."""
+    """Fix an unnamed dimension given as ``input:axis``."""
     match = _POSITION.fullmatch(key)
     assert match is not None, "only called for positions"
     for value in model.graph.inputs:
         axis = int(match["axis"])
         if value.name == match["input"] and value.shape is not None and axis < len(value.shape):
             dims = list(value.shape)
-            if isinstance(dims[axis], ir.SymbolicDim) and dims[axis].value is None:
+            dim = dims[axis]
+            if not isinstance(dim, int) and dim.value is None:
                 dims[axis] = size
                 value.shape = ir.Shape(dims)
                 return True
@@ -89,8 +92,12 @@ def _substitute(value: ir.Value, dims: Mapping[str, int]) -> bool:
     if value.shape is None:
         return False
     old = list(value.shape)
-    new = [dims.get(d.value, d) if isinstance(d, ir.SymbolicDim) and d.value else d for d in old]
+    new: list[int | ir.SymbolicDim] = [_sized(dim, dims) for dim in old]
     if new == old:
         return False
     value.shape = ir.Shape(new)
     return True
+
+
+def _sized(dim: int | ir.SymbolicDim, dims: Mapping[str, int]) -> int | ir.SymbolicDim:
+    return dim if isinstance(dim, int) or dim.value is None else dims.get(dim.value, dim)

@@ -20,8 +20,8 @@ DEFAULT_EPSILON = 1e-5
 class FoldBatchNorm:
     """Conv, ConvTranspose or Gemm followed by BatchNormalization becomes the layer alone.
 
-    ``scale = gamma / sqrt(var + eps)``, ``shift = beta - mean * scale``, computed in float64 and rounded once. A
-    BatchNormalization in training mode, with computed parameters, or behind anything else stays.
+    ``scale = gamma / sqrt(var + eps)``, ``shift = beta - mean * scale``, computed in float64 and rounded
+    once. A BatchNormalization in training mode, with computed parameters, or behind anything else stays.
     """
 
     name: ClassVar[str] = "fold_batchnorm"

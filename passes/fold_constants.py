@@ -26,9 +26,9 @@ TIED_RANK = 2  # constants of lower rank are biases and shapes, free to copy
 class FoldConstants:
     """Fold constant expressions with onnxscript's folder, which also shapes chains of Shape, Gather, Concat.
 
-    Never folded: quantizers (they are the quantization), random operators, the Transpose of a weight that another
-    node reads as well (an embedding table tied to the output layer), and results that would add more than
-    ``budget_bytes`` to the model.
+    Never folded: quantizers (they are the quantization), random operators, the Transpose of a weight that
+    another node reads as well (an embedding table tied to the output layer), and results that would add more
+    than ``budget_bytes`` to the model.
 
     Attributes:
         budget_bytes: Largest growth one folded node may cause.
@@ -54,7 +54,8 @@ class FoldConstants:
             try:
                 modified = folder(model).modified
             except RuntimeError as error:
-                raise ModelError(f"{error}: {error.__cause__}", fix="export the model again") from error
+                msg = f"{error}: {error.__cause__}"
+                raise ModelError(msg, fix="export the model again") from error
         _drop_provenance(model)
         return PassResult(model, max(1, before - _nodes(model)) if modified else 0)
 

@@ -16,7 +16,7 @@ from bitwright.passes.rewriting import bypass, fresh_names, frozen_array, only_l
 
 @dataclass(frozen=True)
 class FoldConvAdd:
-    """``Add(Conv(x), c)`` with a constant ``c`` of one value a channel (or one value) becomes a Conv with that bias.
+    """``Add(Conv(x), c)`` with one constant value a channel (or one in all) becomes a Conv with that bias.
 
     Holds for ConvTranspose too. A constant that differs over batch or space stays an Add.
     """

@@ -14,8 +14,8 @@ from bitwright.passes.contract import PassResult
 class FreezeDefaultInputs:
     """Drop main-graph inputs that have an initializer.
 
-    File formats before IR version 4 had to list every weight as an input; such an input is only a weight. In newer
-    files it is an overridable default: the default becomes permanent and a note says so.
+    File formats before IR version 4 had to list every weight as an input; such an input is only a weight. In
+    newer files it is an overridable default: the default becomes permanent and a note says so.
     """
 
     name: ClassVar[str] = "freeze_default_inputs"

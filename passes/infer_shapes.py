@@ -15,10 +15,10 @@ from bitwright.passes.weightless import weightless_proto
 
 @dataclass(frozen=True)
 class InferShapes:
-    """Run onnx's shape inference, with propagation of shape values, and keep what is more precise than before.
+    """Run onnx's shape inference, shape values propagated, and keep what is more precise than before.
 
-    Weights are set aside first, so size does not matter. Values behind operators that onnx does not know keep what
-    the model says about them; if inference as a whole fails, everything stays and a note says why.
+    Weights are set aside first, so size does not matter. Values behind operators that onnx does not know keep
+    what the model says about them; if inference as a whole fails, everything stays and a note says why.
     """
 
     name: ClassVar[str] = "infer_shapes"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 from onnx_ir.passes import PassError
-from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedOpsetsPass
 
 from bitwright.compiler.errors import ModelError
 from bitwright.passes.contract import PassResult
@@ -23,8 +23,8 @@ class InlineFunctions:
         """Inline.
 
         Raises:
-            ModelError: Functions call each other in a circle, import another opset than the model, or take graphs
-                as attributes.
+            ModelError: Functions call each other in a circle, import another opset than the model, or take
+                graphs as attributes.
         """
         defined = len(model.functions)
         if not defined:
@@ -32,10 +32,11 @@ class InlineFunctions:
         try:
             InlinePass()(model)
         except (PassError, ValueError) as error:
+            msg = f"a model-local function cannot be inlined: {error}"
             raise ModelError(
-                f"a model-local function cannot be inlined: {error}",
+                msg,
                 fix="export the model without functions",
             ) from error
-        RemoveUnusedFunctionsPass()(model)
+        model.functions.clear()  # only ones that nobody calls are left
         RemoveUnusedOpsetsPass()(model)
         return PassResult(model, defined, (f"{defined} model-local functions inlined",))

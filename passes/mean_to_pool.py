@@ -32,7 +32,7 @@ class MeanToPool:
             assert names is not None
             pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=names(f"{node.name}_pool"))
             pool.outputs[0].name = names(f"{node.outputs[0].name}_pool")
-            pool.outputs[0].dtype = dtype_of(node.inputs[0])
+            pool.outputs[0].type = node.outputs[0].type
             nodes = [pool]
             if not int_attribute(node, "keepdims", 1):
                 axes = add_initializer(graph_of(node), names("spatial_axes"), np.array([2, 3], np.int64))

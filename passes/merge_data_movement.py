@@ -17,8 +17,9 @@ from bitwright.passes.rewriting import frozen_array
 class MergeDataMovement:
     """``Transpose(Transpose(x))`` becomes one Transpose, ``Reshape(Reshape(x))`` the outer Reshape.
 
-    A merged Transpose that changes nothing is left for ``remove_identity``; the inner node goes when nobody else
-    reads it. An outer Reshape that copies dimensions from its input (0 without ``allowzero``) is left alone.
+    A merged Transpose that changes nothing is left for ``remove_identity``; the inner node goes when nobody
+    else reads it. An outer Reshape that copies dimensions from its input (0 without ``allowzero``) is left
+    alone.
     """
 
     name: ClassVar[str] = "merge_data_movement"

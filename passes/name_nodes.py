@@ -35,7 +35,7 @@ class NameNodes:
 
 
 def _edges_first(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield inputs, outputs and initializers, the main graph's first: on a clash the later value is renamed."""
+    """Yield inputs, outputs, initializers, the main graph's first: on a clash the later one is renamed."""
     for graph in model.graphs():
         yield from graph.inputs
         yield from graph.outputs

@@ -15,6 +15,7 @@ from bitwright.passes.fix_dims import FixDims
 from bitwright.passes.fold_batchnorm import FoldBatchNorm
 from bitwright.passes.fold_constants import FoldConstants
 from bitwright.passes.fold_conv_add import FoldConvAdd
+from bitwright.passes.fold_shape_reads import FoldShapeReads
 from bitwright.passes.freeze_default_inputs import FreezeDefaultInputs
 from bitwright.passes.infer_shapes import InferShapes
 from bitwright.passes.inline_functions import InlineFunctions
@@ -54,6 +55,7 @@ def simplification_passes() -> tuple[Pass, ...]:
     """Return the passes that remove arithmetic on constants and nodes without effect."""
     return (
         RemoveIdentity(),
+        FoldShapeReads(),
         FoldConstants(),
         LiftConstants(),
         MergeDataMovement(),
@@ -111,9 +113,8 @@ def run_to_fixed_point(passes: Sequence[Pass], model: ir.Model) -> PassResult:
         if not any(result.changed for _, result in results):
             return PassResult(model, changed, tuple(notes))
     restless = ", ".join(name for name, result in results if result.changed)
-    raise InternalError(
-        f"the model does not settle: after {MAX_ROUNDS} rounds these still change it: {restless}"
-    )
+    msg = f"the model does not settle: after {MAX_ROUNDS} rounds these still change it: {restless}"
+    raise InternalError(msg)
 
 
 def _still_dynamic(model: ir.Model) -> list[str]:

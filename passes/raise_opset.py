@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
 
 from bitwright.compiler.errors import ModelError
-from bitwright.compiler.graph.model import STANDARD_DOMAINS, node_label
+from bitwright.compiler.graph.model import STANDARD_DOMAINS, constant_array, is_op, node_label
 from bitwright.passes.contract import PassResult
 from bitwright.passes.weightless import KEEP_BYTES, weightless_proto
 
 MIN_OPSET = 7  # below, operators broadcast by attributes that onnx's converter does not always translate
-_T = TypeVar("_T")
+COORDINATES_SINCE = 11  # before, Resize and Upsample had one fixed rule for coordinates
 
 
 @dataclass(frozen=True)
 class RaiseOpset:
     """Convert every node to ``opset``; a model at or above it stays as it is.
 
-    onnx's own version converter does the work, weights set aside, subgraphs included; the result is verified by the
-    ONNX checker. Operators of other domains are not versioned and pass through.
+    onnx's own version converter does the work, weights set aside, subgraphs included; the result is verified
+    by the ONNX checker. Operators of other domains are not versioned and pass through.
 
     Attributes:
         opset: Version of the standard ONNX domain to reach.
@@ -37,21 +37,24 @@ class RaiseOpset:
         """Convert ``model``.
 
         Raises:
-            ModelError: The model is older than opset 7, a node has no equivalent in the new opset, or the model
-                breaks the rules of the new opset.
+            ModelError: The model is older than opset 7, a node has no equivalent in the new opset, or the
+                model breaks the rules of the new opset.
         """
         current = _standard_opset(model)
         if current >= self.opset:
             return PassResult(model, 0)
         if current < MIN_OPSET:
+            msg = f"opset {current} is older than {MIN_OPSET}, the oldest that can be converted"
             raise ModelError(
-                f"opset {current} is older than {MIN_OPSET}, the oldest that can be converted",
+                msg,
                 fix="export the model again with a current exporter",
             )
         proto = weightless_proto(model)
         converted = self._convert(proto, model, current)
 
         _adopt(model, converted)
+        if current < COORDINATES_SINCE:
+            _restore_resize_coordinates(model)
         return PassResult(model, 1, (f"opset {current} raised to {self.opset}",))
 
     def _convert(self, proto: onnx.ModelProto, model: ir.Model, current: int) -> onnx.ModelProto:
@@ -82,9 +85,8 @@ class RaiseOpset:
 def _standard_opset(model: ir.Model) -> int:
     versions = [v for d, v in model.opset_imports.items() if d in STANDARD_DOMAINS]
     if not versions:
-        raise ModelError(
-            "the model does not import the standard ONNX operators", fix="export the model again"
-        )
+        msg = "the model does not import the standard ONNX operators"
+        raise ModelError(msg, fix="export the model again")
     return min(versions)
 
 
@@ -114,6 +116,28 @@ def _adopt(model: ir.Model, converted: onnx.ModelProto) -> None:
     new.metadata_props.update(old.metadata_props)
     model.graph = new
     model.ir_version = converted.ir_version
+
+
+def _restore_resize_coordinates(model: ir.Model) -> None:
+    """Give each Resize the rule it had before opset 11; onnx's converter leaves it the default of opset 11.
+
+    Raises:
+        ModelError: One nearest-neighbour Resize both enlarges and shrinks: the old rule depended on the axis.
+    """
+    for node in [n for graph in model.graphs() for n in graph if is_op(n, "Resize")]:
+        scales = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+        shrinks = scales is not None and bool((scales < 1).any())
+        if shrinks and scales is not None and bool((scales > 1).any()):
+            msg = "a Resize of opset 10 that enlarges one axis and shrinks another cannot be converted"
+            raise ModelError(
+                msg,
+                where=f"node '{node_label(node)}'",
+                fix="export the model at opset 11 or later",
+            )
+        node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+            "coordinate_transformation_mode", "asymmetric"
+        )
+        node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "ceil" if shrinks else "floor")
 
 
 def _alone(node: ir.Node, current: int, opset: int) -> None:

@@ -14,9 +14,10 @@ from bitwright.passes.rewriting import bypass, frozen_array, graph_of
 
 @dataclass(frozen=True)
 class RemoveIdentity:
-    """Remove Identity, Dropout at inference, Cast to the same type, Transpose and Reshape that change nothing.
+    """Remove Identity, inference Dropout, Cast to the same type, Transpose and Reshape without effect.
 
-    A node between a graph input (or an outer-scope value) and a graph output stays: the two names must both exist.
+    A node between a graph input (or an outer-scope value) and a graph output stays: the two names must both
+    exist.
     """
 
     name: ClassVar[str] = "remove_identity"

@@ -59,8 +59,8 @@ def bypass(old: ir.Value, new: ir.Value) -> bool:
     """Make all readers of ``old`` read ``new`` and remove the node that made ``old``.
 
     Returns:
-        False, with the graph untouched, where ``old`` is a graph output that ``new`` cannot become: ``new`` is an
-        input, an initializer, already another output, or comes from an outer graph.
+        False, with the graph untouched, where ``old`` is a graph output that ``new`` cannot become: ``new``
+        is an input, an initializer, already another output, or comes from an outer graph.
     """
     node = old.producer()
     assert node is not None, "only computed values can be bypassed"
@@ -75,20 +75,25 @@ def bypass(old: ir.Value, new: ir.Value) -> bool:
     else:
         old.replace_all_uses_with(new)
         graph_of(node).remove(node, safe=True)
-    new.dtype = new.dtype or old.dtype
-    new.shape = more_precise(new.shape, old.shape)
+    describe(new, new.type or old.type, more_precise(new.shape, old.shape))
     return True
 
 
 def replace_node(old: ir.Node, new: list[ir.Node], outputs: list[ir.Value]) -> None:
     """Put ``new`` in the place of ``old``; its outputs' names, types and shapes pass to ``outputs``."""
     for before, after in zip(old.outputs, outputs, strict=True):
-        after.dtype, after.shape = before.dtype or after.dtype, more_precise(after.shape, before.shape)
+        describe(after, before.type or after.type, more_precise(after.shape, before.shape))
     ir.convenience.replace_nodes_and_values(graph_of(old), old, [old], new, list(old.outputs), outputs)
 
 
+def describe(value: ir.Value, type_: ir.TypeProtocol | None, shape: ir.Shape | None) -> None:
+    """Set type and shape of a value, where known."""
+    value.type = type_
+    value.shape = shape
+
+
 def more_precise(known: ir.Shape | None, other: ir.Shape | None) -> ir.Shape | None:
-    """Join two descriptions of one shape: an integer beats a symbol, a symbol beats nothing, ``known`` wins ties."""
+    """Join two descriptions of a shape: integer beats symbol, symbol beats nothing, ``known`` wins ties."""
     if known is None or other is None or len(known) != len(other):
         return other if known is None else known
     return ir.Shape([_join(a, b) for a, b in zip(known, other, strict=True)])

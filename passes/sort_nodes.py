@@ -14,7 +14,7 @@ from bitwright.passes.contract import PassResult
 
 @dataclass(frozen=True)
 class SortNodes:
-    """Sort nodes so that each stands behind its inputs; nodes that do not depend on each other keep their order."""
+    """Sort nodes so that each stands behind its inputs; otherwise they keep their order."""
 
     name: ClassVar[str] = "sort_nodes"
 
@@ -27,4 +27,5 @@ class SortNodes:
         try:
             return PassResult(model, int(TopologicalSortPass()(model).modified))
         except ValueError as error:
-            raise ModelError("the graph has a cycle", fix="export the model again") from error
+            msg = "the graph has a cycle"
+            raise ModelError(msg, fix="export the model again") from error

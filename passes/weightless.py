@@ -9,7 +9,7 @@ KEEP_BYTES = 1024  # shapes, axes and scales stay: inference and conversion read
 
 
 def weightless_proto(model: ir.Model) -> onnx.ModelProto:
-    """Return ``model`` with every main-graph initializer above 1 KiB turned into a graph input behind the real ones.
+    """Return ``model`` with every main-graph initializer above 1 KiB turned into an additional input.
 
     The model is unchanged afterwards, including the order of its initializers.
     """
@@ -30,7 +30,7 @@ def weightless_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def _set_aside(graph: ir.Graph, value: ir.Value) -> None:
-    """Make a large initializer an input; bring a small one into memory, since a path means nothing to onnx here."""
+    """Make a large initializer an input; bring a small one into memory, since onnx has no folder here."""
     tensor = value.const_value
     assert value.name is not None and tensor is not None, "a graph's initializer has a name and a value"
     if tensor.nbytes <= KEEP_BYTES:
@@ -38,7 +38,7 @@ def _set_aside(graph: ir.Graph, value: ir.Value) -> None:
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
         return
     value.dtype = value.dtype or tensor.dtype
-    value.shape = value.shape if value.shape is not None else ir.Shape(tensor.shape)
+    value.shape = value.shape if value.shape is not None else ir.Shape(tuple(tensor.shape.numpy()))
     graph.initializers.pop(value.name)
     if not value.is_graph_input():
         graph.inputs.append(value)
