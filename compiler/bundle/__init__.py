@@ -1,0 +1,1 @@
+"""The output folder: written atomically, opened, executed and verified."""

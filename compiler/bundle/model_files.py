@@ -8,33 +8,41 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler.bundle.atomic import recover, remove, sibling, storage_errors, sync_file, write_atomically
+from bitwright.compiler.bundle.atomic import recover, remove, sibling, storage_errors, sync_file, sync_tree
+from bitwright.compiler.errors import InternalError
 from bitwright.compiler.graph.saving import save_model
 
 
 def write_model_atomically(model: ir.Model, path: Path, companions: Mapping[Path, str]) -> None:
     """Write ``companions`` (text files) and then ``model`` with its external data, if it has any.
 
+    Every file is complete on the disk before the first one is moved into place, so a full disk changes nothing.
+
     Args:
         model: Any model.
-        path: The .onnx file.
-        companions: Path -> text.
+        path: The .onnx file; its folder is created if needed.
+        companions: Path in the same folder -> text.
 
     Raises:
         UsageError: The disk is full or the place cannot be written.
     """
     path = Path(os.path.realpath(path))
-    for companion, text in companions.items():
-        write_atomically(companion, text.encode())
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
         folder = sibling(path, "tmp")
         try:
             folder.mkdir()
-            for written in reversed(save_model(model, folder / path.name)):
-                sync_file(written)
-                os.replace(written, path.with_name(written.name))
+            for companion, text in companions.items():
+                if Path(os.path.realpath(companion.parent)) != path.parent:
+                    what = "a companion file must be in the model's folder"
+                    raise InternalError(what, where=str(companion))
+                (folder / companion.name).write_text(text)
+            written = save_model(model, folder / path.name)
+            sync_tree(folder)
+            rest = [p for p in folder.iterdir() if p != written[0]]
+            for new in [*rest, written[0]]:
+                new.replace(path.with_name(new.name))
             sync_file(path.parent)
         finally:
             remove(folder)

@@ -54,7 +54,7 @@ class ArmBackend:
 
 
 def executes_on(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, cpu: str) -> bool:
-    """Tell whether the emulated processor ``cpu`` has every instruction that the artifact executes on ``feeds``.
+    """Tell whether the emulated processor ``cpu`` has every instruction that the artifact executes.
 
     Raises:
         ToolchainError: The run failed for another reason than an illegal instruction.

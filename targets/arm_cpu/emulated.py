@@ -26,7 +26,7 @@ SYSROOT_LIBRARIES = {
 
 
 def sysroot() -> Path:
-    """Return the folder whose ``lib`` holds the aarch64 C and C++ libraries; qemu's own variable overrides it."""
+    """Return the folder whose ``lib`` holds the aarch64 C and C++ libraries; qemu's variable overrides it."""
     return Path(os.environ.get("QEMU_LD_PREFIX", "/usr/aarch64-linux-gnu"))
 
 
@@ -38,13 +38,15 @@ def why_not_executable(profile: Profile) -> str | None:
     if emulator is None:
         return f"profile '{profile.name}' names no emulator"
     missing = [] if shutil.which(emulator.command) else ["qemu-user"]
-    missing += [package for name, package in SYSROOT_LIBRARIES.items() if not (sysroot() / "lib" / name).exists()]
+    missing += [
+        package for name, package in SYSROOT_LIBRARIES.items() if not (sysroot() / "lib" / name).exists()
+    ]
     if missing:
         return f"missing system packages: {' '.join(missing)} (apt-get install {' '.join(missing)})"
     if emulator.cpu not in _known_cpus(emulator.command):
         return f"this {emulator.command} does not know the processor '{emulator.cpu}'"
     if not cached_folder(profile.toolchain.triple).exists() and find_spec("pip") is None:
-        return "TVM's aarch64 runtime libraries are not here and pip, which would download them, is not installed"
+        return "TVM's aarch64 runtime libraries are not here, nor is pip, which would download them"
     return None
 
 

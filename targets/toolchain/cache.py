@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder(*parts: str) -> Path:
-    """Return (and create) a folder under the user's cache, ``$XDG_CACHE_HOME/bitwright`` or ``~/.cache/bitwright``."""
+    """Return (and create) a folder below ``$XDG_CACHE_HOME/bitwright``, by default ``~/.cache/bitwright``."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root, "bitwright", *parts)
     folder.mkdir(parents=True, exist_ok=True)

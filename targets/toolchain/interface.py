@@ -38,18 +38,18 @@ class Interface:
     Attributes:
         inputs: In the order of ``main``'s parameters.
         outputs: In the order of its results.
-        roles: Kernel name -> positions, among its arguments, of its activations and, last, of its output.
+        roles: Kernel name -> how many of its leading arguments are activations; its last one is its output.
     """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    roles: Mapping[str, tuple[int, ...]]
+    roles: Mapping[str, int]
 
     def write(self, folder: Path) -> None:
         """Write ``interface.json`` and ``roles.txt`` into the library's folder."""
         ports = {"inputs": [asdict(p) for p in self.inputs], "outputs": [asdict(p) for p in self.outputs]}
         (folder / INTERFACE_FILE).write_text(json.dumps(ports, indent=1) + "\n")
-        (folder / ROLES_FILE).write_text("".join(_role_line(*item) for item in self.roles.items()))
+        (folder / ROLES_FILE).write_text("".join(f"{name} {count}\n" for name, count in self.roles.items()))
 
     @classmethod
     def read(cls, folder: Path) -> Interface:
@@ -61,10 +61,11 @@ class Interface:
         try:
             ports = json.loads((folder / INTERFACE_FILE).read_text())
             lines = (folder / ROLES_FILE).read_text().splitlines()
-            roles = {words[0]: tuple(int(w) for w in words[2:]) for line in lines if (words := line.split())}
+            roles = {name: int(count) for name, count in (line.split() for line in lines)}
             return cls(_ports(ports["inputs"]), _ports(ports["outputs"]), roles)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"the library's interface cannot be read: {error}", where=str(folder)) from error
+            msg = f"the library's interface cannot be read: {error}"
+            raise UsageError(msg, where=str(folder)) from error
 
     def arrange(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the arrays in the order of the inputs.
@@ -75,12 +76,9 @@ class Interface:
         unknown = sorted(set(feeds) - {p.name for p in self.inputs})
         if unknown:
             known = ", ".join(p.name for p in self.inputs)
-            raise DataError(f"the model has no input '{unknown[0]}'", fix=f"its inputs are: {known}")
+            msg = f"the model has no input '{unknown[0]}'"
+            raise DataError(msg, fix=f"its inputs are: {known}")
         return [_fitting(port, feeds) for port in self.inputs]
-
-
-def _role_line(name: str, positions: Sequence[int]) -> str:
-    return f"{name} {len(positions)} {' '.join(map(str, positions))}\n"
 
 
 def _ports(records: Sequence[Mapping[str, Any]]) -> tuple[Port, ...]:
@@ -90,10 +88,13 @@ def _ports(records: Sequence[Mapping[str, Any]]) -> tuple[Port, ...]:
 def _fitting(port: Port, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     where = f"input '{port.name}'"
     if port.name not in feeds:
-        raise DataError("no array was given", where=where)
+        msg = "no array was given"
+        raise DataError(msg, where=where)
     array = np.asarray(feeds[port.name])
     if array.dtype.name != port.dtype:
-        raise DataError(f"expected {port.dtype}, got {array.dtype.name}", where=where)
+        msg = f"expected {port.dtype}, got {array.dtype.name}"
+        raise DataError(msg, where=where)
     if array.shape != port.shape:
-        raise DataError(f"expected shape {list(port.shape)}, got {list(array.shape)}", where=where)
+        msg = f"expected shape {list(port.shape)}, got {list(array.shape)}"
+        raise DataError(msg, where=where)
     return np.array(array, dtype=array.dtype.newbyteorder("<"), order="C", ndmin=0)

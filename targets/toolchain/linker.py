@@ -1,4 +1,4 @@
-"""Choosing and calling a compiler driver: the system's for this machine or a cross one, else ziglang from pip."""
+"""Choosing and calling a compiler driver: the system's own or cross one, else ziglang from pip."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Driver:
     def version(self) -> str:
         """Return one line with the tool's name and version."""
         if self.is_zig:
-            return "zig " + self.run([sys.executable, "-m", "ziglang", "version"], "asking zig's version").strip()
+            return (
+                "zig "
+                + self.run([sys.executable, "-m", "ziglang", "version"], "asking zig's version").strip()
+            )
         text = self.run([self.command[0], "--version"], "asking the compiler's version")
         return text.splitlines()[0].strip()
 
@@ -85,8 +88,9 @@ def find_driver(triple: str, language: str = "c") -> Driver:
     driver = Driver((program,)) if program else _zig(triple)
     if driver is None:
         wanted = "a C compiler" if is_native(triple) else f"'{prefix}{cross}'"
+        msg = f"no linker for {triple}: neither {wanted} nor ziglang is installed"
         raise ToolchainError(
-            f"no linker for {triple}: neither {wanted} nor ziglang is installed",
+            msg,
             fix="pip install ziglang (or 'bitwright[link]')",
         )
     return driver

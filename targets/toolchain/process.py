@@ -57,16 +57,19 @@ def run_tool(
             check=False,
         )
     except OSError as error:
-        raise ToolchainError(f"cannot start '{command[0]}': {error.strerror}", where=what) from error
+        msg = f"cannot start '{command[0]}': {error.strerror}"
+        raise ToolchainError(msg, where=what) from error
     except subprocess.TimeoutExpired as error:
-        raise ToolchainError(f"'{command[0]}' did not finish in {timeout_s:g} s", where=what) from error
+        msg = f"'{command[0]}' did not finish in {timeout_s:g} s"
+        raise ToolchainError(msg, where=what) from error
     number = _signal_of(done.returncode)
     output = (done.stderr.strip() or done.stdout.strip())[-SHOWN_CHARACTERS:]
     if number:
         name = signal.Signals(number).name
         raise ToolCrashError(f"'{command[0]}' was ended by {name}\n{output}".rstrip(), number, where=what)
     if done.returncode not in accepted:
-        raise ToolchainError(f"'{command[0]}' failed with status {done.returncode}\n{output}", where=what)
+        msg = f"'{command[0]}' failed with status {done.returncode}\n{output}"
+        raise ToolchainError(msg, where=what)
     return done.stdout
 
 

@@ -21,6 +21,7 @@ LIBRARY_FILE = "model.so"
 RUNNER_FILE = "runner"
 HEADERS = ("tvm/ffi/c_api.h", "dlpack/dlpack.h")
 
+
 @dataclass(frozen=True)
 class Launch:
     """How runner processes are started on this machine.
@@ -39,7 +40,7 @@ class Launch:
 
 
 def copy_source(source: Path, folder: Path) -> None:
-    """Put the runner's source and the two headers it needs into ``folder``, so that any device can rebuild it."""
+    """Put the runner's source and the two headers it needs into ``folder``, for rebuilding on any device."""
     shutil.copyfile(source, folder / "runner.cc")
     for header in HEADERS:
         target = folder / "include" / header
@@ -79,8 +80,9 @@ def execute(
     """
     lib = bundle.resolve() / "lib"
     if not (lib / RUNNER_FILE).exists():
+        msg = "the bundle has no runner for its target"
         raise ToolchainError(
-            "the bundle has no runner for its target",
+            msg,
             where=str(bundle),
             fix="compile again where TVM's runtime libraries for the target can be downloaded",
         )
@@ -110,7 +112,7 @@ def _write_inputs(folder: Path, arrays: Sequence[np.ndarray]) -> list[str]:
 def read_trace(path: Path) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
     """Yield the kernel calls of a trace file: name, activation inputs, output.
 
-    The format is, for each call, the line ``call NAME COUNT`` and then COUNT arrays in .npy format, the output last.
+    The format is, for each call, the line ``call NAME INPUTS`` and then INPUTS + 1 arrays in .npy format.
 
     Raises:
         ToolchainError: The file is cut short or is no trace.
@@ -121,9 +123,10 @@ def read_trace(path: Path) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.nda
                 word, name, count = line.decode().split()
                 if word != "call":
                     raise ValueError(line)
-                arrays = [np.lib.format.read_array(file, allow_pickle=False) for _ in range(int(count))]
+                arrays = [np.lib.format.read_array(file, allow_pickle=False) for _ in range(int(count) + 1)]
             except ValueError as error:
-                raise ToolchainError("the runner's trace is damaged", where=str(path)) from error
+                msg = "the runner's trace is damaged"
+                raise ToolchainError(msg, where=str(path)) from error
             yield name, tuple(arrays[:-1]), arrays[-1]
 
 

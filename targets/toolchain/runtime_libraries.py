@@ -1,8 +1,7 @@
-"""TVM's two runtime libraries for any machine: from the installed wheels, or from the wheels of that machine."""
+"""TVM's two runtime libraries for any machine: from the installed wheels or from that machine's."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -35,7 +34,8 @@ def package_folder(name: str) -> Path:
     """
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise ToolchainError(f"the Python package '{name}' is not installed", fix="pip install bitwright")
+        msg = f"the Python package '{name}' is not installed"
+        raise ToolchainError(msg, fix="pip install bitwright")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -45,9 +45,10 @@ def header_folder() -> Path:
 
 
 def runtime_libraries(triple: str) -> tuple[Path, ...]:
-    """Return the paths of ``libtvm_runtime.so`` and ``libtvm_ffi.so`` for a machine, of the installed versions.
+    """Return the paths of ``libtvm_runtime.so`` and ``libtvm_ffi.so`` for a machine.
 
-    For another machine its wheels are downloaded once (about 100 MB) and only the two libraries are kept.
+    For another machine its wheels, of the installed versions, are downloaded once (about 100 MB) and only the
+    two libraries are kept.
 
     Raises:
         ToolchainError: They cannot be downloaded.
@@ -72,10 +73,13 @@ def _download(triple: str, folder: Path) -> None:
         wheels, kept = Path(work, "wheels"), Path(work, "kept")
         kept.mkdir()
         try:
-            run_tool(_pip_command(triple, wheels), what="downloading TVM's runtime", timeout_s=DOWNLOAD_TIMEOUT_S)
+            run_tool(
+                _pip_command(triple, wheels), what="downloading TVM's runtime", timeout_s=DOWNLOAD_TIMEOUT_S
+            )
         except ToolchainError as error:
+            msg = f"cannot get TVM's runtime libraries for {triple}: {error.what}"
             raise ToolchainError(
-                f"cannot get TVM's runtime libraries for {triple}: {error.what}",
+                msg,
                 fix=f"run once with access to a package index, or put libtvm_runtime.so and libtvm_ffi.so "
                 f"into {folder}",
             ) from error
@@ -83,7 +87,7 @@ def _download(triple: str, folder: Path) -> None:
             _extract(wheel, kept)
         # Two runs may download at once; whichever comes second finds the folder in place.
         if not folder.exists():
-            os.replace(kept, folder)
+            kept.replace(folder)
 
 
 def _pip_command(triple: str, folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Running x86-64 artifacts on this machine: which instruction sets the processor has, and how the runner is started."""
+"""Running x86-64 artifacts on this machine: what its processor has and how the runner is started."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
 _AMX = (*_VNNI, "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8")
 
-# LLVM processor name -> the /proc/cpuinfo flags that code made for it may need. A processor that is not listed is
-# not checked in advance: the run itself then tells, by an illegal instruction.
+# LLVM processor name -> the /proc/cpuinfo flags that code made for it may need. A processor that is not in
+# the table is not checked in advance: the run itself then tells, by an illegal instruction.
 FLAGS_OF_CPU = {
     "x86-64": (),
     "x86-64-v2": ("sse4_2", "ssse3", "popcnt"),

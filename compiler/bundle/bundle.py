@@ -1,0 +1,153 @@
+"""A finished output folder, opened for use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bitwright.compiler.bundle.manifest import Manifest, check_files, read_manifest
+from bitwright.compiler.errors import UsageError
+from bitwright.targets.backend import Backend, Execution, backend_for
+from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.runner import RUNNER_FILE
+
+MODEL_FILE = "model.onnx"
+STATIC_MODEL_FILE = "lib/model.static.onnx"
+SESSION_FILE = "model.session.json"
+PLAN_FILE = "plan.yaml"
+REPORT_FILE = "report.json"
+GOLDEN_FOLDER = "golden"
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """One set of recorded inputs and the outputs they gave when the bundle was made.
+
+    Attributes:
+        number: K of ``inputs_K.npz``.
+        inputs: Input name -> array.
+        outputs: Output name -> array.
+    """
+
+    number: int
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An output folder whose files are those that were written.
+
+    Attributes:
+        path: The folder.
+        manifest: Its manifest.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open an output folder and check every file against the manifest.
+
+        Raises:
+            UsageError: It is no bundle, or a file is missing or was changed.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        return cls(folder, manifest)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The target profile it was compiled for."""
+        return self.manifest.load_profile()
+
+    @property
+    def backend(self) -> Backend:
+        """The family that runs its artifact."""
+        return backend_for(self.profile.family)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """The content of report.json."""
+        report: dict[str, Any] = json.loads(self._text(REPORT_FILE))
+        return report
+
+    @property
+    def plan_text(self) -> str:
+        """The text of plan.yaml."""
+        return self._text(PLAN_FILE)
+
+    def golden(self) -> Iterator[GoldenSet]:
+        """Yield the golden sets in the order of their numbers."""
+        folder = self.path / GOLDEN_FOLDER
+        for number in sorted(int(p.stem.split("_")[1]) for p in folder.glob("inputs_*.npz")):
+            yield GoldenSet(
+                number, _arrays(folder / f"inputs_{number}.npz"), _arrays(folder / f"outputs_{number}.npz")
+            )
+
+    def why_not_executable(self) -> str | None:
+        """Return why the artifact cannot be executed on this machine, or None if it can."""
+        if not (self.path / "lib" / RUNNER_FILE).exists():
+            return "the bundle has no runner: TVM's runtime libraries were not available when it was made"
+        return self.backend.why_not_executable(self.profile)
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], runtime: Literal["artifact", "ort"] = "artifact"
+    ) -> dict[str, np.ndarray]:
+        """Compute the model's outputs.
+
+        Args:
+            feeds: Input name -> array of the model's element type and shape.
+            runtime: ``"artifact"``: the compiled library, on this machine or in its emulator.
+                ``"ort"``: model.onnx in ONNX Runtime with the options of model.session.json.
+
+        Raises:
+            DataError: ``feeds`` does not fit the model.
+            ToolchainError: The artifact cannot be run here.
+        """
+        if runtime == "artifact":
+            return dict(self.execute(feeds).outputs)
+        if runtime == "ort":
+            return self._run_in_ort(feeds)
+        msg = f"unknown runtime '{runtime}'"
+        raise UsageError(msg, fix="use 'artifact' or 'ort'")
+
+    def execute(self, feeds: Mapping[str, np.ndarray], *, trace: bool = False, repeat: int = 1) -> Execution:
+        """Run the artifact and return outputs, time and, if asked for, every integer kernel's operands."""
+        return self.backend.execute(self.path, feeds, self.profile, trace=trace, repeat=repeat)
+
+    def _run_in_ort(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        from bitwright.compiler.ort.session import run
+
+        return run(self._session, feeds)
+
+    @cached_property
+    def _session(self) -> Any:
+        """The deployed model, opened as model.session.json says."""
+        from bitwright.compiler.ort.session import config_for, open_session
+
+        config = config_for(self.profile.runtimes.onnxruntime, threads=self.profile.cores)
+        return open_session(self.path / MODEL_FILE, config)
+
+    def _text(self, name: str) -> str:
+        if name not in self.manifest.files:
+            msg = f"the bundle holds no {name}"
+            raise UsageError(msg, where=str(self.path))
+        return (self.path / name).read_text()
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        msg = f"golden data cannot be read: {error}"
+        raise UsageError(msg, where=str(path)) from error

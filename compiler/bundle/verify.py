@@ -1,0 +1,325 @@
+"""Execute a bundle's artifact and compare every integer kernel with the reference interpreter bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitwright.compiler.bundle.bundle import STATIC_MODEL_FILE, Bundle, GoldenSet
+from bitwright.compiler.bundle.manifest import Manifest
+from bitwright.compiler.errors import InternalError, UsageError, VerificationError
+from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.interpret.run import run_step
+from bitwright.compiler.lower.kernel_table import KernelCall, load_table, to_logical
+from bitwright.compiler.program.extract import extract_program
+from bitwright.compiler.program.ops import FloatIsland, Program, Step
+from bitwright.targets.backend import Execution
+from bitwright.targets.schema import Profile
+
+KERNELS_FILE = "lib/kernels.json"
+SHOWN_DIFFERENCES = 5
+TIMED_CALLS = 5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two arrays are apart.
+
+    Attributes:
+        elements: Number of elements compared.
+        differing: Elements whose bits differ; NaN equals NaN.
+        largest: Largest absolute difference; in quantization steps for integers, in real units for floats;
+            infinite where only one side is finite or the shapes or types differ.
+    """
+
+    elements: int
+    differing: int
+    largest: float
+
+    @property
+    def is_zero(self) -> bool:
+        """No element differs."""
+        return self.differing == 0
+
+    def sentence(self) -> str:
+        """Return the difference in words."""
+        if self.is_zero:
+            return f"all {self.elements} elements equal"
+        return f"{self.differing} of {self.elements} elements differ, by at most {self.largest:g}"
+
+
+@dataclass(frozen=True)
+class KernelDifference:
+    """A kernel call whose output is not what the interpreter computes from the same inputs.
+
+    Attributes:
+        golden: Number of the golden set.
+        step: Step of the program, or the tensor of a change of storage order.
+        function: Symbol of the kernel in the library.
+        difference: How far apart.
+    """
+
+    golden: int
+    step: str
+    function: str
+    difference: Difference
+
+    def sentence(self) -> str:
+        """Return the finding in words."""
+        return f"step '{self.step}' ({self.function}, golden set {self.golden}): {self.difference.sentence()}"
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """One output of the artifact against a reference.
+
+    Attributes:
+        golden: Number of the golden set.
+        output: Its name.
+        reference: ``"golden"``: the recorded outputs, of ONNX Runtime executing node by node as the standard
+            defines it. ``"onnxruntime"``: model.onnx as deployed, with ONNX Runtime's own fusions.
+        dtype: numpy name.
+        difference: How far apart.
+    """
+
+    golden: int
+    output: str
+    reference: str
+    dtype: str
+    difference: Difference
+
+    def sentence(self) -> str:
+        """Return the comparison in words."""
+        head = f"output '{self.output}' ({self.dtype}) against {self.reference}, set {self.golden}"
+        return f"{head}: {self.difference.sentence()}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was executed and how it compares.
+
+    Attributes:
+        executed: ``"native"``, ``"emulated"`` or ``"none"``.
+        reason: Why nothing was executed, or "".
+        sets: Golden sets executed.
+        calls: Kernel calls compared.
+        elements: Elements of their outputs.
+        kernel_differences: Calls that are not equal bit for bit.
+        outputs: Final outputs against the references; float islands may make them differ.
+        unrecorded: Integer steps that no kernel call belongs to (reshapes that move nothing).
+        seconds: Best time of one call over the sets, or None where it means nothing.
+    """
+
+    executed: str
+    reason: str = ""
+    sets: int = 0
+    calls: int = 0
+    elements: int = 0
+    kernel_differences: tuple[KernelDifference, ...] = ()
+    outputs: tuple[OutputComparison, ...] = ()
+    unrecorded: tuple[str, ...] = ()
+    seconds: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """No executed kernel call differs from the interpreter (also true if nothing could be executed)."""
+        return not self.kernel_differences
+
+    def lines(self) -> list[str]:
+        """Return the result in words."""
+        if self.executed == "none":
+            return [f"compiled, not executed: {self.reason}"]
+        equal = self.calls - len(self.kernel_differences)
+        found = [
+            f"executed ({self.executed}) on {self.sets} golden sets: {equal} of {self.calls} integer kernel "
+            f"calls ({self.elements} elements) equal the reference interpreter bit for bit"
+        ]
+        shown = self.kernel_differences[:SHOWN_DIFFERENCES]
+        found += [f"differs: {d.sentence()}" for d in shown]
+        hidden = len(self.kernel_differences) - len(shown)
+        return [
+            *found,
+            *([f"... and {hidden} more"] if hidden else []),
+            *(o.sentence() for o in self.outputs),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for report.json; an infinite difference becomes None."""
+        record: dict[str, Any] = asdict(self)
+        for entry in (*record["kernel_differences"], *record["outputs"]):
+            largest = entry["difference"]["largest"]
+            entry["difference"]["largest"] = largest if math.isfinite(largest) else None
+        return {**record, "passed": self.passed}
+
+    def check(self) -> None:
+        """Raise if an integer kernel differs.
+
+        Raises:
+            VerificationError: Names the first kernels that differ.
+        """
+        if not self.passed:
+            what = "the artifact differs from the reference interpreter\n  " + "\n  ".join(self.lines())
+            raise VerificationError(
+                what, fix="report it with the bundle: a kernel or the tool chain has a bug"
+            )
+
+
+def verify(bundle_path: str | Path, *, samples: int | None = None) -> Verification:
+    """Execute the artifact of a finished bundle on its golden inputs and compare it.
+
+    Each integer kernel is judged alone: the interpreter gets the inputs that the kernel really had, so a
+    difference in a float island before it can neither hide nor imitate a wrong kernel.
+
+    Args:
+        bundle_path: An output folder.
+        samples: Use only the first so many golden sets.
+
+    Returns:
+        What was compared; ``executed == "none"`` with a reason if this machine cannot run the artifact.
+
+    Raises:
+        UsageError: The bundle is damaged or holds no golden data.
+        ToolchainError: The artifact crashed.
+    """
+    return _verify_bundle(Bundle.open(bundle_path), samples)
+
+
+def verify_folder(folder: Path, profile: Profile, *, samples: int | None = None) -> Verification:
+    """Verify a bundle that is still being written and has no manifest yet; otherwise as :func:`verify`."""
+    manifest = Manifest(files={}, versions={}, profile=profile.dump())
+    return _verify_bundle(Bundle(folder, manifest), samples)
+
+
+def _verify_bundle(bundle: Bundle, samples: int | None) -> Verification:
+    reason = bundle.why_not_executable()
+    if reason:
+        return Verification(executed="none", reason=reason)
+    golden = list(islice(bundle.golden(), samples))
+    if not golden:
+        what = "the bundle holds no golden data to verify with"
+        raise UsageError(what, where=str(bundle.path))
+    program = extract_program(read_model(bundle.path / STATIC_MODEL_FILE).model)
+    table = load_table((bundle.path / KERNELS_FILE).read_text())
+    return _verify_sets(bundle, program, table, golden)
+
+
+def _verify_sets(
+    bundle: Bundle, program: Program, table: Sequence[KernelCall], golden: Sequence[GoldenSet]
+) -> Verification:
+    differences: list[KernelDifference] = []
+    outputs: list[OutputComparison] = []
+    times: list[float] = []
+    elements = 0
+    executed = "none"
+    for data in golden:
+        execution = bundle.execute(data.inputs, trace=True, repeat=TIMED_CALLS)
+        executed = execution.executed
+        times += [execution.seconds] if execution.seconds is not None else []
+        for step, call, difference in compare_calls(program, table, execution):
+            elements += difference.elements
+            if not difference.is_zero:
+                differences.append(KernelDifference(data.number, step, call.function, difference))
+        references = {"golden": data.outputs, "onnxruntime": bundle.run(data.inputs, "ort")}
+        for name, values in references.items():
+            outputs += compare_outputs(data.number, execution.outputs, name, values)
+    return Verification(
+        executed=executed,
+        sets=len(golden),
+        calls=len(table) * len(golden),
+        elements=elements,
+        kernel_differences=tuple(differences),
+        outputs=tuple(outputs),
+        unrecorded=unrecorded_steps(program, table),
+        seconds=min(times, default=None),
+    )
+
+
+def compare_calls(
+    program: Program, table: Sequence[KernelCall], execution: Execution
+) -> Iterator[tuple[str, KernelCall, Difference]]:
+    """Yield for every kernel call its label, its table entry and its difference from the interpreter.
+
+    Raises:
+        InternalError: The trace and the table do not list the same calls.
+    """
+    recorded = [name for name, _, _ in execution.trace]
+    expected = [call.function for call in table]
+    if recorded != expected:
+        at = next(
+            (k for k, pair in enumerate(zip(recorded, expected, strict=False)) if pair[0] != pair[1]), None
+        )
+        detail = (
+            f"call {at}: '{recorded[at]}', expected '{expected[at]}'"
+            if at is not None
+            else "their lengths differ"
+        )
+        what = f"the trace has {len(recorded)} kernel calls, the table {len(expected)}; {detail}"
+        raise InternalError(what, where=KERNELS_FILE)
+    steps = {step.name: step for step in program.steps}
+    for call, (_, inputs, output) in zip(table, execution.trace, strict=True):
+        logical = {s.tensor: to_logical(a, s) for s, a in zip(call.inputs, inputs, strict=True)}
+        label, reference = _expected_output(program, steps, call, logical)
+        yield label, call, compare(to_logical(output, call.output), reference)
+
+
+def _expected_output(
+    program: Program, steps: Mapping[str, Step], call: KernelCall, recorded: Mapping[str, np.ndarray]
+) -> tuple[str, np.ndarray]:
+    """Return the label of a call and what the interpreter computes from its recorded inputs."""
+    if call.step is None:
+        # A change of storage order: the logical tensor stays what it was.
+        return f"layout of {call.output.tensor}", recorded[call.inputs[0].tensor]
+    if call.step not in steps:
+        msg = f"the program has no step '{call.step}'"
+        raise InternalError(msg, where=KERNELS_FILE)
+    step = steps[call.step]
+    values = {**program.constants, **recorded}
+    missing = [name for name in step.inputs if name not in values]
+    if missing:
+        msg = f"the trace lacks the input '{missing[0]}' of step '{step.name}'"
+        raise InternalError(msg, where=KERNELS_FILE)
+    results = run_step(step, program, tuple(values[name] for name in step.inputs))
+    return step.name, results[step.outputs.index(call.output.tensor)]
+
+
+def compare(actual: np.ndarray, expected: np.ndarray) -> Difference:
+    """Return how far ``actual`` is from ``expected``."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return Difference(elements=expected.size, differing=max(expected.size, 1), largest=float("inf"))
+    if expected.dtype.kind != "f":
+        gap = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+        return Difference(
+            expected.size, int(np.count_nonzero(actual != expected)), float(gap.max(initial=0.0))
+        )
+    unsigned = np.dtype(f"u{expected.dtype.itemsize}")
+    same = np.ascontiguousarray(actual).view(unsigned) == np.ascontiguousarray(expected).view(unsigned)
+    same |= np.isnan(actual) & np.isnan(expected)
+    finite = np.isfinite(actual) & np.isfinite(expected)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.where(finite, np.abs(actual.astype(np.float64) - expected.astype(np.float64)), np.inf)
+    return Difference(expected.size, int(np.count_nonzero(~same)), float(gap[~same].max(initial=0.0)))
+
+
+def compare_outputs(
+    golden: int, actual: Mapping[str, np.ndarray], reference: str, expected: Mapping[str, np.ndarray]
+) -> list[OutputComparison]:
+    """Return one comparison for each output that the reference has."""
+    names = [name for name in actual if name in expected]
+    return [
+        OutputComparison(
+            golden, name, reference, str(actual[name].dtype), compare(actual[name], expected[name])
+        )
+        for name in names
+    ]
+
+
+def unrecorded_steps(program: Program, table: Sequence[KernelCall]) -> tuple[str, ...]:
+    """Return the integer steps that no kernel call belongs to."""
+    covered = {call.step for call in table}
+    return tuple(s.name for s in program.steps if not isinstance(s, FloatIsland) and s.name not in covered)
