@@ -99,7 +99,7 @@ class _Edit:
         return True
 
     def _bias(self, gemm: ir.Node) -> bool:
-        """Multiply a constant bias by beta and store it as [N]; one that differs by row is only multiplied."""
+        """Multiply a constant bias by beta and store it as [N]; one that differs by row keeps its shape."""
         beta = gemm.attributes.get_float("beta", 1.0)
         bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
         weight = gemm.inputs[1]

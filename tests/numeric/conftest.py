@@ -1,4 +1,4 @@
-"""Makes the helpers in this folder importable: pytest's importlib mode adds no folder to the path by itself."""
+"""Makes the helpers in this folder importable, which pytest's importlib mode does not do."""
 
 import sys
 from pathlib import Path

@@ -37,7 +37,7 @@ def run_onnxruntime(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[st
 def assert_equal_outputs(
     before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], bound: float
 ) -> None:
-    """Compare all outputs; ``bound`` is the largest difference relative to the largest magnitude of the output."""
+    """Compare all outputs; ``bound`` is the largest difference relative to the output's largest magnitude."""
     assert list(before) == list(after)
     for name, old in before.items():
         new = after[name]
@@ -101,7 +101,7 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def add_weights(model: ir.Model, **arrays: np.ndarray) -> ir.Model:
-    """Give a parsed model initializers that are too large to write as text; inputs of those names disappear."""
+    """Give a parsed model initializers too large to write as text; inputs of those names disappear."""
     graph = model.graph
     inputs = {v.name: v for v in graph.inputs}
     for name, array in arrays.items():

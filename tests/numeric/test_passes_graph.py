@@ -79,7 +79,8 @@ def test_old_operators_keep_their_meaning(opset, body, ops):
 def test_subgraphs_are_raised_with_the_model():
     text = """<ir_version: 8, opset_import: ["" : 11]>
     graph (float[N,4,4] x, bool flag) => (float[N,1,4] y) {
-      y = If (flag) <then_branch = t () => (float[N,1,4] a) { s = Softmax (x)  a = ReduceSum <axes = [1]> (s) },
+      y = If (flag) <then_branch = t () => (float[N,1,4] a) {
+        s = Softmax (x)  a = ReduceSum <axes = [1]> (s) },
                      else_branch = e () => (float[N,1,4] b) { b = ReduceMax <axes = [1]> (x) }>
     }"""
     for flag in (True, False):
@@ -94,7 +95,8 @@ def test_subgraphs_are_raised_with_the_model():
 
 
 def test_weights_survive_the_opset_change_without_a_copy():
-    text = '<ir_version: 8, opset_import: ["" : 13]> graph (float[N,64] x, float[64,64] w) => (float[N,64] y) { y = MatMul (x, w) }'
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+    graph (float[N,64] x, float[64,64] w) => (float[N,64] y) { y = MatMul (x, w) }"""
     weight = random(64, 64)
     model = add_weights(parse(text), w=weight)
     check_pass(RaiseOpset(21), model, {"x": random(2, 64)}, fires=1, ops={"MatMul": 1})
@@ -111,15 +113,17 @@ def test_a_newer_model_and_other_domains_stay():
 
 
 def test_a_node_without_equivalent_is_named():
-    text = '<ir_version: 8, opset_import: ["" : 13]> graph (float[N,4] x) => (float[N,4] y) { [odd] y = Rotary (x) }'
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+    graph (float[N,4] x) => (float[N,4] y) { [odd] y = Rotary (x) }"""
     with pytest.raises(ModelError, match=r"^node 'odd': Rotary cannot be converted from opset 13 to 21: "):
         RaiseOpset(21).run(parse(text))
 
 
 def test_a_resize_that_cannot_be_expressed_is_refused():
     text = """<ir_version: 8, opset_import: ["" : 10]>
-    graph (float[1,1,4,4] x) => (float[1,1,A,B] y) <float[4] s = {1.0, 1.0, 2.0, 0.5}> { [up] y = Resize (x, s) }"""
-    with pytest.raises(ModelError, match="^node 'up': a Resize of opset 10 that enlarges one axis"):
+    graph (float[1,1,4,4] x) => (float[1,1,A,B] y) <float[4] s = {1.0, 1.0, 2.0, 0.5}> {
+      [up] y = Resize (x, s) }"""
+    with pytest.raises(ModelError, match=r"^node 'up': a Resize of opset 10 that enlarges one axis"):
         RaiseOpset(21).run(parse(text))
 
 
@@ -132,7 +136,8 @@ def test_a_prehistoric_model_is_refused():
 FUNCTIONS = """<ir_version: 10, opset_import: ["" : 21, "f" : 1]>
 graph (float[N,4] x) => (float[N,4] y) { a = f.outer (x)  y = f.outer (a) }
 <domain: "f", opset_import: ["" : 21, "f" : 1]> outer (p) => (q) { r = f.inner <k = 2.0> (p)  q = Relu (r) }
-<domain: "f", opset_import: ["" : 21]> inner <k> (p) => (q) { c = Constant <value_float: float = @k> ()  q = Mul (p, c) }
+<domain: "f", opset_import: ["" : 21]> inner <k> (p) => (q) {
+  c = Constant <value_float: float = @k> ()  q = Mul (p, c) }
 """
 
 
@@ -155,7 +160,8 @@ def test_constants_become_initializers_in_subgraphs_too():
         + """graph (float[N] x, bool flag) => (float[N] y) {
       c = Constant <value_floats = [2.0]> ()
       m = Mul (x, c)
-      y = If (flag) <then_branch = t () => (float[N] a) { d = Constant <value_float = 3.0> ()  a = Add (m, d) },
+      y = If (flag) <then_branch = t () => (float[N] a) {
+        d = Constant <value_float = 3.0> ()  a = Add (m, d) },
                      else_branch = e () => (float[N] b) { b = Neg (m) }>
     }"""
     )
