@@ -21,7 +21,8 @@ _KEPT_FIELDS = ("ir_version", "opset_import", "producer_name", "domain", "model_
 def run_checker(model: onnx.ModelProto, file: str, limits: Limits) -> None:
     """Run the ONNX checker and strict shape inference, and hold inferred sizes to the budget.
 
-    Graph outputs without a shape, which ONNX Runtime accepts and the checker does not, get the inferred one in place.
+    Graph outputs without a shape, which ONNX Runtime accepts and the checker does not, get the inferred one
+    in place.
 
     Raises:
         ModelError: The model is invalid, or a value of static shape is larger than the budget.
@@ -52,7 +53,8 @@ def _complete_outputs(bare: onnx.ModelProto, model: onnx.ModelProto, inferred: o
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a model with its large and external constants turned into graph inputs of the same type and shape.
 
-    Inside control flow and functions, where there is no input to turn them into, external constants become zeros.
+    Inside control flow and functions, where there is no input to turn them into, external constants become
+    zeros.
     """
     bare = onnx.ModelProto()
     for field in _KEPT_FIELDS:
@@ -115,7 +117,7 @@ def _check_values(graph: onnx.GraphProto, file: str, limits: Limits, place: str)
         if value.name in producer:
             part = f"{node_part(producer[value.name], place)}: {tensor_part(value.name)}"
         sizes = [d.dim_value for d in kind.shape.dim if d.HasField("dim_value")]
-        if any(not 0 <= d for d in sizes):
+        if any(not d >= 0 for d in sizes):
             what = f"has a negative dimension in {sizes}"
             raise refused(file, part, what, "declare its size, or give it a name (dim_param) if it varies")
         known = kind.elem_type in TensorProto.DataType.values() and kind.elem_type != TensorProto.STRING

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import onnx
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from bitwright.compiler.ingest.limits import Limits
@@ -146,7 +146,9 @@ def check_text(message: Message, file: str, limits: Limits) -> None:
     """
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_STRING:
-            for text in value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]:
+            for text in (
+                value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+            ):
                 _check_text(text, field.name, file, limits)
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             for inner in [value] if isinstance(value, Message) else value:
@@ -158,7 +160,8 @@ def _check_text(text: str | bytes, field: str, file: str, limits: Limits) -> Non
     if isinstance(text, bytes):
         what = f"its field '{field}' holds text that is not UTF-8: {quoted(repr(text))}"
         raise refused(file, "", what, "export the model again")
-    # A character is at most four bytes; most names need no exact count. Documentation and metadata may be long.
+    # A character is at most four bytes; most names need no exact count. Documentation and metadata may be
+    # long.
     if field in ("doc_string", "value") or 4 * len(text) <= limits.name_bytes:
         return
     if len(text.encode()) > limits.name_bytes:
@@ -214,8 +217,8 @@ def _check_input_dimensions(value: onnx.ValueInfoProto, part: str, file: str, li
 def drop_initialized_inputs(model: onnx.ModelProto) -> list[str]:
     """Remove inputs that have a default value from the graph's inputs, so that they are constants.
 
-    IR versions before 4 list every initializer as an input. Later versions mean "may be overridden" by it, which
-    cannot hold for a weight that is quantized.
+    IR versions before 4 list every initializer as an input. Later versions mean "may be overridden" by it,
+    which cannot hold for a weight that is quantized.
 
     Returns:
         The inputs that could have been overridden (none before IR version 4).

@@ -1,4 +1,4 @@
-"""Calibration and evaluation data: from .npz files, folders, the user's functions, or memory; always streamed."""
+"""Calibration and evaluation data: from .npz files, folders, the user's functions or memory, streamed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import repeat
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.errors import DataError, UsageError
 from bitwright.compiler.ingest import npz
-from bitwright.compiler.ingest.limits import Limits
+from bitwright.compiler.ingest.limits import DEFAULT_LIMITS, Limits
 from bitwright.compiler.ingest.samples import (
     InputSpec,
     Sample,
@@ -25,7 +26,6 @@ from bitwright.compiler.ingest.samples import (
 from bitwright.compiler.ingest.text import quoted
 from bitwright.compiler.ingest.user_code import blaming, is_function_spec, load_function
 
-DEFAULT_LIMITS = Limits()
 # Random samples need a size where the model leaves it open; large enough for a few strided convolutions.
 _OPEN_DIMENSION = 32
 
@@ -65,7 +65,8 @@ class Dataset:
         for sample in open_samples():
             checker.check(sample)
         if checker.count == 0:
-            raise DataError("there is no sample", where=source, fix="give at least one sample; 100 are a good start")
+            what = "there is no sample"
+            raise DataError(what, where=source, fix="give at least one sample; 100 are a good start")
         self._count = checker.count
         self.warnings: tuple[str, ...] = (*warnings, *checker.warnings())
 
@@ -84,7 +85,9 @@ class Dataset:
             yield checker.check(sample)
         if checker.count != self._count:
             what = f"gave {self._count} samples at first and {checker.count} later"
-            raise DataError(what, where=self.source, fix="the samples must be the same every time they are read")
+            raise DataError(
+                what, where=self.source, fix="the samples must be the same every time they are read"
+            )
 
     @property
     def stackable(self) -> bool:
@@ -96,8 +99,8 @@ class Dataset:
         """Yield the samples in order, joined along the first axis where the model allows it.
 
         Args:
-            size: Most samples in a batch. Neighbours of different shapes are never joined, and samples of a model
-                whose first dimension is fixed come one by one.
+            size: Most samples in a batch. Neighbours of different shapes are never joined, and samples of a
+                model whose first dimension is fixed come one by one.
         """
         assert size >= 1, "a batch holds at least one sample"
         waiting: list[Sample] = []
@@ -125,11 +128,11 @@ def open_dataset(source: str | Path, model: ir.Model, limits: Limits = DEFAULT_L
     """Open samples named on the command line.
 
     Args:
-        source: One of three forms. An ``.npz`` file: one array for each input; sample k of an array A for an input of
-            rank r is ``A[k:k+1]`` if A has rank r, ``A[k]`` if it has rank r + 1; a scalar for a scalar input is
-            the same in every sample. A folder of ``.npz`` files: one sample each, in order of their names, arrays
-            exactly as the model takes them. ``FILE.py:FUNC``: FUNC() returns an iterable of dictionaries.
-            Arrays that are no input of the model are ignored with a warning.
+        source: One of three forms. An ``.npz`` file: one array for each input; sample k of an array A for an
+            input of rank r is ``A[k:k+1]`` if A has rank r, ``A[k]`` if it has rank r + 1; a scalar for a
+            scalar input is the same in every sample. A folder of ``.npz`` files: one sample each, in order of
+            their names, arrays exactly as the model takes them. ``FILE.py:FUNC``: FUNC() returns an iterable
+            of dictionaries. Arrays that are no input of the model are ignored with a warning.
         model: The model.
         limits: Budgets.
 
@@ -147,7 +150,8 @@ def open_dataset(source: str | Path, model: ir.Model, limits: Limits = DEFAULT_L
         return Dataset(text, inputs, lambda: _from_files(files, limits), limits)
     if not path.is_file():
         fix = "give an .npz file, a folder of .npz files, or FILE.py:FUNC"
-        raise UsageError("there is no such file or folder", where=text, fix=fix)
+        what = "there is no such file or folder"
+        raise UsageError(what, where=text, fix=fix)
     count, extra = _check_npz(path, inputs, limits)
     warnings = [f"{text}: array {quoted(name)}: is no input of the model, ignored" for name in extra]
     return Dataset(text, inputs, lambda: _from_npz(path, inputs, count, limits), limits, warnings)
@@ -207,7 +211,8 @@ def _from_npz(path: Path, inputs: tuple[InputSpec, ...], count: int, limits: Lim
 def _files(folder: Path, limits: Limits) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.suffix == ".npz")
     if not files:
-        raise DataError("holds no .npz file", where=str(folder), fix="write one .npz file for each sample")
+        what = "holds no .npz file"
+        raise DataError(what, where=str(folder), fix="write one .npz file for each sample")
     if len(files) > limits.files:
         what = f"holds {len(files)} files, more than {limits.files}"
         raise DataError(what, where=str(folder), fix="a few hundred samples are enough to calibrate")
@@ -241,7 +246,7 @@ def _from_function(
             sample = next(iterator, end)
         if sample is end:
             return
-        yield sample
+        yield cast(Mapping[str, object], sample)
 
 
 def dataset_from_memory(
@@ -252,8 +257,8 @@ def dataset_from_memory(
     """Make a dataset of arrays that are in memory.
 
     Args:
-        data: Input name -> stacked samples, by the rules of an ``.npz`` file; or an iterable of samples, each input
-            name -> array of the model's shape.
+        data: Input name -> stacked samples, by the rules of an ``.npz`` file; or an iterable of samples, each
+            input name -> array of the model's shape.
         model: The model.
         limits: Budgets.
 
@@ -290,7 +295,8 @@ def random_dataset(
 ) -> Dataset:
     """Make samples of random numbers: they exercise a model, and say nothing about its accuracy.
 
-    Floats are standard normal; integers and booleans are 0 or 1, which is a legal index, mask and flag everywhere.
+    Floats are standard normal; integers and booleans are 0 or 1, which is a legal index, mask and flag
+    everywhere.
 
     Args:
         model: The model.
@@ -302,14 +308,17 @@ def random_dataset(
         UsageError: ``samples`` is not positive.
     """
     if samples < 1:
-        raise UsageError(f"{samples} random samples", fix="ask for at least one")
+        what = f"{samples} random samples"
+        raise UsageError(what, fix="ask for at least one")
     inputs, chosen = input_specs(model), dict(dims or {})
     warnings = ["random data: every sample is random; ranges and accuracy mean nothing for real data"]
     shapes = {}
     for spec in inputs:
         shapes[spec.name] = tuple(_random_size(axis, d, chosen) for axis, d in enumerate(spec.dims))
         if any(not isinstance(d, int) and d not in (dims or {}) for d in spec.dims[1:]):
-            warnings.append(f"random data: input {quoted(spec.name)}: {spec} gets shape {list(shapes[spec.name])}")
+            warnings.append(
+                f"random data: input {quoted(spec.name)}: {spec} gets shape {list(shapes[spec.name])}"
+            )
 
     def generate() -> Iterator[Sample]:
         for k in range(samples):

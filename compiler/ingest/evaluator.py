@@ -19,12 +19,12 @@ def load_eval(spec: str) -> Metric:
     """Load the function that measures a model's accuracy.
 
     Args:
-        spec: ``FILE.py:FUNC``. FUNC gets ``run``, which takes input name -> array and returns output name -> array,
-            and returns a number; higher is better.
+        spec: ``FILE.py:FUNC``. FUNC gets ``run``, which takes input name -> array and returns output name ->
+            array, and returns a number; higher is better.
 
     Returns:
-        FUNC with its result checked. It raises UsageError for a result that is not a number, DataError for one that
-        is not finite and for any exception of FUNC; errors that ``run`` raises pass through.
+        FUNC with its result checked. It raises UsageError for a result that is not a number, DataError for
+        one that is not finite and for any exception of FUNC; errors that ``run`` raises pass through.
 
     Raises:
         UsageError: The file or function does not exist.

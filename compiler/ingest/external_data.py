@@ -1,11 +1,13 @@
 """External tensor data: a model may read files of its own folder, and nothing else.
 
-The rules are those of ONNX's own reader after its path traversal advisories: canonical containment, no symbolic link,
-no hard link, no special file, known keys only, and every offset and length checked against the file before a read.
+The rules are those of ONNX's own reader after its path traversal advisories: canonical containment, no
+symbolic link, no hard link, no special file, known keys only, and every offset and length checked against the
+file before a read.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -174,19 +176,40 @@ def _check_range(
 
 
 def read_range(descriptor: int, offset: int, length: int, chunk: int = 1 << 20) -> Iterator[bytes]:
-    """Yield a range of an open file in pieces of at most ``chunk`` bytes.
+    """Yield a range of an open file in pieces of ``chunk`` bytes; only the last is shorter.
 
     Raises:
         OSError: The file became shorter than it was when it was checked.
     """
+    zeros, end = bytes(chunk), offset + length
+    while offset < end:
+        count = min(chunk, end - offset)
+        # What a sparse file does not store reads as zeros; to read it would only fill the page cache.
+        piece = zeros[:count] if _is_hole(descriptor, offset, count) else _read(descriptor, offset, count)
+        yield piece
+        offset += count
+
+
+def _is_hole(descriptor: int, offset: int, count: int) -> bool:
+    if not hasattr(os, "SEEK_DATA") or os.fstat(descriptor).st_size < offset + count:
+        return False
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + count
+    except OSError as error:
+        return error.errno == errno.ENXIO  # nothing stored up to the end of the file
+
+
+def _read(descriptor: int, offset: int, count: int) -> bytes:
     os.lseek(descriptor, offset, os.SEEK_SET)
-    while length:
-        piece = os.read(descriptor, min(chunk, length))
+    pieces: list[bytes] = []
+    while count:
+        piece = os.read(descriptor, count)
         if not piece:
             message = "the file became shorter while it was read"
             raise OSError(message)
-        yield piece
-        length -= len(piece)
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
 
 
 def digest_into(sha256: hashlib._Hash, data: ExternalFile, file: str) -> None:

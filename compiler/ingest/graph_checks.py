@@ -1,4 +1,4 @@
-"""Rules on how values connect nodes: defined once, before use, in every body. Also puts names and order right."""
+"""Rules on how values connect nodes: defined once, before use, in every body. Also puts names in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _output_names(graph: Graph) -> list[str]:
 
 
 def _definitions(graph: Graph) -> Iterator[tuple[str, str]]:
-    """Yield (value name, who defines it); an initializer that gives an input its default defines nothing new."""
+    """Yield (value name, who defines it); the default of a graph input defines nothing new."""
     inputs = _input_names(graph)
     yield from ((name, "a graph input") for name in inputs)
     if isinstance(graph, onnx.GraphProto):
@@ -145,8 +145,9 @@ def _sort(graph: Graph, file: str, place: str) -> int:
 def name_nodes(found: list[Body]) -> None:
     """Give every node a name of its own, in place.
 
-    Equal node names are legal ONNX, but reports, plans and ONNX Runtime need unique ones. The first node of a name
-    keeps it, later ones get ``_2``, ``_3``, ...; unnamed ones become e.g. ``Conv_3`` after their position.
+    Equal node names are legal ONNX, but reports, plans and ONNX Runtime need unique ones. The first node of a
+    name keeps it, later ones get ``_2``, ``_3``, ...; unnamed ones become e.g. ``Conv_3`` after their
+    position.
     """
     taken = {node.name for body in found for node in body.graph.node if node.name}
     uses: Counter[str] = Counter()

@@ -16,8 +16,8 @@ class Limits:
     The defaults are far above what real networks need and far below what hurts the machine.
 
     Attributes:
-        model_file_bytes: Size of the protobuf file itself. Protobuf cannot encode 2 GiB or more; larger models keep
-            their weights as external data.
+        model_file_bytes: Size of the protobuf file itself. Protobuf cannot encode 2 GiB or more; larger
+            models keep their weights as external data.
         external_bytes: Sum of the sizes of the external data files of one model.
         tensor_bytes: Size of one constant tensor, in the file or external.
         value_bytes: Size of one computed tensor whose shape is static, e.g. the output of ConstantOfShape.
@@ -66,3 +66,6 @@ class Limits:
     npz_members: int = 4_096
     npy_header_bytes: int = 64 * KiB
     files: int = 100_000
+
+
+DEFAULT_LIMITS = Limits()

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.ingest import checks, graph_checks
 from bitwright.compiler.ingest.checker import run_checker
 from bitwright.compiler.ingest.external_data import ExternalFile, check_external_data, digest_into
-from bitwright.compiler.ingest.limits import Limits
+from bitwright.compiler.ingest.limits import DEFAULT_LIMITS, Limits
 from bitwright.compiler.ingest.protos import bodies
 from bitwright.compiler.ingest.tensor_checks import check_tensors
 from bitwright.compiler.ingest.text import one_line, quoted, refused, size
@@ -28,8 +28,8 @@ class SourceModel:
     """A model that passed every check, and where it came from.
 
     Attributes:
-        model: The model. Every node has a unique name, nodes are in topological order, constants are not listed as
-            inputs. External tensors stay on disk and are mapped when they are read.
+        model: The model. Every node has a unique name, nodes are in topological order, constants are not
+            listed as inputs. External tensors stay on disk and are mapped when they are read.
         path: The model file.
         sha256: Of the model file followed by its external data files in order of location; hexadecimal.
         bytes: Size of the model file and its external data files together.
@@ -45,11 +45,11 @@ class SourceModel:
     external_files: tuple[Path, ...] = ()
 
 
-def read_model(path: Path, limits: Limits = Limits()) -> SourceModel:  # noqa: B008 - frozen
+def read_model(path: Path, limits: Limits = DEFAULT_LIMITS) -> SourceModel:
     """Read, check and tidy an ONNX model.
 
-    The order is chosen so that no check does work that an earlier one should have refused: size before reading,
-    counts before walks, containment before any external byte, our own rules before the ONNX checker.
+    The order is chosen so that no check does work that an earlier one should have refused: size before
+    reading, counts before walks, containment before any external byte, our own rules before the ONNX checker.
 
     Args:
         path: An ONNX protobuf file.
@@ -114,7 +114,8 @@ def _parse(data: bytes, file: str) -> onnx.ModelProto:
     if not data:
         raise refused(file, "", "the file is empty", fix)
     try:
-        return onnx.ModelProto.FromString(data)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+        return model
     except DecodeError as error:
         if "depth" in str(error).lower():
             what = "its graphs are nested too deep"

@@ -1,9 +1,10 @@
-"""Reads .npz files lazily and bounded: no array is inflated before its header says that it fits the budget."""
+"""Reads .npz files lazily and bounded: no array is inflated before its header fits the budget."""
 
 from __future__ import annotations
 
 import io
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,16 @@ from bitwright.compiler.errors import DataError
 from bitwright.compiler.ingest.limits import Limits
 from bitwright.compiler.ingest.text import one_line, quoted, size
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OSError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    OSError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -57,14 +67,16 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except _DAMAGED as error:
         fix = "write the file again with numpy.savez"
-        raise DataError(f"is not a readable .npz file: {one_line(error)}", where=str(path), fix=fix) from error
+        what = f"is not a readable .npz file: {one_line(error)}"
+        raise DataError(what, where=str(path), fix=fix) from error
 
 
 def headers(archive: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, Member]:
     """Read the header of every array.
 
     Raises:
-        DataError: Too many arrays, one too large, one of Python objects, or a header that disagrees with the archive.
+        DataError: Too many arrays, one too large, one of Python objects, or a header that disagrees with the
+        archive.
     """
     entries = archive.infolist()
     if len(entries) > limits.npz_members:
@@ -75,7 +87,8 @@ def headers(archive: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, M
         name = entry.filename.removesuffix(".npy")
         where = f"{path}: array {quoted(name)}"
         if name in found:
-            raise DataError("is in the file twice", where=where, fix="write the file again with numpy.savez")
+            what = "is in the file twice"
+            raise DataError(what, where=where, fix="write the file again with numpy.savez")
         found[name] = _header(archive, entry, where, limits)
     return found
 
@@ -86,14 +99,20 @@ def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str, limits
         magic = stream.read(8)
         width = {b"\x01": 2, b"\x02": 4}.get(magic[6:7])
         if magic[:6] != b"\x93NUMPY" or width is None:
-            raise DataError("is not a numpy array of a plain type", where=where, fix=again)
+            what = "is not a numpy array of a plain type"
+            raise DataError(what, where=where, fix=again)
         prefix = stream.read(width)
         length = int.from_bytes(prefix, "little")
         if length > limits.npy_header_bytes:
-            raise DataError(f"has a header of {size(length)}", where=where, fix=again)
+            what = f"has a header of {size(length)}"
+            raise DataError(what, where=where, fix=again)
         text = io.BytesIO(prefix + stream.read(length))
     read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(text)
+    try:
+        shape, fortran, dtype = read(text)
+    except Exception as error:  # numpy parses it as Python text, which fails in many ways
+        what = f"has an unreadable header: {one_line(error)}"
+        raise DataError(what, where=where, fix=again) from error
     if dtype.hasobject or dtype.fields is not None:
         what = f"holds {'Python objects' if dtype.hasobject else 'records'}, not numbers (dtype {dtype})"
         raise DataError(what, where=where, fix="convert it to an array of numbers before saving it")
@@ -117,7 +136,7 @@ def whole(archive: zipfile.ZipFile, member: Member) -> np.ndarray:
 
 
 def rows(archive: zipfile.ZipFile, member: Member) -> Iterator[np.ndarray]:
-    """Yield ``array[0]``, ``array[1]``, ... while only one of them is in memory (column-major arrays are read whole)."""
+    """Yield ``array[0]``, ``array[1]``, ... one at a time in memory (a column-major array is read whole)."""
     if member.fortran:
         yield from whole(archive, member)
         return

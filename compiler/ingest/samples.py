@@ -13,7 +13,8 @@ from bitwright.compiler.ingest.limits import Limits
 from bitwright.compiler.ingest.text import quoted, size
 
 Sample = dict[str, np.ndarray]
-# A value this many times larger than the typical one stretches an 8-bit range until everything else is one step.
+# A value this many times larger than the typical one stretches an 8-bit range until everything else is one
+# step.
 _OUTLIER = 1e6
 
 
@@ -48,14 +49,16 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
         ModelError: An input has no type or rank, or the model has no inputs.
     """
     if not model.graph.inputs:
-        raise ModelError("the model has no inputs", fix="nothing can be calibrated; export it with inputs")
+        what = "the model has no inputs"
+        raise ModelError(what, fix="nothing can be calibrated; export it with inputs")
     return tuple(_spec(value) for value in model.graph.inputs)
 
 
 def _spec(value: ir.Value) -> InputSpec:
     if value.dtype is None or value.shape is None:
         where = f"input {quoted(value.name or '')}"
-        raise ModelError("has no type or no shape", where=where, fix="declare it in the model")
+        what = "has no type or no shape"
+        raise ModelError(what, where=where, fix="declare it in the model")
     dims = tuple(d if isinstance(d, int) else (d.value or None) for d in value.shape)
     return InputSpec(value.name or "", np.dtype(value.dtype.numpy()), dims)
 
@@ -72,7 +75,8 @@ def check_names(names: Iterable[str], inputs: tuple[InputSpec, ...], where: str)
         if spec.name not in given:
             spare = [name for name in given if name not in known]
             fix = nearest(spec.name, spare) if spare else f"add an array of that name, {spec}"
-            raise DataError(f"there is no array for input {quoted(spec.name)}", where=where, fix=fix)
+            what = f"there is no array for input {quoted(spec.name)}"
+            raise DataError(what, where=where, fix=fix)
     return [name for name in given if name not in known]
 
 
@@ -84,10 +88,12 @@ def check_dtype(dtype: np.dtype, spec: InputSpec, where: str) -> None:
     """
     if dtype.hasobject:
         fix = "give every sample the same shape, or use a folder of .npz files"
-        raise DataError("is an array of Python objects", where=where, fix=fix)
+        what = "is an array of Python objects"
+        raise DataError(what, where=where, fix=fix)
     if dtype != spec.dtype:
         fix = f"cast it: x.astype(numpy.{spec.dtype})"
-        raise DataError(f"is {dtype}, the model needs {spec.dtype}", where=where, fix=fix)
+        what = f"is {dtype}, the model needs {spec.dtype}"
+        raise DataError(what, where=where, fix=fix)
 
 
 @dataclass
@@ -127,7 +133,8 @@ class SampleChecker:
         where = f"{self._source}: sample {self.count}"
         if not isinstance(sample, Mapping):
             fix = "give a dictionary from input name to numpy array"
-            raise DataError(f"is {type(sample).__name__}, not a dictionary", where=where, fix=fix)
+            what = f"is {type(sample).__name__}, not a dictionary"
+            raise DataError(what, where=where, fix=fix)
         self._ignored |= dict.fromkeys(check_names(sample, self._inputs, where))
         arrays = {}
         for spec in self._inputs:
@@ -145,7 +152,8 @@ class SampleChecker:
             array = np.asarray(given)
         except Exception as error:  # any type may be given, and may refuse in its own way
             fix = "give a numpy array; every row needs the same length"
-            raise DataError(f"is no array: {error}", where=where, fix=fix) from error
+            what = f"is no array: {error}"
+            raise DataError(what, where=where, fix=fix) from error
         check_dtype(array.dtype, spec, where)
         if array.nbytes > self._limits.sample_bytes:
             what = f"has {size(array.nbytes)}, more than {size(self._limits.sample_bytes)}"
@@ -175,11 +183,16 @@ class SampleChecker:
 
     def warnings(self) -> list[str]:
         """Return what is legal but suspicious about the samples seen so far, each ``where: what``."""
-        found = [f"{self._source}: array {quoted(name)}: is no input of the model, ignored" for name in self._ignored]
+        found = [
+            f"{self._source}: array {quoted(name)}: is no input of the model, ignored"
+            for name in self._ignored
+        ]
         for name, census in self._census.items():
             where = f"{self._source}: input {quoted(name)}"
             if census.low == census.high and census.elements > 1:
-                found.append(f"{where}: every element of every sample is {census.low:g}; ranges will be useless")
+                found.append(
+                    f"{where}: every element of every sample is {census.low:g}; ranges will be useless"
+                )
             elif census.medians and census.peak > _OUTLIER * float(np.median(census.medians)):
                 typical = float(np.median(census.medians))
                 found.append(
@@ -194,11 +207,14 @@ def _check_shape(shape: tuple[int, ...], spec: InputSpec, where: str) -> None:
     wrong = wrong or any(isinstance(d, int) and d != n for n, d in zip(shape, spec.dims, strict=True))
     if wrong:
         fix = "give samples of the model's shape; [1, ...] for one item of a batch"
-        raise DataError(f"has shape {list(shape)}, the model needs {spec}", where=where, fix=fix)
+        what = f"has shape {list(shape)}, the model needs {spec}"
+        raise DataError(what, where=where, fix=fix)
     if 0 in shape:
-        raise DataError(f"is empty: shape {list(shape)}", where=where, fix="leave empty samples out")
+        what = f"is empty: shape {list(shape)}"
+        raise DataError(what, where=where, fix="leave empty samples out")
 
 
 def _is_float(dtype: np.dtype) -> bool:
-    # The narrow floating-point types of ml_dtypes have kind 'V'; integers, booleans and complex numbers are none.
+    # The narrow floating-point types of ml_dtypes have kind 'V'; integers, booleans and complex numbers are
+    # none.
     return dtype.kind in "fV"

@@ -28,11 +28,12 @@ _FIELD: dict[int, str] = {
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Return the packed size that the type and the dimensions ask for."""
     bits: int = ir.DataType(tensor.data_type).bitwidth
-    return (math.prod(tensor.dims) * bits + 7) // 8
+    elements: int = math.prod(tensor.dims)
+    return (elements * bits + 7) // 8
 
 
 def check_tensors(found: list[Body], file: str, limits: Limits) -> None:
-    """Check every constant tensor that is stored in the model file; external ones only for type and dimensions.
+    """Check every constant tensor that is stored in the model file, of external ones the declaration.
 
     Raises:
         ModelError: Names the tensor, or the node whose attribute it is.

@@ -8,7 +8,7 @@ LONGEST = 96
 
 
 def quoted(name: str) -> str:
-    """Return a name in quotes, on one line, without control characters, shortened in the middle if it is long."""
+    """Return a name in quotes, on one line, control characters escaped, the middle left out if it is long."""
     text = printable(name).replace("\n", "\\n")
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]} ({len(name)} characters)"
@@ -31,5 +31,5 @@ def size(count: float) -> str:
 
 
 def refused(file: str, part: str, what: str, fix: str) -> ModelError:
-    """Return the error for a broken rule in ``part`` (a node, a tensor, or "" for the whole) of a model file."""
+    """Return the error for a broken rule in ``part`` (a node, a tensor, or "" for all) of a model."""
     return ModelError(what, where=f"{file}: {part}" if part else file, fix=fix)

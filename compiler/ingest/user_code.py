@@ -29,20 +29,24 @@ def load_function(spec: str) -> tuple[Callable[..., Any], Path]:
         DataError: The script itself raises; the message has its line.
     """
     if not is_function_spec(spec):
-        raise UsageError("is not of the form FILE.py:FUNC", where=spec, fix="e.g. data.py:samples")
+        what = "is not of the form FILE.py:FUNC"
+        raise UsageError(what, where=spec, fix="e.g. data.py:samples")
     file, _, name = spec.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise UsageError(f"there is no file {quoted(file)}", where=spec, fix="check the path of the script")
+        what = f"there is no file {quoted(file)}"
+        raise UsageError(what, where=spec, fix="check the path of the script")
     with blaming(path, spec):
         module = _run(path)
     function = getattr(module, name, None)
     if function is None:
         known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
         fix = nearest(name, known) if known else "define it"
-        raise UsageError(f"{quoted(file)} defines no function {quoted(name)}", where=spec, fix=fix)
+        what = f"{quoted(file)} defines no function {quoted(name)}"
+        raise UsageError(what, where=spec, fix=fix)
     if not callable(function):
-        raise UsageError(f"{quoted(name)} is not a function", where=spec, fix="name a function")
+        what = f"{quoted(name)} is not a function"
+        raise UsageError(what, where=spec, fix="name a function")
     return function, path
 
 

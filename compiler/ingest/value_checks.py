@@ -14,14 +14,43 @@ from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ingest.external_data import open_contained, read_range
 from bitwright.compiler.ingest.text import quoted, refused
 
-# A bias this many times larger than the largest weight drowns the layer's products in float32 (24 bits of mantissa).
+# A bias this many times larger than the largest weight drowns the layer's products in float32 (24 bits of
+# mantissa).
 _ABSURD_BIAS = 1e6
 _MOVES = frozenset(
-    "Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather Concat Expand Tile Trilu Split".split()
+    [
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Gather",
+        "Concat",
+        "Expand",
+        "Tile",
+        "Trilu",
+        "Split",
+    ]
 )
-# Where an infinity is a mask or the neutral bound of a comparison; -inf may also be added to attention scores.
+# Where an infinity is a mask or the neutral bound of a comparison; -inf may also be added to attention
+# scores.
 _MASKS = frozenset(
-    "Where Clip Max Min Equal Less LessOrEqual Greater GreaterOrEqual ReduceMax ReduceMin".split()
+    [
+        "Where",
+        "Clip",
+        "Max",
+        "Min",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "ReduceMax",
+        "ReduceMin",
+    ]
 )
 _NARROW_BITS = 16
 
@@ -77,7 +106,7 @@ def check_values(model: ir.Model, file: str) -> list[str]:
 
 
 def scan(tensor: ir.TensorProtocol) -> Extremes | None:
-    """Find the extremes of a floating-point tensor, at most 1 MiB at a time; None for other and empty tensors."""
+    """Find the extremes of a floating-point tensor, 1 MiB at a time; None for others and empty ones."""
     if not tensor.dtype.is_floating_point() or tensor.size == 0:
         return None
     found = Extremes(0.0, None, 0.0, maskable=True, positive=False)
@@ -138,7 +167,7 @@ def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol, ir.Val
 
 
 def _only_masks(value: ir.Value, positive: bool) -> bool:
-    """Tell whether every use of a constant, however moved about, is as a mask or as a bound of a comparison."""
+    """Tell whether every use of a constant, however moved about, is as a mask or a bound."""
     waiting, seen = [value], {value}
     while waiting:
         current = waiting.pop()
@@ -166,10 +195,9 @@ def _absurd_biases(model: ir.Model, peaks: dict[ir.Value, float]) -> Iterator[st
         if weight is None or bias is None or weight not in peaks or bias not in peaks:
             continue
         if peaks[bias] > _ABSURD_BIAS * peaks[weight] > 0:
-            yield (
-                f"node {quoted(node_label(node))} ({node.op_type}): its bias reaches {peaks[bias]:.3g}, its weights "
-                f"only {peaks[weight]:.3g}; the layer's products are lost beside it"
-            )
+            label = f"node {quoted(node_label(node))} ({node.op_type})"
+            sizes = f"its bias reaches {peaks[bias]:.3g}, its weights only {peaks[weight]:.3g}"
+            yield f"{label}: {sizes}; the layer's products are lost beside it"
 
 
 def _weight_and_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:

@@ -78,4 +78,6 @@ def nested_if(depth: int) -> onnx.ModelProto:
 
 
 def _leaf(k: int) -> onnx.GraphProto:
-    return onnx.parser.parse_graph(f"leaf () => (float[2] e{k}) {{ e{k} = Constant <value = float[2] {{3, 4}}> () }}")
+    return onnx.parser.parse_graph(
+        f"leaf () => (float[2] e{k}) {{ e{k} = Constant <value = float[2] {{3, 4}}> () }}"
+    )

@@ -1,4 +1,4 @@
-"""Data that does not fit the model is refused with sample, input and fix; data that fits is streamed unchanged."""
+"""Data that does not fit the model is refused with sample, input and fix; what fits is streamed unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def refused(source: object, network: ir.Model, *needles: str, limits: Limits | N
     return caught.value.message
 
 
-# --- .npz -------------------------------------------------------------------------------------------------------
+# --- .npz
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -105,7 +106,12 @@ def test_missing_source(tmp_path):
 
 
 def test_wrong_name(tmp_path):
-    refused(saved(tmp_path, image=images()), model("float[N, 3, 4, 4] images"), "'images'", "did you mean 'image'?")
+    refused(
+        saved(tmp_path, image=images()),
+        model("float[N, 3, 4, 4] images"),
+        "'images'",
+        "did you mean 'image'?",
+    )
     refused(saved(tmp_path, zzz=images()), model(IMAGES), "'x'", "known: zzz")
 
 
@@ -116,8 +122,19 @@ def test_wrong_dtype(tmp_path):
 
 
 def test_wrong_shape(tmp_path):
-    refused(saved(tmp_path, x=images()[:, 0]), model("float[N, 3, 4, 4, 2] x"), "array 'x'", "[samples, N, 3, 4, 4, 2]")
-    refused(saved(tmp_path, x=images()[:, :2]), model(IMAGES), "sample 0, input 'x'", "[1, 2, 4, 4]", "float32[N, 3, 4, 4]")
+    refused(
+        saved(tmp_path, x=images()[:, 0]),
+        model("float[N, 3, 4, 4, 2] x"),
+        "array 'x'",
+        "[samples, N, 3, 4, 4, 2]",
+    )
+    refused(
+        saved(tmp_path, x=images()[:, :2]),
+        model(IMAGES),
+        "sample 0, input 'x'",
+        "[1, 2, 4, 4]",
+        "float32[N, 3, 4, 4]",
+    )
     refused(saved(tmp_path, x=images()), model("float[8, 3, 4, 4] x"), "sample 0, input 'x'", "[1, 3, 4, 4]")
 
 
@@ -155,7 +172,8 @@ def test_outlier_is_a_warning(tmp_path):
     assert open_dataset(saved(tmp_path, x=sparse), model(IMAGES)).warnings == ()
 
 
-# --- hostile archives -------------------------------------------------------------------------------------------
+# --- hostile archives
+# -------------------------------------------------------------------------------------------
 
 
 def npy(shape: str, descr: str = "<f4", body: bytes = b"") -> bytes:
@@ -171,7 +189,9 @@ def archive(folder: Path, **members: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + b"\0" * 18, b"PK\x03\x04" + b"\xff" * 200])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a zip", b"PK\x05\x06" + b"\0" * 18, b"PK\x03\x04" + b"\xff" * 200]
+)
 def test_garbage_archive(tmp_path, content):
     path = tmp_path / "bad.npz"
     path.write_bytes(content)
@@ -190,7 +210,7 @@ def test_flipped_bits_never_escape_as_another_error(tmp_path):
     data = saved(tmp_path, True, x=images()).read_bytes()
     path = tmp_path / "bad.npz"
     outcomes = set()
-    for position in range(0, len(data), 7):
+    for position in range(0, len(data), 3):
         path.write_bytes(data[:position] + bytes([data[position] ^ 0x41]) + data[position + 1 :])
         try:
             open_dataset(path, model(IMAGES))
@@ -225,8 +245,8 @@ def test_inflation_bomb_is_not_inflated(tmp_path):
         (npy("(2,)", body=b"\0" * 4000), "8 bytes"),
         (npy("(-3,)"), "[-3]"),
         (npy("(4,)", descr="|O"), "Python objects"),
-        (npy("__import__('os')"), "bad.npz"),
-        (npy("(" * 3000), "bad.npz"),
+        (npy("__import__('os')"), "unreadable header"),
+        (npy("(" * 3000), "unreadable header"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"\0" * 64, "header"),
         (b"\x93NUMPY\x09\x00" + b"\0" * 64, "not a numpy array"),
         (b"hello", "not a numpy array"),
@@ -248,7 +268,8 @@ def test_budgets(tmp_path):
     refused(path, model(IMAGES), "sample 0, input 'x'", limits=Limits(sample_bytes=100))
 
 
-# --- folders ----------------------------------------------------------------------------------------------------
+# --- folders
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_folder_of_samples_in_order_of_names(tmp_path):
@@ -270,7 +291,8 @@ def test_folder_problems(tmp_path):
     refused(tmp_path, model(IMAGES), "b.npz", "not a readable .npz")
 
 
-# --- the user's functions ---------------------------------------------------------------------------------------
+# --- the user's functions
+# ---------------------------------------------------------------------------------------
 
 
 def script(folder: Path, body: str) -> Path:
@@ -280,7 +302,10 @@ def script(folder: Path, body: str) -> Path:
 
 
 def test_function(tmp_path):
-    path = script(tmp_path, "def samples():\n    for k in range(3):\n        yield {'x': np.full((1, 2), k, np.float32)}\n")
+    path = script(
+        tmp_path,
+        "def samples():\n    for k in range(3):\n        yield {'x': np.full((1, 2), k, np.float32)}\n",
+    )
     dataset = open_dataset(f"{path}:samples", model("float[N, 2] x"))
     assert [float(s["x"][0, 0]) for s in dataset] == [0, 1, 2]
     assert [b["x"].shape for b in dataset.batches(2)] == [(2, 2), (1, 2)]
@@ -298,7 +323,11 @@ def test_function_names_and_files(tmp_path):
     ("body", "line", "needle"),
     [
         ("def f():\n    return 1 / 0\n", 3, "ZeroDivisionError"),
-        ("def f():\n    yield {'x': np.ones((1, 2), np.float32)}\n    raise KeyError('k')\n", 4, "KeyError: 'k'"),
+        (
+            "def f():\n    yield {'x': np.ones((1, 2), np.float32)}\n    raise KeyError('k')\n",
+            4,
+            "KeyError: 'k'",
+        ),
         ("def f():\n    raise SystemExit(3)\n", 3, "SystemExit"),
         ("import nowhere_at_all\n", 2, "ModuleNotFoundError"),
         ("def f(:\n", 2, "SyntaxError"),
@@ -338,7 +367,8 @@ def test_function_with_other_samples_the_second_time(tmp_path):
         list(dataset)
 
 
-# --- memory and random ------------------------------------------------------------------------------------------
+# --- memory and random
+# ------------------------------------------------------------------------------------------
 
 
 def test_arrays_in_memory():
@@ -367,7 +397,8 @@ def test_random_samples():
         assert not np.array_equal(a["x"], c["x"])
 
 
-# --- the metric -------------------------------------------------------------------------------------------------
+# --- the metric
+# -------------------------------------------------------------------------------------------------
 
 
 def double(feeds):
@@ -387,7 +418,9 @@ def test_metric_that_is_no_number(tmp_path, value):
 
 
 def test_metric_that_is_not_finite_or_raises(tmp_path):
-    path = script(tmp_path, "def score(run):\n    return float('nan')\ndef broken(run):\n    return run({'z': 1})\n")
+    path = script(
+        tmp_path, "def score(run):\n    return float('nan')\ndef broken(run):\n    return run({'z': 1})\n"
+    )
     with pytest.raises(DataError, match="returned nan"):
         load_eval(f"{path}:score")(double)
     with pytest.raises(DataError) as caught:

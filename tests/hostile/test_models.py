@@ -27,11 +27,11 @@ ZOO = os.environ.get("BITWRIGHT_ZOO")
 
 def refusal(path: Path, *needles: str, limits: Limits | None = None) -> str:
     """Read a bad model, check the form of the refusal, and return its text."""
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelError) as caught:
         read_model(path, limits or Limits())
-    # A loaded machine may be slow; what must not happen is work that grows with what the file claims.
-    assert time.perf_counter() - started < 1.0
+    # Processor time, so that a loaded machine does not matter: no work may grow with what the file claims.
+    assert time.process_time() - started < 1.0
     error = caught.value
     assert error.exit_code == 3
     assert error.where.startswith(str(path))
@@ -51,7 +51,8 @@ def accept(model: onnx.ModelProto, folder: Path) -> tuple[ir.Model, tuple[str, .
     return source.model, source.warnings
 
 
-# --- the file ---------------------------------------------------------------------------------------------------
+# --- the file
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_good_model_is_read_with_its_provenance(tmp_path):
@@ -64,7 +65,7 @@ def test_a_good_model_is_read_with_its_provenance(tmp_path):
 
 
 def test_missing_file_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="no such file|No such file") as caught:
+    with pytest.raises(UsageError, match="No such file") as caught:
         read_model(tmp_path / "none.onnx")
     assert caught.value.exit_code == 2
 
@@ -107,7 +108,8 @@ def test_text_that_is_not_utf8(tmp_path):
     refusal(path, "UTF-8")
 
 
-# --- nesting and size -------------------------------------------------------------------------------------------
+# --- nesting and size
+# -------------------------------------------------------------------------------------------
 
 
 def test_nested_bodies(tmp_path):
@@ -129,15 +131,19 @@ def test_many_bodies_and_nodes(tmp_path):
 def test_functions_that_double_at_every_call(tmp_path):
     functions = ['<domain: "f", opset_import: ["" : 17]> f0 (a) => (b) { b = Relu (a) }']
     functions += [
-        f'<domain: "f", opset_import: ["" : 17, "f" : 1]> f{k} (a) => (c) {{ b = f.f{k - 1} (a) c = f.f{k - 1} (b) }}'
+        f'<domain: "f", opset_import: ["" : 17, "f" : 1]> f{k} (a) => (c)'
+        f"{{ b = f.f{k - 1} (a) c = f.f{k - 1} (b) }}"
         for k in range(1, 31)
     ]
-    text = '<ir_version: 8, opset_import: ["" : 17, "f" : 1]> g (float[2] x) => (float[2] y) { y = f.f30 (x) }\n'
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17, "f" : 1]> g (float[2] x) => (float[2] y) { y = f.f30 (x) }\n'
+    )
     refuse(onnx.parser.parse_model(text + "\n".join(functions)), tmp_path, "once its functions are inlined")
 
 
 def test_function_that_calls_itself(tmp_path):
-    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]> g (float[2] x) => (float[2] y) { y = f.f0 (x) }
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+    g (float[2] x) => (float[2] y) { y = f.f0 (x) }
     <domain: "f", opset_import: ["" : 17, "f" : 1]> f0 (a) => (b) { b = f.f0 (a) }"""
     refuse(onnx.parser.parse_model(text), tmp_path, "function 'f0'", "calls itself")
 
@@ -149,11 +155,14 @@ def test_constant_of_shape_bomb(tmp_path):
 
 
 def test_expand_bomb(tmp_path):
-    text = """g (float[1] x) => (float[A, B] y) <int64[2] s = {1048576, 1048576}> { [bomb] y = Expand (x, s) }"""
+    text = (
+        """g (float[1] x) => (float[A, B] y) <int64[2] s = {1048576, 1048576}> { [bomb] y = Expand (x, s) }"""
+    )
     refuse(build.parsed(text), tmp_path, "node 'bomb'", "4.0 TiB")
 
 
-# --- versions and operators -------------------------------------------------------------------------------------
+# --- versions and operators
+# -------------------------------------------------------------------------------------
 
 
 def test_opset_import(tmp_path):
@@ -209,7 +218,8 @@ def test_ir_version(tmp_path):
     refuse(model, tmp_path, "IR version 99")
 
 
-# --- connections ------------------------------------------------------------------------------------------------
+# --- connections
+# ------------------------------------------------------------------------------------------------
 
 
 def test_cycle(tmp_path):
@@ -265,7 +275,10 @@ def test_duplicate_initializer(tmp_path):
 
 def test_node_names_become_unique(tmp_path):
     text = """g (float[2] x) => (float[2] y)
-    { [same] a = Relu (x) b = Relu (a) [same_2] c = Neg (b) [same] d = Abs (c) [Abs_5] e = Abs (d) y = Abs (e) }"""
+    {
+      [same] a = Relu (x) b = Relu (a) [same_2] c = Neg (b)
+      [same] d = Abs (c) [Abs_5] e = Abs (d) y = Abs (e)
+    }"""
     model, warnings = accept(build.parsed(text), tmp_path)
     assert [n.name for n in model.graph] == ["same", "Relu_1", "same_2", "same_3", "Abs_5", "Abs_5_2"]
     assert warnings == ()
@@ -274,7 +287,7 @@ def test_node_names_become_unique(tmp_path):
 
 
 def test_unnamed_optional_outputs_stay_unnamed(tmp_path):
-    text = 'g (float[1, 2, 8] x) => (float[1, 1, 2] h) { s = Constant <value = float[1] {1}> () h = ReduceMax (x) }'
+    text = "g (float[1, 2, 8] x) => (float[1, 1, 2] h) { h = ReduceMax (x) }"
     model = build.parsed(text)
     del model.graph.node[:]
     for name, shape in (("W", (1, 16, 8)), ("R", (1, 16, 4))):
@@ -285,7 +298,8 @@ def test_unnamed_optional_outputs_stay_unnamed(tmp_path):
     assert [o.name for o in accepted.graph[0].outputs] == ["", "h"]
 
 
-# --- tensors ----------------------------------------------------------------------------------------------------
+# --- tensors
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [(5, 3, 3, 3), (4, 3, 3), (0, 3, 3, 3)])
@@ -298,7 +312,11 @@ def test_dims_disagree_with_data(tmp_path, dims):
 
 
 def test_absurd_dims(tmp_path):
-    for dims, needle in (((-4, 3, 3, 3), "-4"), ((2**31, 2**31), str(2**31)), ((2**31 - 1, 2**31 - 1), "TiB")):
+    for dims, needle in (
+        ((-4, 3, 3, 3), "-4"),
+        ((2**31, 2**31), str(2**31)),
+        ((2**31 - 1, 2**31 - 1), "TiB"),
+    ):
         model = build.net()
         tensor = build.initializer(model, "w")
         del tensor.dims[:]
@@ -363,7 +381,8 @@ def test_strings_and_sparse_tensors(tmp_path):
     refuse(model, tmp_path, "input 'x'", "strings")
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------
+# --- inputs
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_input_shapes(tmp_path):
@@ -412,10 +431,13 @@ def test_type_error_is_found_by_the_checker(tmp_path):
     refuse(model, tmp_path, "ONNX checker")
 
 
-# --- names ------------------------------------------------------------------------------------------------------
+# --- names
+# ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "\x1b[31mred\x07", "two\nlines", "x" * 4096, "'; drop", "\u202e"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "\x1b[31mred\x07", "two\nlines", "x" * 4096, "'; drop", "\u202e"]
+)
 def test_hostile_names_are_accepted_and_escaped(tmp_path, name):
     model = build.net()
     model.graph.node[1].name = model.graph.node[1].output[0] = model.graph.output[0].name = name
@@ -433,7 +455,8 @@ def test_absurdly_long_name(tmp_path):
     refuse(model, tmp_path, "100000 characters", "longer than 65536 bytes")
 
 
-# --- external data ----------------------------------------------------------------------------------------------
+# --- external data
+# ----------------------------------------------------------------------------------------------
 
 
 def external(folder: Path, location: str = "w.bin", data: bytes | None = None, **entries: str) -> Path:
@@ -461,7 +484,9 @@ def test_external_data_in_a_subfolder(tmp_path):
     assert len(read_model(path).external_files) == 1
 
 
-@pytest.mark.parametrize("location", ["../w.bin", "sub/../../w.bin", "/etc/passwd", "..\\w.bin", "C:\\w.bin", "a\0b"])
+@pytest.mark.parametrize(
+    "location", ["../w.bin", "sub/../../w.bin", "/etc/passwd", "..\\w.bin", "C:\\w.bin", "a\0b"]
+)
 def test_external_path_that_leaves_the_folder(tmp_path, location):
     refusal(external(tmp_path, location), "tensor 'w'", "external data location")
 
@@ -520,6 +545,26 @@ def test_external_nan(tmp_path):
     refusal(external(tmp_path, data=weights.tobytes()), "tensor 'w'", "[3, 2, 1, 0]")
 
 
+def test_sparse_and_stored_parts_of_a_data_file_are_both_seen(tmp_path):
+    """Holes are not read; a NaN behind gigabytes of them, at an odd place, is found all the same."""
+    model = build.parsed("g (float[N, 1000] x) => (float[N, 9000] y) { [big] y = MatMul (x, w) }")
+    tensor = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1000, 9000])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    tensor.external_data.add(key="offset", value="3")
+    with (tmp_path / "w.bin").open("wb") as stream:
+        stream.truncate(3 + 4 * 9_000_000)
+        stream.seek(3 + 4 * (700 * 9000 + 5))
+        stream.write(np.float32(np.nan).tobytes())
+    path = build.write(model, tmp_path)
+    refusal(path, "tensor 'w'", "[700, 5]")
+    with (tmp_path / "w.bin").open("r+b") as stream:
+        stream.seek(3 + 4 * (700 * 9000 + 5))
+        stream.write(np.float32(1).tobytes())
+    both = path.read_bytes() + (tmp_path / "w.bin").read_bytes()
+    assert read_model(path).sha256 == hashlib.sha256(both).hexdigest()
+
+
 def test_model_above_two_gigabytes(tmp_path):
     rows = 540_000
     model = build.parsed(f"g (float[N, 1000] x) => (float[N, {rows}] y) {{ [big] y = MatMul (x, w) }}")
@@ -531,13 +576,14 @@ def test_model_above_two_gigabytes(tmp_path):
     path = build.write(model, tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     source = read_model(path)
-    # 2.24 GB are read for the finite check and for the hash, in pieces of 1 MiB.
+    # The file is hashed and checked in pieces of 1 MiB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     assert source.bytes > 2**31
     assert source.model.graph.initializers["w"].const_value.nbytes == 4 * 1000 * rows
 
 
-# --- real models ------------------------------------------------------------------------------------------------
+# --- real models
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.zoo
