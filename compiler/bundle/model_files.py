@@ -16,7 +16,7 @@ from bitwright.compiler.graph.saving import save_model
 def write_model_atomically(model: ir.Model, path: Path, companions: Mapping[Path, str]) -> None:
     """Write ``companions`` (text files) and then ``model`` with its external data, if it has any.
 
-    Every file is complete on the disk before the first one is moved into place, so a full disk changes nothing.
+    All files are complete on the disk before the first one is moved into place: a full disk changes nothing.
 
     Args:
         model: Any model.

@@ -1,12 +1,15 @@
 """An output folder appears whole or not at all: refusals, replacement, kills, a full disk."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import onnx
@@ -37,24 +40,16 @@ PROFILE = {
     "toolchain": {"triple": "x86_64-linux-gnu"},
 }
 
-# Writes bundles whose files all hold the generation number, for ever.
-CHILD = """
-import sys
-from pathlib import Path
-from bitwright.compiler.bundle.model_files import write_model_atomically
-from bitwright.compiler.bundle.writer import BundleWriter
-from bitwright.targets.schema import Profile
-profile = Profile.model_validate_json(sys.argv[2])
-print("ready", flush=True)
-generation = 0
-while True:
-    generation += 1
-    with BundleWriter(Path(sys.argv[1])) as writer:
-        (writer.path / "lib").mkdir()
-        for k in range(5):
-            (writer.path / "lib" / f"{k}.bin").write_bytes(b"%d" % generation * 20000)
-        writer.commit(profile)
-"""
+
+def write_for_ever(target: Path, profile: Profile, written: Connection) -> None:
+    """Write bundles whose files all hold the generation number."""
+    for generation in itertools.count():
+        with BundleWriter(target) as writer:
+            (writer.path / "lib").mkdir()
+            for k in range(5):
+                (writer.path / "lib" / f"{k}.bin").write_bytes(b"%d" % generation * 20000)
+            writer.commit(profile)
+        written.send(generation)
 
 
 @pytest.fixture
@@ -181,23 +176,45 @@ def test_a_bundle_that_was_moved_aside_is_put_back(tmp_path: Path, profile: Prof
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_killed_writers_leave_a_whole_bundle_or_none(tmp_path: Path) -> None:
+def start_writer(out: Path, profile: Profile) -> tuple[BaseProcess, Connection]:
+    # A fork starts in milliseconds, which is what lets a kill hit the first write.
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=write_for_ever, args=(out, profile, sending))
+    child.start()
+    return child, receiving
+
+
+def kill(child: BaseProcess) -> None:
+    child.kill()
+    child.join()
+
+
+def test_killed_writers_leave_a_whole_bundle_or_none(tmp_path: Path, profile: Profile) -> None:
+    """Half of the kills hit the first write (whole or none), half a replacement (whole, old or new)."""
+    child, written = start_writer(tmp_path / "timing", profile)
+    written.recv()
+    start = time.monotonic()
+    written.recv()
+    one_write = time.monotonic() - start
+    kill(child)
     chance = random.Random(7)
-    out = tmp_path / "out"
-    seen = 0
-    for _ in range(KILLS):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(out), json.dumps(PROFILE)], stdout=subprocess.PIPE
-        )
-        child.stdout.readline()
-        time.sleep(chance.uniform(0, 0.05))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    for number in range(KILLS):
+        replaces = number % 2 == 0
+        out = tmp_path / ("out" if replaces else f"fresh{number}")
+        child, written = start_writer(out, profile)
+        if replaces:
+            written.recv()
+        time.sleep(chance.uniform(0, 2 * one_write))
+        kill(child)
+        if replaces and not out.exists():
+            # Killed between the two renames: the next run puts the old bundle back.
+            with BundleWriter(out):
+                pass
+            assert out.exists()
         if out.exists():
             Bundle.open(out)
             assert len({p.read_bytes() for p in (out / "lib").iterdir()}) == 1
-            seen += 1
-    assert seen > 0, "no child lived long enough to write anything: the test says nothing"
 
 
 LIMITED = """
