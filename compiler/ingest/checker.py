@@ -108,24 +108,29 @@ def _fill_external(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
 
 
 def _check_values(graph: onnx.GraphProto, file: str, limits: Limits, place: str) -> None:
-    producer = {name: node for node in graph.node for name in node.output if name}
     for value in [*graph.value_info, *graph.output]:
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
             continue
-        part = tensor_part(value.name, place)
-        if value.name in producer:
-            part = f"{node_part(producer[value.name], place)}: {tensor_part(value.name)}"
         sizes = [d.dim_value for d in kind.shape.dim if d.HasField("dim_value")]
-        if any(not d >= 0 for d in sizes):
+        if any(d < 0 for d in sizes):
             what = f"has a negative dimension in {sizes}"
-            raise refused(file, part, what, "declare its size, or give it a name (dim_param) if it varies")
+            fix = "declare its size, or give it a name (dim_param) if it varies"
+            raise refused(file, _value_part(graph, value.name, place), what, fix)
         known = kind.elem_type in TensorProto.DataType.values() and kind.elem_type != TensorProto.STRING
         bits = ir.DataType(kind.elem_type).bitwidth if known and kind.elem_type else 8
         needed = math.prod(sizes) * bits // 8
         if needed > limits.value_bytes:
             what = f"its shape {sizes} means at least {size(needed)}"
-            raise refused(file, part, what, f"the limit for one value is {size(limits.value_bytes)}")
+            fix = f"the limit for one value is {size(limits.value_bytes)}"
+            raise refused(file, _value_part(graph, value.name, place), what, fix)
     for node in graph.node:
         for name, inner in attribute_graphs(node):
             _check_values(inner, file, limits, f"{name} of {node_part(node)}")
+
+
+def _value_part(graph: onnx.GraphProto, name: str, place: str) -> str:
+    producer = next((node for node in graph.node if name in node.output), None)
+    if producer is None:
+        return tensor_part(name, place)
+    return f"{node_part(producer, place)}: {tensor_part(name)}"

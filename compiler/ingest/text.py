@@ -9,7 +9,9 @@ LONGEST = 96
 
 def quoted(name: str) -> str:
     """Return a name in quotes, on one line, control characters escaped, the middle left out if it is long."""
-    text = printable(name).replace("\n", "\\n")
+    text = str(name)
+    if not text.isprintable():
+        text = printable(text).replace("\n", "\\n")
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]} ({len(name)} characters)"
     return f"'{text}'"
