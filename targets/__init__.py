@@ -1,0 +1,1 @@
+"""Target profiles and the families of machines they describe."""

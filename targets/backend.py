@@ -23,7 +23,8 @@ class Kernel:
     """One TensorIR function and the constants packed for it.
 
     The function's parameters are the step's activations, then ``constants`` in order, then the output; every
-    parameter is a buffer with the physical shapes given here. Rank-4 activations are channels-last [N, H, W, C].
+    parameter is a buffer with the physical shapes given here. Rank-4 activations are channels-last
+    [N, H, W, C].
 
     Attributes:
         key: Structural identity: two kernels with equal keys have the same function (constants may differ).
@@ -31,8 +32,8 @@ class Kernel:
         constants: Packed weights, biases, multipliers, tables.
         output_shape: Physical shape of the output buffer.
         output_dtype: numpy name.
-        intrinsic: The dot-product instruction it is built on (a ``compute`` row of the profile), or "llvm" for
-            code left to LLVM's vectoriser.
+        intrinsic: The dot-product instruction it is built on (a ``compute`` row of the profile), or "llvm"
+            for code left to LLVM's vectoriser.
     """
 
     key: str
@@ -49,7 +50,8 @@ class Execution:
 
     Attributes:
         outputs: Output name -> array.
-        trace: For each kernel call, in order: kernel name, its activation inputs, its output. Empty unless asked for.
+        trace: For each kernel call, in order: kernel name, its activation inputs, its output. Empty unless
+            asked for.
         executed: ``"native"`` or ``"emulated"``.
         seconds: Best wall time of one call, or None where that time means nothing (emulation).
     """

@@ -1,4 +1,4 @@
-"""Checks of a merged profile: the schema, then what the schema cannot say; every finding has a place and a fix."""
+"""Checks of a merged profile: the schema, then what it cannot say; every finding has a place and a fix."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def validate(root: Mapping) -> tuple[Profile | None, list[Finding]]:
     sources = data.get("provenance")
     if isinstance(sources, dict):
         for section in NUMBER_SECTIONS:
-            sources.setdefault(section, DEFAULT_PROVENANCE) if section not in data else None
+            if section not in data:
+                sources[section] = DEFAULT_PROVENANCE
     try:
         # JSON mode is the strict mode in which a list is a tuple; text is still never a number.
         return Profile.model_validate_json(json.dumps(data)), []
@@ -206,7 +207,7 @@ def element_type(space: QSpace) -> str:
 
 
 def holds(row_type: str, stored: str) -> bool:
-    """Tell whether an operand of ``row_type`` represents every value of type ``stored`` (widening is exact)."""
+    """Tell whether an operand of ``row_type`` holds every value of type ``stored`` (widening is exact)."""
     if row_type not in _RANGES or stored not in _RANGES:
         return row_type == stored
     (low, high), (least, most) = _RANGES[row_type], _RANGES[stored]
@@ -214,7 +215,7 @@ def holds(row_type: str, stored: str) -> bool:
 
 
 def most_magnitude(space: QSpace) -> int:
-    """Return the largest ``|q - zero point|`` of an integer qspace; an asymmetric zero point may be at either end."""
+    """Return the largest ``|q - zero point|``; an asymmetric zero point may be at either end."""
     low, high = _RANGES[element_type(space)]
     if not space.symmetric:
         return high - low
@@ -326,7 +327,8 @@ def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator
         or [longest_reduction(act, weight, "s32")]
     )
     if profile.limits.max_reduction > most:
-        what = f"{profile.limits.max_reduction} products can overflow the accumulator; the most that fit are {most}"
+        allowed = profile.limits.max_reduction
+        what = f"{allowed} products can overflow the accumulator; the most that fit are {most}"
         yield (*path, "act"), what, f"write 'limits: {{max_reduction: {most}}}' or a smaller number"
 
 

@@ -1,4 +1,4 @@
-"""How ``extends`` puts a profile together: a deep merge of YAML nodes that keeps where every value came from."""
+"""How ``extends`` puts a profile together: a deep merge that keeps where each value was written."""
 
 from __future__ import annotations
 
@@ -132,23 +132,28 @@ def _check_provenance(own: Mapping) -> None:
         node = own.entries.get(section)
         if node is None or (isinstance(node, Scalar) and node.value is None) or section in sources:
             continue
-        if section == "runtimes" and not _has_key(node, "min_macs"):
+        if section == "runtimes" and not _has_threshold(node):
             continue
-        fix = f"add 'provenance: {{{section}: {{source: ..., confidence: measured|datasheet|estimate}}}}' to this file"
+        entry = f"{{{section}: {{source: ..., confidence: measured|datasheet|estimate}}}}"
+        fix = f"add 'provenance: {entry}' to this file"
         _refuse(own.key_marks[section], section, f"the numbers of '{section}' have no provenance", fix)
 
 
-def _has_key(node: Node, key: str) -> bool:
+def _has_threshold(node: Node) -> bool:
+    """Tell whether a ``min_macs`` other than 0 (no threshold) is set anywhere below ``node``."""
     if isinstance(node, Mapping):
-        return key in node.entries or any(_has_key(v, key) for v in node.entries.values())
-    return isinstance(node, Sequence) and any(_has_key(v, key) for v in node.items)
+        own = node.entries.get("min_macs")
+        set_here = isinstance(own, Scalar) and own.value not in (0, None)
+        return set_here or any(_has_threshold(v) for v in node.entries.values())
+    return isinstance(node, Sequence) and any(_has_threshold(v) for v in node.items)
 
 
 def merge(base: Mapping, over: Mapping, path: tuple[str, ...] = ()) -> Mapping:
     """Return ``base`` with ``over`` merged in.
 
-    Mappings merge key by key; null deletes a key; lists whose rows all have a name merge row by row; everything else
-    is replaced. A provenance entry is replaced as a whole, because half of an old source proves nothing.
+    Mappings merge key by key; null deletes a key; lists whose rows all have a name merge row by row;
+    everything else is replaced. A provenance entry is replaced as a whole: half of an old source proves
+    nothing.
     """
     entries, marks = dict(base.entries), dict(base.key_marks)
     for key, value in over.entries.items():
@@ -203,7 +208,7 @@ def _merge_rows(base: Sequence, over: Sequence, path: tuple[str, ...]) -> Sequen
 
 
 def _first_place(over: Sequence, rows: list[tuple[str, Mapping]]) -> int:
-    """Return where new rows at the head of a list go: before the first inherited row it names, else to the end."""
+    """Return where new rows at the head of a list go: before the first inherited row named, else last."""
     known = [name for name, _ in rows]
     return next((known.index(n) for row in over.items if (n := str(_row_name(row))) in known), len(rows))
 

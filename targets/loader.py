@@ -46,7 +46,7 @@ def builtin_files() -> dict[str, Path]:
 
 
 def fragment_files() -> dict[str, Path]:
-    """Return the shipped fragments by name: parts that profiles extend and that are no profiles themselves."""
+    """Return the shipped fragments by name: parts that profiles extend, no profiles themselves."""
     return {path.stem: path for path in sorted((_HERE / "fragments").glob("*.yaml"))}
 
 
@@ -74,8 +74,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile, everything it extends, and check it.
 
     Args:
-        name_or_path: A built-in name (``x86-avx2``, ``host``) or the path of a YAML file; a string is a path if it
-            ends in ``.yaml`` or ``.yml`` or has a folder in it.
+        name_or_path: A built-in name (``x86-avx2``, ``host``) or the path of a YAML file; a string is a
+            path if it ends in ``.yaml`` or ``.yml`` or has a folder in it.
 
     Raises:
         ProfileError: With ``file:line:column``, the key, the rule and the nearest known name.
@@ -90,7 +90,7 @@ def inspect_profile(name_or_path: str | Path) -> Inspection:
     """Read a profile and return all broken rules instead of the first.
 
     Raises:
-        ProfileError: The file cannot be merged (unreadable, no YAML, unknown ``extends``); nothing more can be said.
+        ProfileError: The file cannot be merged (unreadable, no YAML, unknown ``extends``).
     """
     root = merged(name_or_path)
     if is_abstract(root):

@@ -1,4 +1,4 @@
-"""The target profile: one YAML that is rulebook, cost model, numerics contract and code-generation target at once.
+"""The target profile: one YAML that is rulebook, cost model, numerics contract and code-generation target.
 
 Unknown keys are errors. Units are part of a key's name (``_hz``, ``_bytes``, ``_s``, ``_cycles``).
 """
@@ -43,8 +43,8 @@ class ComputeRow(Strict):
         macs_per_cycle: Multiply-accumulates per cycle and core at peak.
         k_align: Elements of the reduction it consumes at once.
         saturates: It adds neighbouring products in 16 bits and may saturate (vpmaddubsw).
-        efficiency: Share of ``macs_per_cycle`` that this row reaches where a plain vector instruction reaches all of
-            it; multiplied with the profile's ``efficiency`` of the kind of work.
+        efficiency: Share of ``macs_per_cycle`` that this row reaches where a plain vector instruction reaches
+            all of it; multiplied with the profile's ``efficiency`` of the kind of work.
     """
 
     name: str
@@ -145,8 +145,9 @@ class OpRule(Strict):
     """What the runtime can do with one ONNX operator.
 
     Attributes:
-        role: ``anchor``: does enough arithmetic on a constant weight to earn its integers. ``follower``: has an integer
-            kernel, worth it only between integer neighbours. ``carrier``: moves or selects integers unchanged.
+        role: ``anchor``: does enough arithmetic on a constant weight to earn its integers. ``follower``:
+            has an integer kernel, worth it only between integer neighbours. ``carrier``: moves or selects
+            integers unchanged.
         combos: Kernels, best first.
         scales: ``unified``: inputs and output must share one scale; ``free`` otherwise.
         min_macs: An anchor with fewer multiply-accumulates a call is left in float.
@@ -213,7 +214,8 @@ class Limits(Strict):
 
     Attributes:
         max_rank: Most dimensions of a tensor.
-        max_reduction: Most products summed into one accumulator; the default leaves half of int32 to the bias.
+        max_reduction: Most products summed into one accumulator; the default leaves half of int32 to the
+            bias.
         ram_bytes, flash_bytes: Capacities of the device.
     """
 
@@ -239,8 +241,8 @@ class Profile(Strict):
         name: Identifier used on the command line.
         family: Folder under ``targets/`` whose backend builds and runs artifacts.
         description: One line for ``bitwright targets list``.
-        provenance: Section name (``compute``, ``memory``, ``clock_hz``, ...) -> where its numbers come from; every
-            section that holds numbers must be listed.
+        provenance: Section name (``compute``, ``memory``, ``clock_hz``, ...) -> where its numbers come from;
+            every section that holds numbers must be listed.
         clock_hz: Sustained clock of one core.
         cores: Cores the artifact may use.
     """

@@ -117,8 +117,8 @@ def _write_new(path: Path, text: str) -> None:
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a profile file, for editors.
 
-    A file may leave out whatever it inherits, so nothing but ``schema`` is required, ``null`` deletes a key, and rows
-    of a list need only their name.
+    A file may leave out whatever it inherits, so nothing but ``schema`` is required, ``null`` deletes a key,
+    and rows of a list need only their name.
     """
     schema = Profile.model_json_schema(by_alias=True)
     for part in (schema, *schema["$defs"].values()):

@@ -8,7 +8,7 @@ from math import prod
 import onnx_ir as ir
 
 from bitwright.compiler.errors import ModelError
-from bitwright.compiler.graph.model import int_attribute, is_op, node_label, static_shape
+from bitwright.compiler.graph.model import constant_array, int_attribute, is_op, node_label, static_shape
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> static shape; takes precedence over the shapes stored in the model."""
@@ -21,9 +21,9 @@ def shape_of(value: ir.Value | None, shapes: Shapes, node: ir.Node) -> tuple[int
         ModelError: The shape is neither in ``shapes`` nor static in the model.
     """
     name = "" if value is None or value.name is None else value.name
-    found = shapes.get(name) or static_shape(value)
-    if found is None and name in shapes:
-        return shapes[name]
+    found = shapes[name] if name in shapes else static_shape(value)
+    if found is None and (constant := constant_array(value)) is not None:
+        found = constant.shape
     if found is None:
         what = f"the shape of '{name}' is unknown, so its cost cannot be computed"
         raise ModelError(

@@ -1,7 +1,8 @@
-"""The ``host`` profile: what this x86 machine says about itself, written as a profile that extends a shipped one.
+"""The ``host`` profile: what this x86 machine says about itself, as a profile that extends a shipped one.
 
-Only what the operating system reports is replaced (clock, cores, cache and memory sizes, missing instructions);
-instruction rates, bandwidths and overheads stay those of the profile it extends, and the provenance says so.
+Only what the operating system reports is replaced (clock, cores, cache and memory sizes, missing
+instructions); instruction rates, bandwidths and overheads stay those of the profile it extends, and the
+provenance says so.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _fields(block: str) -> dict[str, str]:
 
 
 def _clock(fields: dict[str, str]) -> tuple[float, str]:
-    """Return the base clock: from the name if it tells, else the time-stamp counter's rate (half of bogomips)."""
+    """Return the base clock: from the name if it tells, else half of bogomips (the time-stamp rate)."""
     named = re.search(r"@ ([0-9.]+)GHz", fields.get("model name", ""))
     if named:
         return float(named[1]) * 1e9, "model name"
