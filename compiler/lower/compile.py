@@ -101,6 +101,4 @@ def compile_float(model: ir.Model, target: dict[str, Any]) -> Any:
     Raises:
         ToolchainError: TVM cannot import an operator.
     """
-    function = import_model(model, model.graph.name or "model")
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    return compile_module(module, target)
+    return compile_module(import_model(model, model.graph.name or "model"), target)

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
+import tvm
 from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.onnx import from_onnx
 
 from bitwright.compiler.errors import ToolchainError
 from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.program.ops import FloatIsland
 
+_TAKE = tvm.ir.Op.get("relax.take")
 
-def import_model(model: ir.Model, where: str) -> Any:
-    """Return the Relax function of a self-contained ONNX model with static shapes.
 
-    Weights become constants; the parameters are the graph inputs, in order.
+def import_model(model: ir.Model, where: str) -> tvm.IRModule:
+    """Return the Relax module of a self-contained ONNX model with static shapes.
+
+    Weights become constants; the parameters of ``main`` are the graph inputs, in order. Out-of-range indices of
+    Gather are clamped, where TVM would read outside the table.
 
     Args:
         model: Valid ONNX (TVM does not validate).
         where: Names the model in errors.
 
     Returns:
-        ``relax.Function`` whose result is one tensor or a tuple of tensors.
+        A module with ``main``, whose result is one tensor or a tuple of tensors, and the TensorIR functions
+        that TVM's converters wrote for it.
 
     Raises:
         ToolchainError: TVM cannot import an operator (which one is named), or infers other output types.
     """
     try:
-        function = from_onnx(ir.to_proto(model), keep_params_in_input=False)["main"]
+        module = from_onnx(ir.to_proto(model), keep_params_in_input=False)
     except Exception as error:  # TVM raises whatever its converter met
         what = f"TVM cannot import {_culprit(model) or 'this part of the model'}: {_first_line(error)}"
         raise ToolchainError(what, where=where, fix="leave this part to ONNX Runtime") from error
-    _check_outputs(function, model, where)
-    return function
+    _check_outputs(module["main"], model, where)
+    module["main"] = _Adopt(module, {}).visit_expr(module["main"])
+    return module
 
 
 def importable(island: FloatIsland) -> str | None:
@@ -114,17 +121,38 @@ def _single_node_model(node: ir.Node, model: ir.Model) -> ir.Model:
     return ir.Model(graph, ir_version=model.ir_version)
 
 
-def emit_copy(builder: relax.BlockBuilder, function: Any, arguments: Sequence[Any]) -> list[Any]:
-    """Emit the bindings of ``function`` into the function under construction.
+@mutator
+class _Adopt(PyExprMutator):  # type: ignore[misc]
+    """Renames called functions and makes table look-ups safe."""
+
+    def __init__(self, module: tvm.IRModule, renamed: Mapping[str, Any]) -> None:
+        super().__init__(module)
+        self.renamed = renamed
+
+    def visit_global_var_(self, variable: Any) -> Any:
+        return self.renamed.get(variable.name_hint, variable)
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        if call.op == _TAKE and call.attrs.mode == "fast":
+            return relax.op.take(*call.args, axis=call.attrs.axis, mode="clip")
+        return call
+
+
+def emit_copy(builder: relax.BlockBuilder, module: tvm.IRModule, arguments: Sequence[Any]) -> list[Any]:
+    """Emit the bindings of the module's ``main`` into the function under construction.
 
     Args:
         builder: Inside a dataflow block.
-        function: Used once: its variables become the caller's.
+        module: From ``import_model``; used once: its variables become the caller's.
         arguments: Values for its parameters.
 
     Returns:
         One expression for each result.
     """
+    helpers = [(v.name_hint, f) for v, f in module.functions_items() if v.name_hint != "main"]
+    renamed = {name: builder.add_func(function, f"island_{name}") for name, function in helpers}
+    function = _Adopt(module, renamed).visit_expr(module["main"])
     bound = function.bind_params(dict(zip(function.params, arguments, strict=True)))
     for block in bound.body.blocks:
         for binding in block.bindings:

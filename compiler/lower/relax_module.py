@@ -185,9 +185,9 @@ class _Assembler:
 
     def island(self, step: FloatIsland) -> None:
         """Copy the nodes of a float island into main."""
-        function = import_model(step.model, step.name)
+        module = import_model(step.model, step.name)
         arguments = [self.row_major_result(name) for name in step.inputs]
-        for name, expr in zip(step.outputs, emit_copy(self.builder, function, arguments), strict=True):
+        for name, expr in zip(step.outputs, emit_copy(self.builder, module, arguments), strict=True):
             self.values[name] = _Value(expr, row_major(len(self.program.tensor(name).shape)))
 
     def fixed_order(self, step: Step) -> None:

@@ -23,15 +23,35 @@ ROW_TILE, COLUMN_TILE = 4, 32  # 16 AVX2 or 8 AVX-512 registers of sums
 def schedule_float(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     """Schedule every function that no template has scheduled.
 
-    Softmax and layer normalization go to dlight's CPU reduction rule; sums of products get register tiles;
+    Sums of products get register tiles; softmax and layer normalization go to dlight's CPU reduction rule;
     everything else parallel, contiguous loops. A block that fits no rule keeps its serial loops.
     """
+    for variable, function in _unscheduled(module):
+        if _has_product(function):
+            module[variable] = schedule_function(function)
     with target:
         module = dlight.ApplyDefaultSchedule(dlight.cpu.Reduction())(module)
-    for variable, function in list(module.functions_items()):
-        if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
-            module[variable] = schedule_function(function)
+    for variable, function in _unscheduled(module):
+        module[variable] = schedule_function(function)
     return module
+
+
+def _unscheduled(module: tvm.IRModule) -> list[tuple[Any, tirx.PrimFunc]]:
+    functions = list(module.functions_items())
+    return [(v, f) for v, f in functions if isinstance(f, tirx.PrimFunc) and not _is_scheduled(f)]
+
+
+def _has_product(function: tirx.PrimFunc) -> bool:
+    """Tell whether a block sums over several inputs; dlight's rule would run that sum innermost."""
+    if not isinstance(function.body, s_tir.SBlockRealize):
+        return False
+    schedule = s_tir.Schedule(function)
+    blocks = [schedule.get(b) for b in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    return any(
+        len(b.reads) > 1 and _reads_along(b, b.iter_vars[spatial - 1].var)
+        for b in blocks
+        if (spatial := sum(int(v.iter_type) == SPATIAL for v in b.iter_vars)) and spatial < len(b.iter_vars)
+    )
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:

@@ -236,6 +236,32 @@ def test_float_islands_agree_with_onnxruntime(name):
         np.testing.assert_allclose(found, reference, rtol=2e-5, atol=2e-5)
 
 
+def test_helper_functions_of_tvm_converters_come_along():
+    # Clip, Pad and Tile are imported as calls of TensorIR functions; two islands bring two of each name.
+    text = """g (float[2,3] {x}) => (float[4,5] {y}) <int64[4] p = {{0,1,0,1}}, int64[2] r = {{2,1}}, float l = {{{low}}}, float h = {{1}}>
+        {{ a = Clip(x0, l, h) b = Pad(a, p) {y} = Tile(b, r) }}"""
+    first = onnx_model(text.format(x="x0", y="y0", low=-1))
+    second = onnx_model(text.format(x="x0", y="y1", low=-0.5))
+    steps = tuple(
+        FloatIsland(name=f"i{k}", inputs=("x0",), outputs=(f"y{k}",), model=model)
+        for k, model in enumerate((first, second))
+    )
+    tensors = {"x0": Tensor("x0", (2, 3), "float32")} | {y: Tensor(y, (4, 5), "float32") for y in ("y0", "y1")}
+    program = Program(("x0",), ("y0", "y1"), steps, tensors)
+    x = rng.normal(0, 2, (2, 3)).astype(np.float32)
+    module = build_module(program, None, plain_dot_kernel).ir_module
+    outputs, _ = run(compile_module(module, host_target()), [x])
+    for found, low in zip(outputs, (-1, -0.5), strict=True):
+        np.testing.assert_array_equal(found, np.tile(np.pad(np.clip(x, low, 1), ((0, 0), (1, 1))), (2, 1)))
+
+
+def test_gather_never_reads_outside_its_table():
+    model = onnx_model("g (int64[4] i) => (float[4] y) <float[3] table = {5, 6, 7}> { y = Gather(table, i) }")
+    indices = np.array([0, -1, 1_000_000_000, -1_000_000_000])
+    outputs, _ = run(compile_float(model, host_target()), [indices])
+    np.testing.assert_array_equal(outputs[0], [5, 7, 7, 5])
+
+
 def test_an_operator_tvm_cannot_import_is_named():
     model = onnx_model("g (float[2,3,3] x) => (float[2] y) { a = Relu(x) [the_det] y = Det(a) }")
     island = FloatIsland(name="tail", inputs=("x",), outputs=("y",), model=model)
