@@ -110,6 +110,11 @@ def _write_new(path: Path, text: str) -> None:
     except FileExistsError as error:
         msg = "the file exists already"
         raise UsageError(msg, where=str(path), fix="choose another name") from error
+    except OSError as error:
+        what = f"cannot write here ({error.strerror})"
+        raise UsageError(
+            what, where=str(path), fix="choose a folder on a file system with hard links"
+        ) from error
     finally:
         Path(temporary).unlink()
 
