@@ -67,7 +67,9 @@ def run_phases(c: Compilation) -> None:
         c.plan = frontend.allocate(c, c.selection, "onnxruntime")
         c.quantized = frontend.quantized_model(c, c.plan)
     with c.recorded("audit") as notes:
-        frontend.audit_model(c, "onnxruntime", notes)
+        frontend.audit_model(c, notes)
+        assert c.audit is not None
+        notes.extend(f"{f.kind} '{f.node}': {f.why}" for f in c.audit.unexpected)
         _time(c, notes)
 
 

@@ -164,12 +164,11 @@ def quantized_model(c: Compilation, plan: Plan) -> ir.Model:
     return model
 
 
-def audit_model(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
+def audit_model(c: Compilation, notes: list[str]) -> None:
     """Run the Q/DQ model: it must load, its error is measured, the user's metric may close the gate."""
     assert c.model is not None and c.quantized is not None and c.plan is not None and c.dataset is not None
-    config = config_for(runtime_of(c.profile, runtime), threads=c.options.threads)
+    config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
     c.audit = audit(c.quantized, config)
-    notes.extend(f"{f.kind} '{f.node}': {f.why}" for f in c.audit.unexpected)
     samples = list(islice(c.dataset.batches(1), ERROR_SAMPLES))
     c.sqnr_db = layer_errors(c.model, c.quantized, tuple(c.plan.activations), samples, threads=c.options.threads)
     if c.options.evaluate is not None:

@@ -52,7 +52,7 @@ class Options:
     data: str | Mapping[str, object] | None = None
     output: Path | None = None
     recipe: str = "int8"
-    method: str = "minmax"
+    method: str = "mse"
     samples: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     keep_float: frozenset[str] = frozenset()

@@ -11,18 +11,18 @@ from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
 from bitwright.compiler.errors import UsageError
+from bitwright.compiler.graph.operands import weight_of
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.options import Options
 from bitwright.compiler.plan.planner import observed_tensors
 from bitwright.compiler.report.content import report_content
-from bitwright.compiler.report.page import render_page
 from bitwright.targets.loader import load_profile
 
 
 def plan(c: Compilation, notes: list[str]) -> None:
     """Choose what runs on integers in the compiled artifact."""
     c.selection = frontend.select_units(c, "artifact")
-    anchors = [u for u in c.selection.units if u.role == "anchor"]
+    anchors = [u for u in c.selection.units if u.role == "anchor" and weight_of(u.head) is not None]
     integer = sum(u in c.selection.integer for u in anchors)
     notes.append(f"{integer} of {len(anchors)} constant-weight operators run on integers")
 
@@ -47,7 +47,14 @@ def quantize(c: Compilation, notes: list[str]) -> None:
 
 def audit(c: Compilation, notes: list[str]) -> None:
     """Run the Q/DQ model in ONNX Runtime: what fused, what it costs in accuracy."""
-    frontend.audit_model(c, "onnxruntime", notes)
+    assert c.selection is not None
+    frontend.audit_model(c, notes)
+    assert c.audit is not None
+    if c.audit.unexpected:
+        notes.append(
+            f"{len(c.audit.unexpected)} quantized operators run in float in ONNX Runtime: this model is planned for the "
+            "compiled artifact; `bitwright quantize` plans for ONNX Runtime"
+        )
 
 
 FRONT: tuple[tuple[str, Phase], ...] = (
@@ -86,6 +93,8 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
         return None
     if options.output is None:
         raise UsageError("no output folder", where="--output", fix="pass -o out/")
+    from bitwright.compiler.report.page import render_page
+
     with BundleWriter(options.output) as writer:
         for name, phase in BACK:
             with c.recorded(name) as notes:

@@ -68,6 +68,7 @@ class NodeDecision:
         macs: Multiply-accumulates of one call at the planning shape.
         estimated_s: Estimated seconds on the target in the chosen format.
         estimated_float_s: Estimated seconds in float.
+        constant_weight: It multiplies by a constant weight (an attention product does not).
     """
 
     node: str
@@ -81,6 +82,7 @@ class NodeDecision:
     macs: int = 0
     estimated_s: float = 0.0
     estimated_float_s: float = 0.0
+    constant_weight: bool = False
 
 
 @dataclass

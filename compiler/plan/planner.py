@@ -150,7 +150,10 @@ def _activations(
 
 def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> NodeDecision:
     if unit not in selection.integer:
-        return NodeDecision(unit.name, unit.head.op_type, "float", unit.role, selection.reasons.get(unit.name, ""))
+        reason = selection.reasons.get(unit.name, "")
+        return NodeDecision(
+            unit.name, unit.head.op_type, "float", unit.role, reason, constant_weight=weight_of(unit.head) is not None
+        )
     output = "int" if unit.output.name in plan.activations else "float"
     return NodeDecision(
         unit.name,
@@ -161,6 +164,7 @@ def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> N
         inputs=tuple(v.name or "" for v in unit.activations),
         output=output,  # type: ignore[arg-type]
         weight=_plan_weight(unit, plan, profile),
+        constant_weight=weight_of(unit.head) is not None,
     )
 
 

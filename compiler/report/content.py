@@ -81,7 +81,7 @@ def _model(c: Compilation) -> dict[str, Any]:
 
 
 def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
-    anchors = [d for d in plan.nodes.values() if d.role == "anchor"]
+    anchors = [d for d in plan.nodes.values() if d.role == "anchor" and d.constant_weight]
     integer = [d for d in anchors if d.format == "int8"]
     ledger = size_ledger(c.model, c.quantized)
     total = sum(d.macs for d in anchors)
