@@ -35,5 +35,7 @@ class OrtRunner:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = self._threads
-        data = ir.to_proto(model).SerializeToString()
+        # A session made from bytes has no folder to read external weights from.
+        inside = ir.external_data.load_to_model(model.clone())
+        data = ir.to_proto(inside).SerializeToString()
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

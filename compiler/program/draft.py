@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +84,15 @@ class Draft:
     def set_view(self, value: ir.Value, tensor: Tensor) -> None:
         """Record that ``value`` is the dequantization of ``tensor``."""
         self._views[value] = tensor
+
+    @contextmanager
+    def pretended_view(self, value: ir.Value, tensor: Tensor) -> Iterator[None]:
+        """Let ``value``, which has no view, view ``tensor`` within the block."""
+        self._views[value] = tensor
+        try:
+            yield
+        finally:
+            del self._views[value]
 
     def integer_tensor(self, value: ir.Value, params: QuantParams) -> Tensor | None:
         """Return the tensor of an integer value read with ``params``; None if it has others or no shape."""

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from bitwright.compiler.errors import ModelError
-from bitwright.compiler.graph.model import constant_array, is_op, node_label, static_shape
+from bitwright.compiler.graph.model import constant_array, is_op, node_label, only_consumer, static_shape
 from bitwright.compiler.program.affine import quantize
 from bitwright.compiler.program.assemble import assemble
 from bitwright.compiler.program.draft import Draft, labels
@@ -38,7 +38,7 @@ from bitwright.compiler.program.extract_views import (
     match_split,
     match_transpose,
 )
-from bitwright.compiler.program.ops import Program, Quantize
+from bitwright.compiler.program.ops import Program, Quantize, QuantParams, Tensor
 
 
 def extract_program(model: ir.Model) -> Program:
@@ -104,14 +104,46 @@ def match_quantizer(draft: Draft, node: ir.Node) -> None:
         return
     if floats is not None:
         draft.add_constant(output, quantize(floats, params))
-    elif not match_table(draft, node, params):
-        step = Quantize(
-            name=draft.label(node_label(node)),
-            inputs=(value.name or "",),
-            outputs=(output.name,),
-            nodes=labels(node),
-        )
-        draft.add(step, output)
+    elif not match_table(draft, node, params) and not _quantize_before_moves(draft, node, params):
+        _offer_quantize(draft, node, value, output)
+
+
+def _offer_quantize(draft: Draft, node: ir.Node, value: ir.Value, output: Tensor) -> None:
+    step = Quantize(
+        name=draft.label(node_label(node)),
+        inputs=(value.name or "",),
+        outputs=(output.name,),
+        nodes=labels(node),
+    )
+    draft.add(step, output)
+
+
+def _quantize_before_moves(draft: Draft, node: ir.Node, params: QuantParams) -> bool:
+    """Quantize a float value before it is transposed or reshaped: integers are a quarter of the bytes.
+
+    Returns:
+        Whether the quantizer's output is offered now.
+    """
+    value = node.inputs[0]
+    moves: list[ir.Node] = []
+    while value is not None and only_consumer(value) is not None and is_op(value.producer(), *COMMUTING):
+        producer = value.producer()
+        assert producer is not None
+        moves.insert(0, producer)
+        value = producer.inputs[0]
+    if not moves or value is None or constant_array(value) is not None:
+        return False
+    if any(draft.new_tensor("", static_shape(m.outputs[0]), params) is None for m in moves):
+        return False
+    source = draft.new_tensor(draft.fresh(f"{value.name}_quantized"), static_shape(value), params)
+    if source is None:
+        return False
+    _offer_quantize(draft, node, value, source)
+    # Only for the moves of this chain is the value its quantized form; nothing else may see that.
+    with draft.pretended_view(value, source):
+        for move in moves:
+            MATCHERS[move.op_type](draft, move)
+    return node.outputs[0].name in draft.steps
 
 
 def match_dequantizer(draft: Draft, node: ir.Node) -> None:
@@ -127,6 +159,8 @@ def match_dequantizer(draft: Draft, node: ir.Node) -> None:
         draft.add_constant(tensor, np.asarray(array, params.dtype))
     draft.set_view(node.outputs[0], tensor)
 
+
+COMMUTING = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 MATCHERS: dict[str, Callable[[Draft, ir.Node], None]] = {
     "QuantizeLinear": match_quantizer,

@@ -56,7 +56,7 @@ def test_near_ties(q: int, ratio: float, bits: int, exponent: int) -> None:
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("power", [25, 30, 40, 60, 90, 120])
 def test_double_rounding_would_go_wrong(sign: int, direction: int, power: int) -> None:
-    """(1 + 2**-12) squared lies exactly between two float32; an addend of any smallness must break the tie."""
+    """(1 + 2**-12) squared lies midway between two float32; an addend of any size must break the tie."""
     a = float(np.float32(1 + 2.0**-12))
     assert Fraction(a) ** 2 == Fraction(2**24 + 2**13 + 1, 2**24)
     assert agrees(sign * a, a, sign * direction * 2.0**-power)

@@ -73,7 +73,7 @@ def requantize(acc: int, factor: np.float32, zero: int, lower: int, upper: int) 
 
 
 def f32_fma(a: float, b: float, c: float) -> np.float32:
-    """Exact product and sum in rationals; float64 rounding of these small operands is below any float32 tie."""
+    """Exact in rationals; rounding to float64 first matters only beside a tie, which this data has not."""
     return F(float(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))))
 
 

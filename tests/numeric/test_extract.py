@@ -2,441 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
+from qdq_cases import (
+    BIAS,
+    CASES,
+    PARAMS,
+    Case,
+    build,
+    extract,
+    feeds,
+    kinds,
+    ort_run,
+    out,
+    qdq,
+    scales,
+    weight,
+)
 
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.interpret.island import OrtRunner
 from bitwright.compiler.interpret.run import run_program
 from bitwright.compiler.program.extract import extract_program
-from bitwright.compiler.program.ops import Dot, Program
-
-RNG = np.random.default_rng(7)
-# Activation parameters by key: scale and zero point. No ratio of scales is a round number: ties would be common.
-PARAMS = {
-    "a": (np.float32(0.02137), np.uint8(120)),
-    "b": (np.float32(0.031), np.int8(-5)),
-    "c": (np.float32(0.0511), np.uint8(100)),
-    "e": (np.float32(0.017), np.int8(3)),
-    "r": (np.float32(0.013), np.uint8(0)),
-}
-
-
-def i8(*shape: int) -> np.ndarray:
-    return RNG.integers(-127, 128, shape).astype(np.int8)
-
-
-def scales(n: int) -> np.ndarray:
-    return RNG.uniform(0.001, 0.003, n).astype(np.float32)
-
-
-def i32_bias(sw: np.ndarray, key: str = "a") -> dict[str, np.ndarray]:
-    """An int32 bias ``B`` with scale ``sB = sx * sw``."""
-    return {"B": RNG.integers(-900, 900, sw.size).astype(np.int32), "sB": PARAMS[key][0] * sw}
-
-
-def q(value: str, key: str) -> str:
-    return f"{value}_q = QuantizeLinear({value}, s_{key}, z_{key})\n"
-
-
-def qdq(value: str, key: str) -> str:
-    """``value`` -> ``value_q`` -> ``value_d``."""
-    return q(value, key) + f"{value}_d = DequantizeLinear({value}_q, s_{key}, z_{key})\n"
-
-
-def out(value: str, key: str) -> str:
-    """``value`` -> ``value_q`` -> the graph output ``y``."""
-    return q(value, key) + f"y = DequantizeLinear({value}_q, s_{key}, z_{key})\n"
-
-
-def weight(axis: int | None = None) -> str:
-    attribute = "" if axis is None else f"<axis={axis}>"
-    return f"w = DequantizeLinear{attribute}(W, sW, zW)\n"
-
-
-BIAS = "bias = DequantizeLinear<axis=0>(B, sB)\n"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model, the step kinds it must become, and the parameters of its output (None: float)."""
-
-    name: str
-    body: str
-    shape: str
-    result: str
-    kinds: str
-    quantum: str | None
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    opset: int = 20
-    # Whether ONNX Runtime's optimised graph is equal bit for bit.
-    exact: bool = True
-    # False where ONNX Runtime's optimiser aborts the process.
-    optimises: bool = True
-
-
-def build(case: Case) -> onnx.ModelProto:
-    inputs = ", ".join(f"float{s} x{i or ''}" for i, s in enumerate(case.shape.split("|")))
-    outputs = ", ".join(f"float{s} y{i or ''}" for i, s in enumerate(case.result.split("|")))
-    header = f'<ir_version: 9, opset_import: ["": {case.opset}]>'
-    model = onnx.parser.parse_model(f"{header} g ({inputs}) => ({outputs}) {{\n{case.body}\n}}")
-    arrays = dict(case.arrays)
-    for key, (s, z) in PARAMS.items():
-        arrays |= {f"s_{key}": np.asarray(s), f"z_{key}": np.asarray(z)}
-    if "W" in arrays and "zW" not in arrays:
-        arrays["zW"] = np.zeros(arrays["sW"].shape, np.int8)
-    used = {n for node in model.graph.node for n in node.input}
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            used |= {n for inner in attribute.g.node for n in inner.input}
-    for name in sorted(arrays.keys() & used):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(arrays[name], name))
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def extract(model: onnx.ModelProto) -> Program:
-    return extract_program(ir.from_proto(model))
-
-
-def kinds(program: Program) -> str:
-    return " ".join(type(s).__name__ + (f":{s.kind}" if hasattr(s, "kind") else "") for s in program.steps)
-
-
-def feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
-    return {name: RNG.normal(0, 1.2, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def ort_run(model: onnx.ModelProto, data: dict[str, np.ndarray], *, optimised: bool) -> dict[str, np.ndarray]:
-    options = ort.SessionOptions()
-    if not optimised:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in model.graph.output]
-    return dict(zip(names, session.run(names, data), strict=True))
-
-
-CONV = {"W": i8(4, 3, 3, 3), "sW": scales(4)}
-DEPTHWISE = {"W": i8(6, 1, 3, 3), "sW": scales(6)}
-MATMUL = {"W": i8(8, 5), "sW": scales(5)}
-GEMM_T = {"W": i8(5, 8), "sW": scales(5)}
-VECTOR = {"v": RNG.normal(0, 1, 5).astype(np.float32)}
-CONST = {"K": RNG.integers(0, 256, (3, 4)).astype(np.uint8)}
-
-
-def ints(**named: list[int]) -> dict[str, np.ndarray]:
-    return {name: np.array(values, np.int64) for name, values in named.items()}
-
-
-CASES = [
-    Case("quantize", out("x", "a"), "[3,4]", "[3,4]", "Quantize Dequantize", "a"),
-    Case(
-        "conv bias relu",
-        qdq("x", "a")
-        + weight(0)
-        + BIAS
-        + "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x_d, w, bias)\nr = Relu(c)\n"
-        + out("r", "r"),
-        "[2,3,9,8]",
-        "[2,4,5,4]",
-        "Quantize QConv Dequantize",
-        "r",
-        CONV | i32_bias(CONV["sW"]),
-    ),
-    Case(
-        "conv same_lower strided, per tensor, int8",
-        qdq("x", "b") + weight() + 'c = Conv<auto_pad="SAME_LOWER", strides=[2,1]>(x_d, w)\n' + out("c", "e"),
-        "[1,3,8,6]",
-        "[1,4,4,6]",
-        "Quantize QConv Dequantize",
-        "e",
-        {"W": CONV["W"], "sW": np.float32(0.002)},
-    ),
-    Case(
-        "depthwise clip",
-        qdq("x", "a")
-        + weight(0)
-        + "c = Conv<group=6, pads=[1,1,1,1]>(x_d, w)\nr = Clip(c, lo, hi)\n"
-        + out("r", "c"),
-        "[1,6,5,5]",
-        "[1,6,5,5]",
-        "Quantize QConv Dequantize",
-        "c",
-        DEPTHWISE | {"lo": np.float32(-0.3), "hi": np.float32(0.52)},
-    ),
-    Case(
-        "conv float output relu",
-        qdq("x", "a") + weight(0) + BIAS + "c = Conv(x_d, w, bias)\ny = Relu(c)",
-        "[1,3,6,6]",
-        "[1,4,4,4]",
-        "Quantize QConv",
-        None,
-        CONV | i32_bias(CONV["sW"]),
-    ),
-    Case(
-        "matmul add relu to float",
-        qdq("x", "a") + weight(1) + "m = MatMul(x_d, w)\nb = Add(v, m)\ny = Relu(b)",
-        "[2,3,8]",
-        "[2,3,5]",
-        "Quantize QGemm",
-        None,
-        MATMUL | VECTOR,
-    ),
-    Case(
-        "matmul add relu to int",
-        qdq("x", "a") + weight(1) + "m = MatMul(x_d, w)\nb = Add(v, m)\nr = Relu(b)\n" + out("r", "r"),
-        "[2,3,8]",
-        "[2,3,5]",
-        "Quantize QGemm Dequantize",
-        "r",
-        MATMUL | VECTOR,
-        exact=False,
-    ),
-    Case(
-        "gemm transB int32 bias",
-        qdq("x", "b") + weight(0) + BIAS + "g = Gemm<transB=1>(x_d, w, bias)\n" + out("g", "a"),
-        "[4,8]",
-        "[4,5]",
-        "Quantize QGemm Dequantize",
-        "a",
-        GEMM_T | i32_bias(GEMM_T["sW"], "b"),
-    ),
-    Case(
-        "gemm float bias to float",
-        qdq("x", "a") + weight(1) + "y = Gemm(x_d, w, v)",
-        "[4,8]",
-        "[4,5]",
-        "Quantize QGemm",
-        None,
-        MATMUL | VECTOR,
-    ),
-    Case(
-        "uint8 weight with zero point 128",
-        qdq("x", "a") + weight(1) + "m = MatMul(x_d, w)\n" + out("m", "c"),
-        "[4,8]",
-        "[4,5]",
-        "Quantize QGemm Dequantize",
-        "c",
-        {
-            "W": (i8(8, 5).astype(np.int16) + 128).astype(np.uint8),
-            "sW": scales(5),
-            "zW": np.full(5, 128, np.uint8),
-        },
-    ),
-    Case(
-        "two quantizers on one result",
-        qdq("x", "a")
-        + weight(1)
-        + "m = MatMul(x_d, w)\n"
-        + q("m", "b")
-        + out("m", "c").replace("m_q", "m_r")
-        + "y1 = DequantizeLinear(m_q, s_b, z_b)",
-        "[4,8]",
-        "[4,5]|[4,5]",
-        "Quantize QGemm Quantize Quantize Dequantize Dequantize",
-        "c",
-        MATMUL,
-    ),
-    Case(
-        "shared dequantizer with a float reader",
-        qdq("x", "a") + weight(1) + "m = MatMul(x_d, w)\n" + out("m", "c") + "y1 = Softmax(x_d)",
-        "[4,8]",
-        "[4,5]|[4,8]",
-        "Quantize Dequantize QGemm Dequantize FloatIsland",
-        "c",
-        MATMUL,
-    ),
-    Case(
-        "residual add relu",
-        qdq("x", "a") + qdq("x1", "b") + "s = Add(x_d, x1_d)\nr = Relu(s)\n" + out("r", "r"),
-        "[2,3,4]|[2,3,4]",
-        "[2,3,4]",
-        "Quantize Quantize QAdd Dequantize",
-        "r",
-    ),
-    Case(
-        "mul broadcast",
-        qdq("x", "a") + qdq("x1", "b") + "s = Mul(x_d, x1_d)\n" + out("s", "c"),
-        "[2,3,4]|[3,1]",
-        "[2,3,4]",
-        "Quantize Quantize QMul Dequantize",
-        "c",
-        exact=False,
-    ),
-    Case(
-        "add quantized constant",
-        qdq("x", "a") + "k = DequantizeLinear(K, s_c, z_c)\ns = Add(x_d, k)\n" + out("s", "a"),
-        "[2,3,4]",
-        "[2,3,4]",
-        "Quantize QAdd Dequantize",
-        "a",
-        CONST,
-        exact=False,
-    ),
-    Case(
-        "concat requantizes",
-        qdq("x", "a") + qdq("x1", "c") + "k = Concat<axis=-1>(x_d, x1_d)\n" + out("k", "a"),
-        "[2,3]|[2,4]",
-        "[2,7]",
-        "Quantize Quantize QLut QConcat Dequantize",
-        "a",
-        exact=False,
-    ),
-    Case(
-        "max pool ceil",
-        qdq("x", "a")
-        + "p = MaxPool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1, pads=[1,0,0,1]>(x_d)\n"
-        + out("p", "a"),
-        "[1,2,8,7]",
-        "[1,2,4,4]",
-        "Quantize QPool:max Dequantize",
-        "a",
-    ),
-    Case(
-        "average pool without and with padding counted",
-        qdq("x", "a")
-        + "p = AveragePool<kernel_shape=[3,2], pads=[1,1,1,0], strides=[2,1]>(x_d)\n"
-        + qdq("p", "c")
-        + "p1 = AveragePool<kernel_shape=[2,2], count_include_pad=1, pads=[1,1,1,1]>(p_d)\n"
-        + out("p1", "a"),
-        "[1,2,7,6]",
-        "[1,2,5,7]",
-        "Quantize QPool:average QPool:average Dequantize",
-        "a",
-        exact=False,
-    ),
-    Case(
-        "global pools",
-        qdq("x", "a")
-        + "p = GlobalAveragePool(x_d)\n"
-        + qdq("p", "c")
-        + "m = GlobalMaxPool(p_d)\n"
-        + out("m", "c"),
-        "[2,3,5,6]",
-        "[2,3,1,1]",
-        "Quantize QPool:average QPool:max Dequantize",
-        "c",
-        exact=False,
-    ),
-    Case("requantize", qdq("x", "a") + out("x_d", "b"), "[5]", "[5]", "Quantize QLut Dequantize", "b"),
-    Case("equal parameters", qdq("x", "a") + out("x_d", "a"), "[5]", "[5]", "Quantize Dequantize", "a"),
-    Case(
-        "silu of one tensor",
-        qdq("x", "a") + "g = Sigmoid(x_d)\ns = Mul(x_d, g)\n" + out("s", "c"),
-        "[64]",
-        "[64]",
-        "Quantize QLut Dequantize",
-        "c",
-    ),
-    Case(
-        "gelu spelled out",
-        qdq("x", "a")
-        + "d = Div(x_d, r2)\ne = Erf(d)\nf = Add(e, one)\nm = Mul(x_d, f)\nh = Mul(m, half)\n"
-        + out("h", "c"),
-        "[64]",
-        "[64]",
-        "Quantize QLut Dequantize",
-        "c",
-        {"r2": np.float32(2**0.5), "one": np.float32(1), "half": np.array([0.5], np.float32)},
-    ),
-    Case(
-        "movers",
-        qdq("x", "a")
-        + "t = Transpose<perm=[0,2,1]>(x_d)\nu = Unsqueeze(t, one)\nf = Flatten<axis=2>(u)\n"
-        + "s = Slice(f, st, en, ax, sp)\np = Pad(s, pads, fill)\nr = Reshape(p, sh)\n"
-        + out("r", "a"),
-        "[2,3,4]",
-        "[7,2]",
-        "Quantize Move:transpose Move:reshape Move:reshape Move:slice Move:pad Move:reshape Dequantize",
-        "a",
-        ints(one=[1], st=[-1, 1], en=[-99, 99], ax=[0, 1], sp=[-1, 2], pads=[0, 1, 0, 0], sh=[7, -1])
-        | {"fill": np.float32(PARAMS["a"][0] * np.float32(-20))},
-    ),
-    Case(
-        "split, squeeze, expand and transpose into a matmul",
-        qdq("x", "a")
-        + "h, i = Split<axis=0, num_outputs=2>(x_d)\ns = Squeeze(h, zero)\ne = Expand(s, sh)\n"
-        + weight(1)
-        + "m = MatMul(e, w)\n"
-        + out("m", "c"),
-        "[2,1,8]",
-        "[3,5]",
-        "Quantize Move:slice Move:reshape Move:expand QGemm Dequantize",
-        "c",
-        MATMUL | ints(zero=[0], sh=[3, 8]),
-    ),
-    Case(
-        "relu without quantizer keeps the parameters",
-        qdq("x", "a") + "r = Relu(x_d)\n" + weight(1) + "m = MatMul(r, w)\n" + out("m", "c"),
-        "[2,8]",
-        "[2,5]",
-        "Quantize QLut QGemm Dequantize",
-        "c",
-        MATMUL,
-    ),
-    Case(
-        "conv transpose and 1-D conv stay float",
-        qdq("x", "a") + weight(0) + "c = Conv(x_d, w)\n" + out("c", "c"),
-        "[1,3,9]",
-        "[1,4,7]",
-        "Quantize Dequantize FloatIsland Quantize Dequantize",
-        "c",
-        {"W": i8(4, 3, 3), "sW": scales(4)},
-    ),
-    Case(
-        "sixteen-bit activations stay in an island",
-        "xq = QuantizeLinear(x, s_a, z16)\nxd = DequantizeLinear(xq, s_a, z16)\n"
-        + weight(1)
-        + "y = MatMul(xd, w)",
-        "[4,8]",
-        "[4,5]",
-        "FloatIsland",
-        None,
-        MATMUL | {"z16": np.uint16(9)},
-        opset=21,
-    ),
-    Case(
-        "captured values of a subgraph",
-        qdq("x", "a")
-        + "t = Transpose(x_d)\nc = ReduceSum<keepdims=0>(x)\nb = Greater(c, nil)\n"
-        + "y = If (b) <then_branch = g1 () => (float[4,3] o) { o = Exp(t) },"
-        + " else_branch = g2 () => (float[4,3] o2) { o2 = Add(t, k) }>",
-        "[3,4]",
-        "[4,3]",
-        "Quantize Move:transpose Dequantize FloatIsland",
-        None,
-        {"nil": np.float32(0), "k": np.float32(3)},
-        optimises=False,
-    ),
-]
-
-UNARY = {
-    "Sigmoid": "Sigmoid(x_d)",
-    "Relu": "Relu(x_d)",
-    "LeakyRelu": "LeakyRelu<alpha=0.2>(x_d)",
-    "HardSigmoid": "HardSigmoid(x_d)",
-    "HardSwish": "HardSwish(x_d)",
-    "Tanh": "Tanh(x_d)",
-    "Elu": "Elu<alpha=0.7>(x_d)",
-    "Softplus": "Softplus(x_d)",
-    "Gelu": "Gelu(x_d)",
-    "Gelu tanh": 'Gelu<approximate="tanh">(x_d)',
-    "Erf": "Erf(x_d)",
-    "Clip": "Clip(x_d, lo, hi)",
-    "Exp": "Exp(x_d)",
-}
-LIMITS = {"lo": np.float32(-0.5), "hi": np.float32(0.9)}
-CASES += [
-    Case(name, qdq("x", "a") + f"u = {call}\n" + out("u", "e"), "[300]", "[300]",
-         "Quantize QLut Dequantize", "e", LIMITS, exact=False)
-    for name, call in UNARY.items()
-]  # fmt: skip
+from bitwright.compiler.program.ops import Dot
 
 
 def check(actual: np.ndarray, expected: np.ndarray, quantum: float | None) -> int:
@@ -445,8 +38,8 @@ def check(actual: np.ndarray, expected: np.ndarray, quantum: float | None) -> in
         np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
         return 0
     steps = np.rint((actual.astype(np.float64) - expected) / quantum)
-    # The program scales the accumulator once; ONNX Runtime adds float products and divides. Results that lie on
-    # a rounding boundary may fall to either side: one step, for few elements.
+    # The program scales the accumulator once; ONNX Runtime adds float products and divides. Results that lie
+    # on a rounding boundary may fall to either side: one step, for few elements.
     assert np.abs(steps).max() <= 1
     assert np.count_nonzero(steps) <= max(1, actual.size // 100)
     return int(np.count_nonzero(steps))
@@ -466,6 +59,23 @@ def test_pattern(case: Case) -> None:
         if case.optimises:
             different = check(actual["y"], ort_run(model, data, optimised=True)["y"], quantum)
             assert different == 0 or not case.exact
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21, 23])
+@pytest.mark.parametrize("name", ["conv bias relu", "matmul add relu to int", "residual add relu"])
+def test_every_opset_reads_the_same(name: str, opset: int) -> None:
+    case = next(c for c in CASES if c.name == name)
+    model = build(replace(case, opset=opset))
+    assert kinds(extract(model)) == case.kinds
+
+
+def test_island_with_external_weights_runs(tmp_path: Path) -> None:
+    text = '<ir_version: 9, opset_import: ["": 17]> g (float[2,8] x) => (float[2,5] y) { y = MatMul(x, w) }'
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 5), np.float32), "w"))
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    program = extract_program(ir.load(tmp_path / "m.onnx"))
+    assert run_program(program, {"x": np.ones((2, 8), np.float32)})["y"].tolist() == [[8.0] * 5] * 2
 
 
 MODES = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric")

@@ -1,4 +1,4 @@
-"""Random small Q/DQ graphs: the program is never more than one quantum away from ONNX Runtime, node by node."""
+"""Random small Q/DQ graphs: no step is more than one quantum away from ONNX Runtime."""
 
 from __future__ import annotations
 
