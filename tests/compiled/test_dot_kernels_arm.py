@@ -9,7 +9,8 @@ import tvm
 from dot_reference import CASES, make
 
 from bitwright.compiler.errors import ProfileError
-from bitwright.targets.arm_cpu.kernels import choose_intrinsic, kernel_for
+from bitwright.targets.arm_cpu.kernels import choose_intrinsic, dot_kernel, kernel_for
+from bitwright.targets.loader import load_profile
 
 SELECTED = ("gemm", "gemm_narrow", "gemm_float", "conv3x3", "conv_10x4", "conv_groups")
 MCPU = {"neon_sdot": "cortex-a76", "neon_smlal": "cortex-a72"}
@@ -48,3 +49,17 @@ def test_float_output_is_fused():
 def test_unknown_rows_are_refused():
     with pytest.raises(ProfileError, match="neon_smlal"):
         choose_intrinsic(("sve_dot",))
+
+
+@pytest.mark.parametrize(
+    ("profile", "chosen"),
+    [
+        ("arm-cortex-a53", "neon_smlal"),
+        ("arm-cortex-a72", "neon_smlal"),
+        ("arm-cortex-a76", "neon_sdot"),
+        ("arm-neoverse-n2", "neon_sdot"),
+    ],
+)
+def test_shipped_profiles_name_the_instruction(profile, chosen):
+    step, program, _ = make(next(c for c in CASES if c.label == "conv3x3"))
+    assert dot_kernel(step, program, load_profile(profile)).intrinsic == chosen

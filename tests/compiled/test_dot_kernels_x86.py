@@ -15,12 +15,14 @@ from dot_reference import CASES, Case, channels_last, expected, make, random_cas
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.errors import ProfileError
+from bitwright.compiler.lower.templates.choice import available_intrinsics
 from bitwright.compiler.lower.templates.geometry import geometry_of
 from bitwright.compiler.lower.templates.implicit_gemm import ImplicitGemmParams, implicit_gemm_kernel
 from bitwright.compiler.lower.templates.scaffold import Parameter, build_function
 from bitwright.targets.backend import Kernel
+from bitwright.targets.loader import load_profile
 from bitwright.targets.x86_cpu.amx import AmxParams, amx_kernel
-from bitwright.targets.x86_cpu.kernels import VECTOR_INSTRUCTIONS, choose_intrinsic, kernel_for
+from bitwright.targets.x86_cpu.kernels import VECTOR_INSTRUCTIONS, choose_intrinsic, dot_kernel, kernel_for
 
 CPU_FLAG = {"amx_int8": "amx_int8", "avx512_vnni": "avx512_vnni", "avx2_pmaddwd": "avx2"}
 MCPU = {"amx_int8": "sapphirerapids", "avx512_vnni": "cascadelake", "avx2_pmaddwd": "haswell"}
@@ -162,3 +164,27 @@ def test_instruction_choice(label, available, chosen):
 def test_unknown_rows_are_refused():
     with pytest.raises(ProfileError, match="avx512_vnni"):
         choose_intrinsic(geometry("gemm"), ("neon_sdot",))
+
+
+@pytest.mark.parametrize(
+    ("profile", "label", "chosen"),
+    [
+        ("x86-amx", "gemm", "amx_int8"),
+        ("x86-amx", "gemm_one_row", "avx512_vnni"),
+        ("x86-avx512-vnni", "conv3x3", "avx512_vnni"),
+        ("x86-avx2", "conv3x3", "avx2_pmaddwd"),
+        ("x86-avx2", "depthwise_s1", "llvm"),
+        ("x86-avx2", "conv_multiplier", "avx2_pmaddwd"),
+    ],
+)
+def test_shipped_profiles_name_the_instruction(profile, label, chosen):
+    step, program, _ = make(next(c for c in CASES if c.label == label))
+    assert dot_kernel(step, program, load_profile(profile)).intrinsic == chosen
+
+
+def test_a_profile_without_listed_instructions_offers_its_integer_rows():
+    step, program, _ = make(next(c for c in CASES if c.label == "gemm"))
+    profile = load_profile("x86-avx2")
+    artifact = profile.runtimes.artifact.model_copy(update={"ops": {}})
+    bare = profile.model_copy(update={"runtimes": profile.runtimes.model_copy(update={"artifact": artifact})})
+    assert available_intrinsics(step, program, bare) == ("avx2_pmaddwd",)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from bitwright.compiler.program.ops import Program, QConv, Step
 from bitwright.targets.schema import Combo, Profile
 
-INTEGERS = ("s8", "u8")
+INTEGERS = ("s8", "u8", "s16")
 
 
 def available_intrinsics(step: Step, program: Program, profile: Profile) -> tuple[str, ...]:
     """Return the names of the compute rows a step may use, best first.
 
     These are the rows of the operator's combinations for the step's activation type; where the profile
-    lists none, all its rows that multiply 8-bit integers.
+    lists none, all its rows that multiply integers of at most 16 bits.
     """
     operators = ("Conv",) if isinstance(step, QConv) else ("Gemm", "MatMul")
     rules = profile.runtimes.artifact.ops
