@@ -203,9 +203,10 @@ def _read_values(node: ir.Node, graph: ir.Graph) -> list[ir.Value]:
     """The main graph's values that a node reads, those captured by its subgraphs included, each once."""
     found = [v for v in node.inputs if v is not None]
     for body in subgraphs(node):
-        for inner in ir.traversal.RecursiveGraphIterator(body):
-            found.extend(v for v in inner.inputs if v is not None and v.graph is graph)
-        found.extend(v for v in body.outputs if v.graph is graph)
+        inner = list(ir.traversal.RecursiveGraphIterator(body))
+        bodies = [body, *(b for n in inner for b in subgraphs(n))]
+        captured = [v for n in inner for v in n.inputs] + [v for b in bodies for v in b.outputs]
+        found.extend(v for v in captured if v is not None and v.graph is graph)
     return list(dict.fromkeys(found))
 
 
