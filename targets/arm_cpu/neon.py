@@ -26,7 +26,8 @@ NEON = DotInstruction(
     fold=1,
     operand="int16",
     registers=32,
-    scratch_registers=6,  # the widened weights of one step
+    weight_registers=2,
+    scratch_registers=5,  # activations and the narrow weights
     chains=4,  # one unit, accumulator forwarding
     emit=_emit,
 )

@@ -24,6 +24,7 @@ SDOT = DotInstruction(
     fold=4,
     operand="int8",
     registers=32,
+    weight_registers=1,
     scratch_registers=3,
     chains=8,  # latency 3 to 4, two units
     emit=_emit,

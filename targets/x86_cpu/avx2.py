@@ -28,6 +28,7 @@ AVX2 = DotInstruction(
     fold=2,
     operand="int16",
     registers=16,
+    weight_registers=1,
     scratch_registers=2,
     chains=4,  # only the addition is in the chain: latency 1, up to three units
     emit=_emit,

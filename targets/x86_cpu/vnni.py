@@ -29,6 +29,7 @@ VNNI = DotInstruction(
     fold=4,
     operand="uint8",
     registers=32,
+    weight_registers=1,
     scratch_registers=2,
     chains=10,  # latency 5, two units
     emit=_emit,

@@ -20,7 +20,8 @@ class DotInstruction:
             1: one multiply-accumulate after the other).
         operand: Element type activations must have: ``uint8``, ``int8`` or ``int16``.
         registers: Vector registers.
-        scratch_registers: Of those, how many an accumulation needs besides accumulators and weights.
+        weight_registers: Of those, how many one weight vector takes once it is widened.
+        scratch_registers: How many more an accumulation needs.
         chains: Independent accumulations that keep the unit busy: latency times units.
         emit: (accumulator int32 x lanes, activations operand x step, weights int8 x lanes * step) -> the new
             accumulator.
@@ -32,10 +33,11 @@ class DotInstruction:
     fold: int
     operand: str
     registers: int
+    weight_registers: int
     scratch_registers: int
     chains: int
     emit: Callable[[Expr, Expr, Expr], Expr]
 
     def fits(self, pixels: int, vectors: int) -> bool:
         """Tell whether a register tile of pixels x vectors stays in registers."""
-        return pixels * vectors + vectors + self.scratch_registers <= self.registers
+        return (pixels + self.weight_registers) * vectors + self.scratch_registers <= self.registers
