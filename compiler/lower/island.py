@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import tvm
 from tvm import relax
@@ -12,7 +13,6 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.onnx import from_onnx
 
 from bitwright.compiler.errors import ToolchainError
-from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.program.ops import FloatIsland
 
 _TAKE = tvm.ir.Op.get("relax.take")
@@ -21,8 +21,8 @@ _TAKE = tvm.ir.Op.get("relax.take")
 def import_model(model: ir.Model, where: str) -> tvm.IRModule:
     """Return the Relax module of a self-contained ONNX model with static shapes.
 
-    Weights become constants; the parameters of ``main`` are the graph inputs, in order. Out-of-range indices of
-    Gather are clamped, where TVM would read outside the table.
+    Weights become constants; the parameters of ``main`` are the graph inputs, in order. Out-of-range indices
+    of Gather are clamped, where TVM would read outside the table.
 
     Args:
         model: Valid ONNX (TVM does not validate).
@@ -35,10 +35,11 @@ def import_model(model: ir.Model, where: str) -> tvm.IRModule:
     Raises:
         ToolchainError: TVM cannot import an operator (which one is named), or infers other output types.
     """
+    proto = ir.to_proto(model)
     try:
-        module = from_onnx(ir.to_proto(model), keep_params_in_input=False)
+        module = from_onnx(proto, keep_params_in_input=False)
     except Exception as error:  # TVM raises whatever its converter met
-        what = f"TVM cannot import {_culprit(model) or 'this part of the model'}: {_first_line(error)}"
+        what = f"TVM cannot import {_culprit(proto) or 'this part of the model'}: {_first_line(error)}"
         raise ToolchainError(what, where=where, fix="leave this part to ONNX Runtime") from error
     _check_outputs(module["main"], model, where)
     module["main"] = _Adopt(module, {}).visit_expr(module["main"])
@@ -78,47 +79,35 @@ def _first_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _culprit(model: ir.Model) -> str | None:
-    """Return label and operator of the first node whose import fails on its own."""
-    for node in model.graph:
-        alone = _single_node_model(node, model)
-        try:
-            from_onnx(ir.to_proto(alone), keep_params_in_input=False)
-        except Exception:  # any failure convicts
-            return f"node '{node_label(node)}' ({node.domain + '::' if node.domain else ''}{node.op_type})"
-    return None
+def _culprit(proto: onnx.ModelProto) -> str | None:
+    """Return name and operator of the first node that cannot be imported, by bisection over prefixes."""
+    nodes = list(proto.graph.node)
+    works, fails = 0, len(nodes)
+    if not _prefix_fails(proto, nodes, fails):
+        return None  # it fails at the graph's edge: an input, an initializer or an output
+    while fails - works > 1:
+        middle = (works + fails) // 2
+        if _prefix_fails(proto, nodes, middle):
+            fails = middle
+        else:
+            works = middle
+    node = nodes[fails - 1]
+    operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return f"node '{node.name or node.output[0]}' ({operator})"
 
 
-def _single_node_model(node: ir.Node, model: ir.Model) -> ir.Model:
-    seen: dict[str, ir.Value] = {}
-    initializers: list[ir.Value] = []
-    for value in node.inputs:
-        if value is not None and value.name and value.name not in seen:
-            copy = ir.Value(
-                name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
-            )
-            seen[value.name] = copy
-            if value.const_value is not None:
-                initializers.append(copy)
-    inputs: Sequence[ir.Value] = [v for v in seen.values() if v.const_value is None]
-    outputs = [ir.Value(name=v.name, shape=v.shape, type=v.type) for v in node.outputs]
-    copy_node = ir.Node(
-        node.domain,
-        node.op_type,
-        [None if v is None or not v.name else seen[v.name] for v in node.inputs],
-        list(node.attributes.values()),
-        outputs=outputs,
-        name=node.name,
-    )
-    graph = ir.Graph(
-        list(inputs),
-        outputs,
-        nodes=[copy_node],
-        initializers=initializers,
-        opset_imports=dict(model.graph.opset_imports),
-        name="one",
-    )
-    return ir.Model(graph, ir_version=model.ir_version)
+def _prefix_fails(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], count: int) -> bool:
+    prefix = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    prefix.graph.name = proto.graph.name
+    prefix.graph.input.extend(proto.graph.input)
+    prefix.graph.initializer.extend(proto.graph.initializer)
+    prefix.graph.node.extend(nodes[:count])
+    prefix.graph.output.extend(onnx.ValueInfoProto(name=name) for name in nodes[count - 1].output if name)
+    try:
+        from_onnx(prefix, keep_params_in_input=False)
+    except Exception:  # any failure convicts
+        return True
+    return False
 
 
 @mutator

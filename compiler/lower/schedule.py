@@ -111,25 +111,49 @@ def _reads_along(statement: Any, variable: Any) -> bool:
     return any(v.same_as(variable) for index in innermost for v in undefined_vars(index))
 
 
+def _row_axis(statement: Any, spatial: int) -> int:
+    """Return the last leading axis that the vector operand does not depend on: its vectors serve every row.
+
+    That is the row of a matrix product and the output channel of a convolution.
+    """
+    column = statement.iter_vars[spatial - 1].var
+    operands = [[v for r in read.region for v in undefined_vars(r.min)] for read in statement.reads]
+    moving = [v for used in operands if any(column.same_as(u) for u in used) for v in used]
+    free = [
+        axis
+        for axis in range(spatial - 1)
+        if not any(statement.iter_vars[axis].var.same_as(v) for v in moving)
+    ]
+    return free[-1] if free else spatial - 2
+
+
 def _tiled_sum(
     schedule: s_tir.Schedule, block: Any, loops: list[Any], sizes: list[int], spatial: int
 ) -> None:
     """Keep a tile of ROW_TILE x COLUMN_TILE sums in registers while the reduction loops run."""
+    row = _row_axis(schedule.get(block), spatial)
     store = schedule.cache_write(block, 0, "local")
-    columns = schedule.split(loops[spatial - 1], _halves(sizes[spatial - 1], COLUMN_TILE))
-    lead, row_inner = list(loops[: spatial - 1]), []
+    columns = schedule.split(loops[spatial - 1], _column_halves(sizes[spatial - 1]))
+    lead, row_inner, reductions = list(loops[: spatial - 1]), [], loops[spatial:]
     if lead:
-        row_outer, inner = schedule.split(lead[-1], _halves(sizes[spatial - 2], ROW_TILE))
-        lead, row_inner = [*lead[:-1], row_outer], [inner]
-    reductions = loops[spatial:]
+        lead[row], inner = schedule.split(lead[row], _halves(sizes[row], ROW_TILE))
+        row_inner = [inner]
     schedule.reorder(*lead, columns[0], *reductions, *row_inner, columns[1])
     schedule.reverse_compute_at(store, columns[0])
     for loop in row_inner:
         schedule.unroll(loop)
     schedule.vectorize(columns[1])
     schedule.vectorize(schedule.get_loops(store)[-1])
-    _parallel(schedule, lead if lead else [*lead, columns[0]], math.prod(sizes))
+    _parallel(schedule, lead or [columns[0]], math.prod(sizes))
     schedule.decompose_reduction(block, reductions[0])
+
+
+def _column_halves(size: int) -> list[int]:
+    """Split into whole vectors where the size allows it: odd lane counts are taken apart by LLVM."""
+    tile = max(
+        (d for d in range(1, COLUMN_TILE + 1) if size % d == 0), key=lambda d: (d & -d if d > 3 else 0, d)
+    )
+    return [size // tile, tile]
 
 
 def _halves(size: int, limit: int) -> list[int]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bitwright.compiler.lower.compile import compile_module
+from bitwright.compiler.lower.kernels.elementwise import add
 from bitwright.compiler.lower.relax_module import build_module
 from bitwright.compiler.program.ops import (
     Dequantize,
@@ -335,3 +336,23 @@ def test_layout_changes_only_where_bytes_differ():
     # one conversion in, shared by both; one out for each graph output
     operations = [c.operation for c in case.check().kernel_table]
     assert operations == ["Layout", "QPool.max", "QPool.max", "Layout", "Layout"]
+
+
+@pytest.mark.parametrize(
+    ("target", "fused", "rounding"),
+    [
+        ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"}, "vfmadd", "vroundps"),
+        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}, "fmla", "frinti"),
+    ],
+    ids=["avx2", "neon"],
+)
+def test_exact_primitives_are_vector_instructions_on_every_family(target, fused, rounding):
+    case = Case()
+    names = [case.feed(integers((4, 256), q), q) for q in (U8, S8)]
+    case.add(QAdd, names, (4, 256), OUT_U8, lower=0, upper=255)
+    program = Program(tuple(names), (case.steps[0].output,), tuple(case.steps), case.tensors)
+    function = add(case.steps[0], program, dict.fromkeys(case.tensors, (0, 1))).function
+    built = tvm.compile(function.with_attr("global_symbol", "k"), target=tvm.target.Target(target))
+    assembly = built.mod.inspect_source("asm")
+    assert fused in assembly and rounding in assembly
+    assert "fmaf" not in assembly and "nearbyintf" not in assembly

@@ -37,7 +37,7 @@ def onnx_model(text):
 
 
 def example_program():
-    """Quantize, two convolutions, Add with a constant, pool, transpose, concat, Gemm, island, both output kinds."""
+    """Quantize, convolutions, Add with a constant, pool, transpose, concat, Gemm, an island."""
     qs = {
         "x": QuantParams("uint8", 0.02, 128),
         "c": QuantParams("uint8", 0.05, 3),
@@ -151,7 +151,7 @@ def check_trace(program, table, trace):
 
 def test_layout_decisions_of_the_example():
     table = build_module(example_program(), None, plain_dot_kernel).kernel_table
-    # The transpose to NHWC is free, so is the reshape behind it; only the NCHW graph output 'p' costs a conversion.
+    # The transpose to NHWC and the reshape behind it are free; the NCHW graph output 'p' costs a conversion.
     assert [call.step or f"layout {call.output.tensor}" for call in table] == [
         "q",
         "conv",
@@ -186,7 +186,8 @@ def test_equal_kernels_share_one_function():
 ISLANDS = {
     "gather of embeddings": """g (int64[2,6] i) => (float[2,6,4] y)
         <float[5,4] table = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20}> { y = Gather(table, i) }""",
-    "attention mask": """g (int64[2,6] i) => (float[2,6] y) <int64 zero = {0}, float low = {-1e9}, float high = {1}>
+    "attention mask": """g (int64[2,6] i) => (float[2,6] y)
+        <int64 zero = {0}, float low = {-1e9}, float high = {1}>
         { b = Equal(i, zero) w = Where(b, low, high) n = Not(b) c = Cast<to=1>(n) y = Mul(w, c) }""",
     "attention": """g (float[2,4,40,32] q, float[2,4,40,32] k) => (float[2,4,40,40] y) <float s = {0.17}>
         { t = Transpose<perm=[0,1,3,2]>(k) m = MatMul(q, t) d = Mul(m, s) y = Softmax<axis=-1>(d) }""",
@@ -197,9 +198,11 @@ ISLANDS = {
     "gelu": """g (float[3,50] x) => (float[3,50] y) <float h = {0.5}, float o = {1}, float r = {1.4142135}>
         { d = Div(x, r) e = Erf(d) p = Add(e, o) m = Mul(x, p) y = Mul(m, h) }""",
     "activations": """g (float[3,50] x) => (float[3,50] y)
-        { a = HardSigmoid<alpha=0.2>(x) b = Sigmoid(x) c = Tanh(x) d = HardSwish(x) e = LeakyRelu(x) f = Elu(x)
+        { a = HardSigmoid<alpha=0.2>(x) b = Sigmoid(x) c = Tanh(x)
+          d = HardSwish(x) e = LeakyRelu(x) f = Elu(x)
           y = Sum(a, b, c, d, e, f) }""",
-    "views": """g (float[2,6,4] x) => (float[4,5] y) <int64[2] s = {8, 6}, int64[2] b = {1, 0}, int64[2] e = {8, 5},
+    "views": """g (float[2,6,4] x) => (float[4,5] y)
+        <int64[2] s = {8, 6}, int64[2] b = {1, 0}, int64[2] e = {8, 5},
         int64[2] a = {0, 1}, int64[2] t = {2, 1}>
         { r = Reshape(x, s) y = Slice(r, b, e, a, t) }""",
     "rotary": """g (float[1,4,5,8] x, float[5,8] c) => (float[1,4,5,8] y) <int64[2] s = {4, 4}>
@@ -208,9 +211,11 @@ ISLANDS = {
     "float layers": """g (float[1,3,12,12] x, float[8,3,3,3] w, float[8,20] m) => (float[1,20] y)
         { c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w) r = Relu(c) p = GlobalAveragePool(r)
           f = Flatten(p) y = Gemm(f, m) }""",
-    "pooling and resize": """g (float[1,3,8,8] x) => (float[1,3,8,8] y) <float[4] s = {1,1,2,2}, float[0] none = {}>
+    "pooling and resize": """g (float[1,3,8,8] x) => (float[1,3,8,8] y)
+        <float[4] s = {1,1,2,2}, float[0] none = {}>
         { p = AveragePool<kernel_shape=[2,2], strides=[2,2]>(x)
-          y = Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(p, none, s) }""",
+          y = Resize<mode="nearest", coordinate_transformation_mode="asymmetric",
+                     nearest_mode="floor">(p, none, s) }""",
     "reductions": """g (float[2,7,33] x) => (float[2,1,33] y) <int64[1] a = {1}>
         { m = ReduceMax<axes=[1]>(x) s = ReduceSum(x, a) e = Exp(m) y = Min(s, e) }""",
     "expand and compare": """g (float[3,1] x, float[4] z) => (float[2,3,4] y) <int64[3] s = {2,3,4}>
@@ -238,7 +243,8 @@ def test_float_islands_agree_with_onnxruntime(name):
 
 def test_helper_functions_of_tvm_converters_come_along():
     # Clip, Pad and Tile are imported as calls of TensorIR functions; two islands bring two of each name.
-    text = """g (float[2,3] {x}) => (float[4,5] {y}) <int64[4] p = {{0,1,0,1}}, int64[2] r = {{2,1}}, float l = {{{low}}}, float h = {{1}}>
+    text = """g (float[2,3] {x}) => (float[4,5] {y})
+        <int64[4] p = {{0,1,0,1}}, int64[2] r = {{2,1}}, float l = {{{low}}}, float h = {{1}}>
         {{ a = Clip(x0, l, h) b = Pad(a, p) {y} = Tile(b, r) }}"""
     first = onnx_model(text.format(x="x0", y="y0", low=-1))
     second = onnx_model(text.format(x="x0", y="y1", low=-0.5))
@@ -246,7 +252,9 @@ def test_helper_functions_of_tvm_converters_come_along():
         FloatIsland(name=f"i{k}", inputs=("x0",), outputs=(f"y{k}",), model=model)
         for k, model in enumerate((first, second))
     )
-    tensors = {"x0": Tensor("x0", (2, 3), "float32")} | {y: Tensor(y, (4, 5), "float32") for y in ("y0", "y1")}
+    tensors = {"x0": Tensor("x0", (2, 3), "float32")} | {
+        y: Tensor(y, (4, 5), "float32") for y in ("y0", "y1")
+    }
     program = Program(("x0",), ("y0", "y1"), steps, tensors)
     x = rng.normal(0, 2, (2, 3)).astype(np.float32)
     module = build_module(program, None, plain_dot_kernel).ir_module
@@ -284,3 +292,16 @@ def test_to_logical_refuses_another_tensor():
     call = build_module(example_program(), None, plain_dot_kernel).kernel_table[0]
     with pytest.raises(InternalError, match="recorded float64"):
         to_logical(np.zeros((2, 8, 8, 3)), call.output)
+
+
+def test_inputs_and_constants_may_be_outputs():
+    q = QuantParams("int8", 0.5, 0)
+    tensors = {"x": Tensor("x", (2, 3), "float32"), "k": Tensor("k", (4,), "int8", q)}
+    constants = {"k": np.arange(4, dtype=np.int8)}
+    program = Program(("x",), ("x", "k", "x"), (), tensors, constants)
+    x = rng.normal(0, 1, (2, 3)).astype(np.float32)
+    lowered = build_module(program, None, plain_dot_kernel)
+    outputs, trace = run(compile_module(lowered.ir_module, host_target()), [x])
+    assert not trace and lowered.kernel_table == ()
+    for found, expected in zip(outputs, (x, constants["k"], x), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -62,12 +62,15 @@ def average_multipliers(step: QPool, program: Program) -> np.ndarray:
     if step.count_include_pad:
         n = np.full_like(n, step.kernel[0] * step.kernel[1])
     ratio = np.float32(x.quant.scale) / np.float32(y.quant.scale)
-    return np.divide(ratio, np.maximum(n, 1).astype(np.float32), dtype=np.float32)
+    multipliers: np.ndarray = np.maximum(n, 1).astype(np.float32)
+    np.divide(ratio, multipliers, out=multipliers)
+    return multipliers
 
 
 def _inside(out: int, kernel_size: int, stride: int, before: int, size: int) -> np.ndarray:
     positions = np.arange(out)[:, None] * stride - before + np.arange(kernel_size)[None]
-    return ((positions >= 0) & (positions < size)).sum(1)
+    counts: np.ndarray = np.count_nonzero((positions >= 0) & (positions < size), axis=1)
+    return counts
 
 
 def _average(step: QPool, program: Program, orders: Mapping[str, Order]) -> Kernel:
