@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from bitwright.compiler.errors import ModelError
+from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.graph.saving import INLINE_LIMIT_BYTES, save_model, weight_bytes
 from bitwright.targets.schema import Runtime
 
@@ -24,7 +24,7 @@ ORT_ERRORS = (
     ort.capi.onnxruntime_pybind11_state.NotImplemented,
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
 )
-ERRORS_ONLY = 3
+FATAL_ONLY = 4  # every error is raised as an exception; ONNX Runtime need not print it as well
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _options(config: SessionConfig, optimized_path: Path | None) -> ort.SessionO
     options = ort.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if config.optimize else level.ORT_DISABLE_ALL
     for key, value in (config.session_config_entries or {}).items():
@@ -117,8 +117,16 @@ def open_session(
 
 
 def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a session and return its outputs by name; feeds that are not inputs are left out."""
+    """Run a session and return its outputs by name; feeds that are not inputs are left out.
+
+    Raises:
+        DataError: The model fails on these inputs.
+    """
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
-    values = session.run(names, {k: v for k, v in feeds.items() if k in wanted})
+    try:
+        values = session.run(names, {k: v for k, v in feeds.items() if k in wanted})
+    except ORT_ERRORS as error:
+        what = f"the model fails on a sample in ONNX Runtime: {error}"
+        raise DataError(what, fix="pass samples that the model accepts; run it in ONNX Runtime first") from error
     return dict(zip(names, values, strict=True))

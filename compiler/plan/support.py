@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from bitwright.compiler.graph.model import constant_array, int_attribute, node_label, rank
+from bitwright.compiler.graph.model import constant_array, int_attribute, is_op, node_label, rank
 from bitwright.compiler.graph.operands import activations_of, weight_array, weight_of
-from bitwright.targets.schema import OpRule
+from bitwright.targets.schema import Limits, OpRule
 
 
 def _parameters_constant(node: ir.Node) -> str | None:
@@ -95,6 +95,15 @@ def _pad(node: ir.Node) -> str | None:
     return _parameters_constant(node)
 
 
+def _reduction(node: ir.Node) -> int:
+    """Return how many products one accumulator sums, 0 for operators that do not accumulate."""
+    weight = weight_of(node)
+    if weight is None:
+        return 0
+    array = weight_array(weight)
+    return array[0].size if node.op_type == "Conv" else array.shape[0]
+
+
 _RULES: dict[str, Callable[[ir.Node], str | None]] = {
     "Conv": _conv,
     "MatMul": _matmul,
@@ -113,16 +122,20 @@ _RULES: dict[str, Callable[[ir.Node], str | None]] = {
 }
 
 
-def why_unsupported(node: ir.Node, rule: OpRule, max_rank: int) -> str | None:
+def why_unsupported(node: ir.Node, rule: OpRule, limits: Limits) -> str | None:
     """Return why this node has no integer kernel although its operator has one, or None if it has."""
     if any(v.dtype not in (None, ir.DataType.FLOAT) for v in activations_of(node)):
         return "its input is not float32"
-    if any((rank(v) or 0) > max_rank for v in activations_of(node)):
-        return f"it has more than {max_rank} dimensions"
+    if any((rank(v) or 0) > limits.max_rank for v in activations_of(node)):
+        return f"it has more than {limits.max_rank} dimensions"
+    if _reduction(node) > limits.max_reduction:
+        return f"it sums {_reduction(node)} products; from {limits.max_reduction} on 32-bit accumulators may overflow"
     if rule.role != "anchor" and any(v.dtype is None for v in activations_of(node)):
         return "the type of its input is unknown"
     if all(constant_array(v) is not None for v in activations_of(node)):
         return "all its operands are constants"
+    if any(is_op(v.producer(), "DequantizeLinear") for v in activations_of(node)):
+        return "the input model quantizes it already; its Q/DQ are kept as they are"
     check = _RULES.get(node.op_type)
     reason = check(node) if check is not None else _parameters_constant(node)
     return None if reason is None else f"{reason} ({node_label(node)})"

@@ -89,7 +89,7 @@ def _unit(node: ir.Node, runtime: Runtime, profile: Profile) -> Unit:
     rule = runtime.ops.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
         return Unit(node, (), None, None, f"{node.op_type} has no integer kernel on this target")
-    reason = why_unsupported(node, rule, profile.limits.max_rank)
+    reason = why_unsupported(node, rule, profile.limits)
     if reason is not None:
         return Unit(node, (), rule, None, reason)
     return Unit(node, fused_tail(node, runtime.fusions), rule, rule.combos[0])
