@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from bitwright import __version__
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.graph.model import static_shape
+from bitwright.compiler.graph.model import consumers, node_label, static_shape
 from bitwright.compiler.plan.model import NodeDecision, Plan
+from bitwright.compiler.plan.units import Unit
 
 SCHEMA = 1
 
@@ -37,7 +38,7 @@ def report_content(c: Compilation) -> dict[str, Any]:
         },
         "summary": _summary(c, c.plan),
         "phases": [asdict(p) for p in c.phases],
-        "layers": [_layer(d, c) for d in c.plan.nodes.values() if d.role],
+        "layers": _layers(c, c.plan),
         "sizes": size_ledger(c.model, c.quantized),
         "float": [
             {"node": d.node, "op": d.op, "reason": d.reason}
@@ -100,28 +101,32 @@ def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _layer(decision: NodeDecision, c: Compilation) -> dict[str, Any]:
-    assert c.plan is not None
-    row = asdict(decision)
-    quant = c.plan.activations.get(decision.inputs[0]) if decision.inputs else None
-    row["input_quant"] = None if quant is None else asdict(quant)
-    row["sqnr_db"] = _noise(decision, c)
-    weight = c.plan.weights.get(decision.weight)
-    row["weight_scales"] = None if weight is None else int(weight.scale.size)
-    return row
+def _layers(c: Compilation, plan: Plan) -> list[dict[str, Any]]:
+    """Return a row for every operator that the profile has a rule for, in graph order."""
+    units = {unit.name: unit for unit in c.selection.units} if c.selection is not None else {}
+    return [_layer(d, c, plan, units.get(d.node)) for d in plan.nodes.values() if d.role]
 
 
-def _noise(decision: NodeDecision, c: Compilation) -> float | None:
-    """Return the noise of the tensor the node writes, if it is measured."""
-    assert c.model is not None
-    for node in c.model.graph:
-        if node.name == decision.node:
-            return c.sqnr_db.get(node.outputs[0].name or "")
-    return None
+def _layer(decision: NodeDecision, c: Compilation, plan: Plan, unit: Unit | None) -> dict[str, Any]:
+    """Return one row; the noise is that of what the operator and the nodes fused behind it write."""
+    output = "" if unit is None else unit.output.name or ""
+    reads = plan.activations.get(decision.inputs[0]) if decision.inputs else None
+    writes = plan.activations.get(output)
+    weight = plan.weights.get(decision.weight)
+    return {
+        **asdict(decision),
+        "input_quant": None if reads is None else asdict(reads),
+        "output_quant": None if writes is None else asdict(writes),
+        "fused": [] if unit is None else [node_label(node) for node in unit.tail],
+        "sqnr_db": c.sqnr_db.get(output),
+        "weight_scales": None if weight is None else int(weight.scale.size),
+        "weight_scale_min": None if weight is None else float(weight.scale.min()),
+        "weight_scale_max": None if weight is None else float(weight.scale.max()),
+    }
 
 
 def size_ledger(before: ir.Model | None, after: ir.Model | None) -> list[dict[str, Any]]:
-    """Return a row per initializer of the quantized model: its bytes and those of the same values in float32."""
+    """Return a row per initializer of the quantized model: who reads it, its bytes, those of its values in float32."""
     assert before is not None and after is not None
     rows = []
     for name, value in after.graph.initializers.items():
@@ -135,6 +140,7 @@ def size_ledger(before: ir.Model | None, after: ir.Model | None) -> list[dict[st
         rows.append(
             {
                 "initializer": name,
+                "node": _reader(value),
                 "dtype": tensor.dtype.name.lower(),
                 "shape": list(shape),
                 "bytes": int(tensor.nbytes),
@@ -142,6 +148,21 @@ def size_ledger(before: ir.Model | None, after: ir.Model | None) -> list[dict[st
             }
         )
     return sorted(rows, key=lambda row: (-row["bytes"], row["initializer"]))
+
+
+# A weight reaches its operator through these.
+BETWEEN_WEIGHT_AND_READER = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Identity")
+
+
+def _reader(value: ir.Value) -> str:
+    """Return the first operator behind the quantizers that reads an initializer, "" if nothing does."""
+    current = value
+    while readers := consumers(current):
+        node = min(readers, key=node_label)
+        if node.op_type not in BETWEEN_WEIGHT_AND_READER or not node.outputs:
+            return node_label(node)
+        current = node.outputs[0]
+    return ""
 
 
 def _audit(c: Compilation) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""The few lines a reader wants first; the page and the command line show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bitwright.compiler.report.figures import (
+    DASH,
+    count_text,
+    decibel_text,
+    number_text,
+    seconds_text,
+    share_text,
+    size_text,
+    speed_text,
+)
+
+Tone = Literal["good", "bad", "warn", "plain"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the headline.
+
+    Attributes:
+        label: What it is about.
+        value: The figure.
+        detail: What the figure means.
+        tone: How a reader should feel about it.
+    """
+
+    label: str
+    value: str
+    detail: str
+    tone: Tone = "plain"
+
+
+def headline(content: Mapping[str, Any]) -> list[Fact]:
+    """Return the headline of a report."""
+    facts = [
+        _integers(content["summary"]),
+        _size(content["summary"]),
+        *_accuracy(content),
+        _noise(content["summary"]),
+        _speed(content),
+        _verdict(content),
+    ]
+    return [fact for fact in facts if fact is not None]
+
+
+def _integers(summary: Mapping[str, Any]) -> Fact:
+    detail = (
+        f"of {count_text(summary['macs'])} multiply-accumulates with a constant weight; "
+        f"{summary['integer_anchors']} of {summary['anchors']} operators"
+    )
+    share = summary["integer_macs_share"]
+    return Fact("In integers", share_text(share), detail, "plain" if share else "warn")
+
+
+def _size(summary: Mapping[str, Any]) -> Fact:
+    before, after = summary["float_bytes"], summary["bytes"]
+    factor = f"{before / after:.2f}\N{MULTIPLICATION SIGN} smaller: " if before > after > 0 else ""
+    return Fact("Weights", size_text(after), f"{factor}{size_text(before)} before", "plain")
+
+
+def _accuracy(content: Mapping[str, Any]) -> list[Fact]:
+    accuracy = content.get("accuracy")
+    if accuracy is None:
+        return []
+    detail = f"{number_text(accuracy['float_value'])} in float; relative drop {accuracy['drop'] * 100:.2f} %"
+    return [Fact("Your metric", number_text(accuracy["quantized_value"]), detail)]
+
+
+def _noise(summary: Mapping[str, Any]) -> Fact | None:
+    outputs = summary["output_sqnr_db"]
+    if not outputs:
+        return None
+    name, worst = min(outputs.items(), key=lambda item: (item[1], item[0]))
+    which = f"output '{name}'" if len(outputs) == 1 else f"worst of {len(outputs)} outputs, '{name}'"
+    return Fact("Output SQNR", decibel_text(worst), f"signal to quantization noise at {which}")
+
+
+def _speed(content: Mapping[str, Any]) -> Fact:
+    timing = (content.get("timing") or {}).get("onnxruntime")
+    if timing is not None:
+        detail = (
+            f"as fast as float, measured in ONNX Runtime: {seconds_text(timing['first_s'])} against "
+            f"{seconds_text(timing['second_s'])} ({timing['ratio']:.2f} \N{PLUS-MINUS SIGN} "
+            f"{timing['spread'] / 2:.2f} of the time)"
+        )
+        return Fact("Speed", speed_text(timing["ratio"]), detail, "good" if timing["ratio"] < 1 else "warn")
+    integer = sum(row["estimated_s"] for row in content["layers"])
+    real = sum(row["estimated_float_s"] for row in content["layers"])
+    if not integer or not real:
+        return Fact("Speed", DASH, "not measured")
+    detail = f"as fast as float, modelled and not measured: {seconds_text(integer)} against {seconds_text(real)}"
+    return Fact("Speed", speed_text(integer / real), detail)
+
+
+def _verdict(content: Mapping[str, Any]) -> Fact:
+    found = content.get("verification")
+    if found is None:
+        detail = "an ONNX Runtime deployment has no compiled artifact to execute"
+        return Fact("Artifact", "none", detail if content["target"]["runtime"] == "onnxruntime" else "not verified")
+    if found["executed"] == "none":
+        return Fact("Artifact", "not executed", found["reason"] or "this machine cannot run it", "warn")
+    time = f"; {seconds_text(found['seconds'])} a call" if found["seconds"] is not None else ""
+    differing = len(found["kernel_differences"])
+    if differing:
+        detail = f"{differing} of {found['calls']} integer kernel calls differ from the reference ({found['executed']})"
+        return Fact("Artifact", "DIFFERS", detail, "bad")
+    if not found["calls"]:
+        return Fact("Artifact", "no integers", f"executed ({found['executed']}) without integer kernels{time}", "warn")
+    detail = f"{found['calls']} integer kernel calls, {count_text(found['elements'])} elements, executed {found['executed']}"
+    return Fact("Artifact", "bit-exact", detail + time, "good")

@@ -1,0 +1,209 @@
+"""report.html: one file, no network, made from the content of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from bitwright.compiler.report import tables
+from bitwright.compiler.report.figures import count_text, number_text
+from bitwright.compiler.report.headline import Fact, headline
+from bitwright.compiler.report.markup import Child, Markup, element, join
+from bitwright.compiler.report.pictures import size_picture, sqnr_picture
+
+RUNTIMES = {"artifact": "compiled artifact", "onnxruntime": "ONNX Runtime deployment"}
+
+
+def render_page(content: Mapping[str, Any]) -> str:
+    """Return the report as one self-contained HTML document; equal content gives equal text.
+
+    Args:
+        content: From :func:`bitwright.compiler.report.content.report_content`, or a report.json read back. Sections
+            that are None or empty are left out.
+    """
+    sections = [(title, part) for title, part in _sections(content) if part is not None]
+    title = f"{content['model']['file']} for {content['target']['name']}"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{title} \N{MIDDLE DOT} Bitwright"),
+        element("style", Markup(_style())),
+    )
+    body = element(
+        "body",
+        _header(content, [name for name, _ in sections]),
+        element("main", *(part for _, part in sections)),
+        element("footer", f"Made by Bitwright {content['bitwright']}. The same figures are in report.json."),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _style() -> str:
+    return files("bitwright.compiler.report").joinpath("templates/page.css").read_text(encoding="utf-8")
+
+
+def _header(content: Mapping[str, Any], names: list[str]) -> Markup:
+    model, target = content["model"], content["target"]
+    to = element("span", f" \N{RIGHTWARDS ARROW} {target['name']}", class_="to")
+    about = [target["description"], " ", tables.pill(RUNTIMES.get(target["runtime"], target["runtime"]), "plain")]
+    return element(
+        "header",
+        element("h1", model["file"], to),
+        element("p", *about, class_="soft"),
+        _warnings(content["warnings"]),
+        element("div", *(_card(fact) for fact in headline(content)), class_="cards"),
+        element("nav", *(element("a", name, href=f"#{_anchor(name)}") for name in names)),
+    )
+
+
+def _warnings(warnings: list[str]) -> Markup | None:
+    if not warnings:
+        return None
+    head = "Warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+    listed = element("ul", *(element("li", line) for line in warnings))
+    return element("div", element("strong", f"\N{WARNING SIGN} {head}"), listed, class_="shout", role="alert")
+
+
+def _card(fact: Fact) -> Markup:
+    mark = {"good": "\N{CHECK MARK} ", "bad": "\N{BALLOT X} ", "warn": "\N{WARNING SIGN} ", "plain": ""}[fact.tone]
+    return element(
+        "div",
+        element("div", fact.label, class_="label"),
+        element("div", f"{mark}{fact.value}", class_="value"),
+        element("div", fact.detail, class_="detail"),
+        class_=f"card {fact.tone}",
+    )
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _section(title: str, lead: str, *parts: Child) -> tuple[str, Markup | None]:
+    """Return a titled section; nothing inside means no section."""
+    inside = join(parts)
+    if not inside:
+        return title, None
+    heading = element("h2", title)
+    return title, element("section", heading, element("p", lead, class_="soft") if lead else None, inside, id=_anchor(title))
+
+
+def _sections(content: Mapping[str, Any]) -> list[tuple[str, Markup | None]]:
+    return [
+        _accuracy(content.get("accuracy")),
+        _noise(content["layers"]),
+        _sizes(content["sizes"]),
+        _layers(content["layers"]),
+        _float(content["float"]),
+        _verification(content.get("verification")),
+        _gate(content.get("gate")),
+        _audit(content.get("audit")),
+        _phases(content["phases"]),
+        _model(content),
+    ]
+
+
+def _accuracy(accuracy: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+    if accuracy is None:
+        return "Accuracy", None
+    row = [number_text(accuracy["float_value"]), number_text(accuracy["quantized_value"]), f"{accuracy['drop'] * 100:.3f} %"]
+    lead = "Your own metric on both models, run in ONNX Runtime; higher is better."
+    return _section("Accuracy", lead, tables.table(("#Float", "#Quantized", "#Relative drop"), [row]))
+
+
+def _key(*entries: tuple[str, str]) -> Markup:
+    return element("div", *(part for kind, text in entries for part in (element("i", class_=kind), text)), class_="key")
+
+
+def _noise(layers: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+    lead = (
+        "Signal to quantization noise of what each layer writes, inputs already quantized, in graph order. Six decibel are "
+        "one bit; a sudden step down names the layer to keep in float."
+    )
+    picture = sqnr_picture(layers)
+    return _section("Noise by layer", lead, *((picture,) if picture else ()))
+
+
+def _sizes(ledger: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+    picture = size_picture(ledger)
+    lead = "Constants by the layer that reads them, then every initializer: weights, biases, scales and zero points."
+    if picture is None:
+        return "Size", None
+    key = _key(("ghost", "float32"), ("int8", "now"))
+    return _section("Size", lead, key, picture, tables.size_table(ledger))
+
+
+def _layers(layers: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+    lead = (
+        "Every operator the target has an integer kernel for, and what was decided. Times are estimates of the profile's "
+        "cost model: they rank choices, they do not predict a clock."
+    )
+    return _section("Layers", lead, *((tables.layer_table(layers),) if layers else ()))
+
+
+def _float(rows: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+    return _section("Stayed float", "Operators that run in float, by reason.", *tables.float_groups(rows))
+
+
+def _verification(found: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+    if found is None:
+        return "Verification", None
+    if found["executed"] == "none":
+        text = f"Compiled, not executed: {found['reason']}"
+        return _section("Verification", "", element("p", text, class_="warn-text"))
+    equal = found["calls"] - len(found["kernel_differences"])
+    lead = (
+        f"The artifact was executed ({found['executed']}) on {found['sets']} golden input sets. Each integer kernel's "
+        f"recorded inputs went to the reference interpreter: {equal} of {found['calls']} calls are equal to it bit for "
+        f"bit, {count_text(found['elements'])} elements in all. Outputs below may differ where float operators round "
+        "differently in the two runtimes."
+    )
+    parts: list[Child] = []
+    if found["kernel_differences"]:
+        parts.append(tables.kernel_difference_table(found["kernel_differences"]))
+    parts.append(tables.output_table(found["outputs"]) if found["outputs"] else element("p", "No outputs compared."))
+    if found["unrecorded"]:
+        parts.append(element("p", "No kernel call of their own: ", tables.code(", ".join(found["unrecorded"]))))
+    return _section("Verification", lead, *parts)
+
+
+def _gate(gate: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+    if gate is None or not gate["trials"]:
+        return "No-regret gate", None
+    lead = "Measured on this machine: a kind of layer that is not faster as integers stays in float."
+    verdict = "No integer form was faster than float: the model stays in float." if gate["all_float"] else ""
+    note = element("p", verdict, class_="warn-text") if verdict else None
+    return _section("No-regret gate", lead, note, tables.gate_table(gate))
+
+
+def _audit(audit: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+    if audit is None:
+        return "ONNX Runtime audit", None
+    lead = "The graph that ONNX Runtime really executes, read back after its optimizations."
+    return _section("ONNX Runtime audit", lead, *tables.audit_tables(audit))
+
+
+def _phases(phases: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+    return _section("Phases", "", *((tables.phase_table(phases),) if phases else ()))
+
+
+def _port(port: Mapping[str, Any]) -> str:
+    shape = "unknown shape" if port["shape"] is None else " \N{MULTIPLICATION SIGN} ".join(map(str, port["shape"])) or "scalar"
+    return f"{port['name']}: {port['dtype']}, {shape}"
+
+
+def _model(content: Mapping[str, Any]) -> tuple[str, Markup | None]:
+    model, target = content["model"], content["target"]
+    entries = [
+        ("File", model["file"]),
+        ("SHA-256", tables.code(model["sha256"])),
+        ("Nodes", f"{model['nodes']}, after normalization {model['nodes_normalized']}"),
+        ("Parameters", count_text(model["parameters"])),
+        ("Inputs", "; ".join(map(_port, model["inputs"]))),
+        ("Outputs", "; ".join(map(_port, model["outputs"]))),
+        ("Target", f"{target['name']} ({target['family']})"),
+        ("Planned for", ", ".join(f"{k} = {v}" for k, v in target["dims"].items()) or "fixed shapes"),
+    ]
+    return _section("Model", "", element("dl", *((element("dt", k), element("dd", v)) for k, v in entries)))
