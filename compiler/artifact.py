@@ -6,7 +6,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler.bundle.bundle import GOLDEN_FOLDER, MODEL_FILE, PLAN_FILE, SESSION_FILE, STATIC_MODEL_FILE
+from bitwright.compiler.bundle.bundle import (
+    GOLDEN_FOLDER,
+    MODEL_FILE,
+    PLAN_FILE,
+    SESSION_FILE,
+    STATIC_MODEL_FILE,
+)
 from bitwright.compiler.bundle.golden import write_golden
 from bitwright.compiler.bundle.runtime import add_runtime
 from bitwright.compiler.bundle.verify import verify_folder
@@ -62,7 +68,9 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
     (folder / PLAN_FILE).write_text(plan_to_yaml(c.plan))
     (folder / "lib" / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))
     status = add_runtime(folder / "lib", c.profile, _interface(c))
-    notes.append(f"runner built with {status.compiler}" if status.compiler else f"no runner: {status.missing}")
+    notes.append(
+        f"runner built with {status.compiler}" if status.compiler else f"no runner: {status.missing}"
+    )
     _write_golden(c, folder)
 
 
@@ -97,7 +105,8 @@ def verify(c: Compilation, folder: Path, notes: list[str]) -> None:
     notes.extend(c.verification.lines())
     if not c.verification.passed:
         raise VerificationError(
-            "the compiled artifact differs from the reference interpreter:\n  " + "\n  ".join(c.verification.lines()),
+            "the compiled artifact differs from the reference interpreter:\n  "
+            + "\n  ".join(c.verification.lines()),
             where=str(c.options.model),
             fix="this is a bug in a kernel or in the tool chain; nothing was written",
         )

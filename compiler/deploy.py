@@ -42,7 +42,8 @@ class Deployment:
 def quantize(options: Options, progress: Progress | None = None) -> Deployment:
     """Quantize a model for ONNX Runtime and write ``options.output`` and its .session.json."""
     if options.output is None:
-        raise UsageError("no output file", where="--output", fix="pass -o q.onnx")
+        msg = "no output file"
+        raise UsageError(msg, where="--output", fix="pass -o q.onnx")
     c = Compilation(options, load_profile(options.target), progress or Silent())
     run_phases(c)
     report = report_content(c)
@@ -107,7 +108,9 @@ def _gated(c: Compilation, notes: list[str]) -> Selection:
     if c.gate.all_float:
         keep = frozenset().union(*groups.values())
         notes.append("no integer form was faster than float in ONNX Runtime: the model stays in float")
-    notes.extend(f"{t.subject}: {t.ratio:.2f} of the time{'' if t.adopted else ', rejected'}" for t in c.gate.trials)
+    notes.extend(
+        f"{t.subject}: {t.ratio:.2f} of the time{'' if t.adopted else ', rejected'}" for t in c.gate.trials
+    )
     return _select(c, keep)
 
 

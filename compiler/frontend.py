@@ -75,8 +75,9 @@ def normalize_model(c: Compilation, notes: list[str]) -> None:
     difference = relative_difference(original, c.model, sample, threads=c.options.threads)
     notes.append(f"largest relative difference to the input model: {difference:.2e}")
     if difference > NORMALIZE_BOUND:
+        msg = f"normalization changed the model's outputs by {difference:.2e} (allowed {NORMALIZE_BOUND:.0e})"
         raise InternalError(
-            f"normalization changed the model's outputs by {difference:.2e} (allowed {NORMALIZE_BOUND:.0e})",
+            msg,
             where=str(c.options.model),
             fix="please report this model; --dump DIR keeps the normalized form",
         )
@@ -103,7 +104,8 @@ def _check_names(c: Compilation) -> None:
     names = [node_label(node) for node in c.model.graph]
     for name in c.options.keep_float:
         if name not in names:
-            raise UsageError(f"the model has no node '{name}'", where="--keep-float", fix=nearest(name, names))
+            msg = f"the model has no node '{name}'"
+            raise UsageError(msg, where="--keep-float", fix=nearest(name, names))
 
 
 class Limited:
@@ -170,7 +172,9 @@ def audit_model(c: Compilation, notes: list[str]) -> None:
     config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
     c.audit = audit(c.quantized, config)
     samples = list(islice(c.dataset.batches(1), ERROR_SAMPLES))
-    c.sqnr_db = layer_errors(c.model, c.quantized, tuple(c.plan.activations), samples, threads=c.options.threads)
+    c.sqnr_db = layer_errors(
+        c.model, c.quantized, tuple(c.plan.activations), samples, threads=c.options.threads
+    )
     if c.options.evaluate is not None:
         metric = load_eval(c.options.evaluate)
         c.accuracy = measure(metric, c.model, c.quantized, SessionConfig(threads=c.options.threads))

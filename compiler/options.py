@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from bitwright.compiler.errors import UsageError, nearest
 
@@ -49,7 +51,7 @@ class Options:
 
     model: Path
     target: str
-    data: str | Mapping[str, object] | None = None
+    data: str | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]] | None = None
     output: Path | None = None
     recipe: str = "int8"
     method: str = "mse"
@@ -68,18 +70,21 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise UsageError(f"unknown recipe '{self.recipe}'", where="--recipe", fix=nearest(self.recipe, RECIPES))
+            msg = f"unknown recipe '{self.recipe}'"
+            raise UsageError(msg, where="--recipe", fix=nearest(self.recipe, RECIPES))
         if self.stop_after is not None and self.stop_after not in PHASES:
-            raise UsageError(
-                f"unknown phase '{self.stop_after}'", where="--stop-after", fix=nearest(self.stop_after, PHASES)
-            )
+            msg = f"unknown phase '{self.stop_after}'"
+            raise UsageError(msg, where="--stop-after", fix=nearest(self.stop_after, PHASES))
         if self.max_drop is not None and self.evaluate is None:
-            raise UsageError("a drop of which metric?", where="--max-drop", fix="name one with --eval FILE.py:FUNC")
+            msg = "a drop of which metric?"
+            raise UsageError(msg, where="--max-drop", fix="name one with --eval FILE.py:FUNC")
         if self.data is None and not self.random_data:
+            msg = "activation ranges must be learned from real data"
             raise UsageError(
-                "activation ranges must be learned from real data",
+                msg,
                 where="--data",
                 fix="pass an .npz, a folder of .npz files or FILE.py:FUNC (or --random-data, for a dry try only)",
             )
         if self.samples is not None and self.samples < 1:
-            raise UsageError("at least one sample is needed", where="--samples", fix="pass 1 or more")
+            msg = "at least one sample is needed"
+            raise UsageError(msg, where="--samples", fix="pass 1 or more")

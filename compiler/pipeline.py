@@ -52,8 +52,8 @@ def audit(c: Compilation, notes: list[str]) -> None:
     assert c.audit is not None
     if c.audit.unexpected:
         notes.append(
-            f"{len(c.audit.unexpected)} quantized operators run in float in ONNX Runtime: this model is planned for the "
-            "compiled artifact; `bitwright quantize` plans for ONNX Runtime"
+            f"{len(c.audit.unexpected)} quantized operators run in float in ONNX Runtime: this model is planned for "
+            "the compiled artifact; `bitwright quantize` plans for ONNX Runtime"
         )
 
 
@@ -92,7 +92,8 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
     if not _run_front(c):
         return None
     if options.output is None:
-        raise UsageError("no output folder", where="--output", fix="pass -o out/")
+        msg = "no output folder"
+        raise UsageError(msg, where="--output", fix="pass -o out/")
     from bitwright.compiler.report.page import render_page
 
     with BundleWriter(options.output) as writer:

@@ -47,7 +47,8 @@ def choose_dims(
     for name in wanted:
         if name not in known:
             fix = nearest(name, known) if known else "the model has no dynamic dimensions: leave --dim out"
-            raise UsageError(f"the model has no dynamic dimension '{name}'", where="--dim", fix=fix)
+            msg = f"the model has no dynamic dimension '{name}'"
+            raise UsageError(msg, where="--dim", fix=fix)
     counts: Counter[tuple[int, ...]] = Counter()
     for sample in islice(samples, EXAMINED_SAMPLES):
         sizes = dims_of_sample(model, sample) | dict(wanted)
@@ -67,8 +68,9 @@ def samples_of_shape(
     found = [dict(s) for s in samples if dims_of_sample(model, s) == dict(dims)]
     if not found:
         shape = ", ".join(f"{name}={size}" for name, size in dims.items())
+        msg = f"no sample has the shape {shape}"
         raise DataError(
-            f"no sample has the shape {shape}",
+            msg,
             where="--dim",
             fix="choose sizes that occur in the data, or add such a sample to verify the artifact on",
         )
@@ -79,6 +81,10 @@ def static_shapes(model: ir.Model, dims: Mapping[str, int]) -> dict[str, tuple[i
     """Return the static shape of every tensor that keeps its name when the dimensions are fixed."""
     fixed = model.clone()
     specialize(fixed, dims)
-    values = [*fixed.graph.inputs, *fixed.graph.initializers.values(), *(o for n in fixed.graph for o in n.outputs)]
+    values = [
+        *fixed.graph.inputs,
+        *fixed.graph.initializers.values(),
+        *(o for n in fixed.graph for o in n.outputs),
+    ]
     shapes = {v.name or "": static_shape(v) for v in values}
     return {name: shape for name, shape in shapes.items() if shape is not None}

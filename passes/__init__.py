@@ -1,0 +1,1 @@
+"""One rewrite a file, ONNX in, ONNX out."""

@@ -27,7 +27,8 @@ def round_to_nearest(weight: np.ndarray, scale: np.ndarray, axis: int | None, dt
     if axis is not None:
         shape[axis] = -1
     steps = weight.astype(np.float32) / scale.astype(np.float32).reshape(shape)
-    return np.clip(np.rint(steps), -largest, largest).astype(dtype)
+    integers: np.ndarray = np.clip(np.rint(steps), -largest, largest).astype(dtype)
+    return integers
 
 
 @dataclass(frozen=True)

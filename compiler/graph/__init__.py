@@ -1,0 +1,1 @@
+"""Typed questions about an onnx_ir model."""

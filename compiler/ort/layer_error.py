@@ -24,7 +24,9 @@ class NoiseMeter:
         """Account for one pair of equal-shaped float arrays."""
         exact = reference.astype(np.float64)
         self._signal[name] = self._signal.get(name, 0.0) + float(np.sum(exact * exact))
-        self._noise[name] = self._noise.get(name, 0.0) + float(np.sum((actual.astype(np.float64) - exact) ** 2))
+        self._noise[name] = self._noise.get(name, 0.0) + float(
+            np.sum((actual.astype(np.float64) - exact) ** 2)
+        )
 
     def sqnr_db(self) -> dict[str, float]:
         """Return ``10 log10(signal / noise)`` for each tensor, limited to 200 dB."""

@@ -113,7 +113,9 @@ def open_session(
     except ORT_ERRORS as error:
         where = str(model) if isinstance(model, Path) else (model.graph.name or "model")
         msg = f"ONNX Runtime cannot load the model: {error}"
-        raise ModelError(msg, where=where, fix="run it in ONNX Runtime first; only models it executes can be compiled") from error
+        raise ModelError(
+            msg, where=where, fix="run it in ONNX Runtime first; only models it executes can be compiled"
+        ) from error
 
 
 def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -128,5 +130,7 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
         values = session.run(names, {k: v for k, v in feeds.items() if k in wanted})
     except ORT_ERRORS as error:
         what = f"the model fails on a sample in ONNX Runtime: {error}"
-        raise DataError(what, fix="pass samples that the model accepts; run it in ONNX Runtime first") from error
+        raise DataError(
+            what, fix="pass samples that the model accepts; run it in ONNX Runtime first"
+        ) from error
     return dict(zip(names, values, strict=True))

@@ -95,12 +95,16 @@ def make_plan(
     return plan
 
 
-def _with_costs(decision: NodeDecision, unit: Unit, plan: Plan, profile: Profile, shapes: Shapes) -> NodeDecision:
+def _with_costs(
+    decision: NodeDecision, unit: Unit, plan: Plan, profile: Profile, shapes: Shapes
+) -> NodeDecision:
     """Add the cost model's figures; an operator whose shapes are unknown keeps zeros."""
 
     def seconds(fmt: Literal["int8", "float"]) -> float:
         is_float = decision.output == "float"
-        return estimate(unit.head, shapes, profile, plan.runtime, fmt, float_output=is_float and fmt == "int8")
+        return estimate(
+            unit.head, shapes, profile, plan.runtime, fmt, float_output=is_float and fmt == "int8"
+        )
 
     try:
         return replace(
@@ -133,7 +137,9 @@ def _activations(
         members = groups[name]
         low = min(ranges[m][0] for m in members)
         high = max(ranges[m][1] for m in members)
-        dtype, scale, zero_point = activation_params(low, high, profile.qspace(_reading_space(members[0], selection)))
+        dtype, scale, zero_point = activation_params(
+            low, high, profile.qspace(_reading_space(members[0], selection))
+        )
         result[name] = ActivationQuant(
             name,
             dtype,
@@ -152,7 +158,12 @@ def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> N
     if unit not in selection.integer:
         reason = selection.reasons.get(unit.name, "")
         return NodeDecision(
-            unit.name, unit.head.op_type, "float", unit.role, reason, constant_weight=weight_of(unit.head) is not None
+            unit.name,
+            unit.head.op_type,
+            "float",
+            unit.role,
+            reason,
+            constant_weight=weight_of(unit.head) is not None,
         )
     output = "int" if unit.output.name in plan.activations else "float"
     return NodeDecision(
@@ -175,7 +186,7 @@ def _weight_axis(unit: Unit, per_channel: bool) -> int | None:
 
 
 def _plan_weight(unit: Unit, plan: Plan, profile: Profile) -> str:
-    """Register the unit's weight and return its key: the initializer, the view of it, and its input's scale if biased."""
+    """Register the unit's weight; its key is the initializer, the view of it, and its input's scale if biased."""
     weight = weight_of(unit.head)
     if weight is None or unit.combo is None or unit.combo.weight is None:
         return ""

@@ -63,7 +63,8 @@ def widen_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> n
     A bias that overflows int32 wraps around silently in every runtime; a slightly coarser weight does not.
     """
     needed = np.abs(bias.reshape(-1)).astype(np.float64) / (input_scale * BIAS_LIMIT)
-    return np.maximum(scale, needed.astype(np.float32)).astype(np.float32)
+    enlarged: np.ndarray = np.maximum(scale, needed.astype(np.float32)).astype(np.float32)
+    return enlarged
 
 
 def levels_of(bits: int) -> int:

@@ -52,7 +52,8 @@ class _Neighbours:
         if value.is_graph_output():
             return True
         return any(
-            (unit := self._unit_of.get(node)) is None or value not in unit.activations for node in consumers(value)
+            (unit := self._unit_of.get(node)) is None or value not in unit.activations
+            for node in consumers(value)
         )
 
 
@@ -64,9 +65,7 @@ def _writes_only_integers(unit: Unit, profile: Profile) -> bool:
     return unit.combo is not None and all(profile.qspace(q).float_type is None for q in unit.combo.out)
 
 
-def _follower_lacks(
-    unit: Unit, chosen: set[Unit], neighbours: _Neighbours, profile: Profile
-) -> str | None:
+def _follower_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> str | None:
     for value in unit.activations:
         source = neighbours.producer.get(value)
         if source is None or source not in chosen:
@@ -115,8 +114,10 @@ def _needs_quantizer(value: ir.Value, chosen: set[Unit], neighbours: _Neighbours
     source = neighbours.producer.get(value)
     if any(reader in chosen for reader in neighbours.readers(value)):
         return True
-    return source is not None and source in chosen and (
-        source.role != "anchor" or _writes_only_integers(source, profile)
+    return (
+        source is not None
+        and source in chosen
+        and (source.role != "anchor" or _writes_only_integers(source, profile))
     )
 
 
@@ -146,7 +147,7 @@ def select(units: list[Unit], profile: Profile, *, keep_float: frozenset[str] = 
     """
     neighbours = _Neighbours(units)
     reasons = {u.name: u.why_float for u in units if u.combo is None}
-    reasons |= {name: "kept in float on request" for name in keep_float}
+    reasons |= dict.fromkeys(keep_float, "kept in float on request")
     chosen = {u for u in units if u.combo is not None and u.name not in keep_float}
     _fixed_point(units, chosen, neighbours, profile, reasons)
     for unit in chosen:

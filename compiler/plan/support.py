@@ -101,7 +101,7 @@ def _reduction(node: ir.Node) -> int:
     if weight is None:
         return 0
     array = weight_array(weight)
-    return array[0].size if node.op_type == "Conv" else array.shape[0]
+    return int(array[0].size if node.op_type == "Conv" else array.shape[0])
 
 
 _RULES: dict[str, Callable[[ir.Node], str | None]] = {

@@ -7,7 +7,7 @@ import networkx as nx
 from bitwright.compiler.plan.selection import Selection
 
 
-def tie_graph(selection: Selection) -> "nx.Graph[str]":
+def tie_graph(selection: Selection) -> nx.Graph[str]:
     """Return the graph whose edges join tensors that an operator forces to one scale.
 
     A carrier writes what it reads; an operator with unified scales (Concat) writes on its inputs' scale.

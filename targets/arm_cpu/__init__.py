@@ -1,0 +1,1 @@
+"""64-bit ARM processors: kernels, profiles, emulation."""

@@ -1,0 +1,1 @@
+"""x86-64 processors: kernels, profiles, detection of the host."""

@@ -1,5 +1,4 @@
 """Broken target profiles: every message is pinned, with the line and column it points to."""
-# ruff: noqa: E501 - a pinned message is easier to compare unbroken
 
 from __future__ import annotations
 
