@@ -54,12 +54,15 @@ class Execution:
             asked for.
         executed: ``"native"`` or ``"emulated"``.
         seconds: Best wall time of one call, or None where that time means nothing (emulation).
+        call_seconds: (function, best seconds) of every call inside one run, integer kernels and float operators alike,
+            in order; empty unless traced natively.
     """
 
     outputs: Mapping[str, np.ndarray]
     trace: Sequence[tuple[str, tuple[np.ndarray, ...], np.ndarray]]
     executed: str
     seconds: float | None
+    call_seconds: Sequence[tuple[str, float]] = ()
 
 
 class Backend(Protocol):

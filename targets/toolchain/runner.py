@@ -91,6 +91,8 @@ def execute(
         folder = Path(work)
         command = [*launch.prefix, str(lib / RUNNER_FILE), str(lib / LIBRARY_FILE), str(folder)]
         command += ["--repeat", str(repeat)] if repeat > 0 else []
+        timed = trace and launch.executed == "native"
+        command += ["--times", str(folder / "times")] if timed else []
         command += ["--trace", str(folder / "trace"), str(lib / ROLES_FILE)] if trace else []
         command += _write_inputs(folder, interface.arrange(feeds))
         printed = run_tool(
@@ -98,8 +100,9 @@ def execute(
         )
         outputs = {p.name: np.load(folder / f"output_{k}.npy") for k, p in enumerate(interface.outputs)}
         calls = list(read_trace(folder / "trace")) if trace else []
+        times = read_times(folder / "times") if timed else ()
     seconds = _best_seconds(printed) if launch.executed == "native" and repeat > 0 else None
-    return Execution(outputs=outputs, trace=calls, executed=launch.executed, seconds=seconds)
+    return Execution(outputs=outputs, trace=calls, executed=launch.executed, seconds=seconds, call_seconds=times)
 
 
 def _write_inputs(folder: Path, arrays: Sequence[np.ndarray]) -> list[str]:
@@ -128,6 +131,12 @@ def read_trace(path: Path) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.nda
                 msg = "the runner's trace is damaged"
                 raise ToolchainError(msg, where=str(path)) from error
             yield name, tuple(arrays[:-1]), arrays[-1]
+
+
+def read_times(path: Path) -> tuple[tuple[str, float], ...]:
+    """Return (function, best seconds) of every call, in order, from the lines ``NAME MICROSECONDS``."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return tuple((name, float(microseconds) * 1e-6) for name, microseconds in rows)
 
 
 def _best_seconds(printed: str) -> float:

@@ -1,9 +1,11 @@
 // Runs a compiled model without Python: loads the library, feeds .npy files, writes .npy files.
 //
-//   runner LIBRARY OUTPUT_FOLDER [--repeat N] [--trace FILE ROLES] INPUT_0.npy INPUT_1.npy ...
+//   runner LIBRARY OUTPUT_FOLDER [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT_0.npy INPUT_1.npy ...
 //
 // Inputs are given in the order of the model's inputs; output K is written to OUTPUT_FOLDER/output_K.npy.
 // --repeat N   after one warm-up call, time N calls; prints "best_us B mean_us M".
+// --times      after that, N more calls (at least one) in which every call of a kernel is timed; FILE gets one
+//              line "NAME US" for each, in order, with its best time in microseconds.
 // --trace      after that, one more call whose kernel calls are recorded. ROLES has one line a kernel,
 //              "NAME INPUTS": only these kernels are recorded, and of them the first INPUTS arguments and the
 //              last one, the output. FILE gets, for each call in order, the text line "call NAME INPUTS\n"
@@ -242,6 +244,12 @@ int WriteOutputs(const TVMFFIAny& value, const char* folder, int number) {
   return number + 1;
 }
 
+double Microseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1e6 + now.tv_nsec * 1e-3;
+}
+
 // ---- trace ---------------------------------------------------------------------------------------------
 
 struct Role {
@@ -325,9 +333,46 @@ int Instrument(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny*
   return 0;
 }
 
-void Install(Trace* trace, const TVMFFIAny& machine) {
+// ---- times ---------------------------------------------------------------------------------------------
+
+struct TimedCall {
+  char name[kNameBytes];
+  double best;
+};
+
+struct Times {
+  TimedCall* calls;
+  int capacity;
+  int next;
+  double start;
+};
+
+// Called like Instrument; keeps the best time of the call at each position of the sequence.
+int TimeCall(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
+  double now = Microseconds();
+  Times& times = *static_cast<Times*>(self);
+  *result = None();
+  char name[kNameBytes];
+  if (count < 4 || !CopyName(arguments[1], name)) return 0;
+  if (arguments[2].v_int64 != 0) {
+    times.start = Microseconds();
+    return 0;
+  }
+  if (times.next == times.capacity) {
+    times.capacity = times.capacity * 2 + 64;
+    times.calls = static_cast<TimedCall*>(realloc(times.calls, times.capacity * sizeof(TimedCall)));
+    if (times.calls == nullptr) Fail(2, "out of memory", name);
+    for (int i = times.next; i < times.capacity; ++i) times.calls[i].best = 1e300;
+  }
+  TimedCall& call = times.calls[times.next++];
+  memcpy(call.name, name, kNameBytes);
+  if (now - times.start < call.best) call.best = now - times.start;
+  return 0;
+}
+
+void Install(void* state, TVMFFISafeCallType callback, const TVMFFIAny& machine) {
   TVMFFIObjectHandle instrument = nullptr;
-  Check(TVMFFIFunctionCreate(trace, Instrument, nullptr, &instrument), "set_instrument");
+  Check(TVMFFIFunctionCreate(state, callback, nullptr, &instrument), "set_instrument");
   TVMFFIAny argument = Object(instrument);
   Call(Method(machine, "set_instrument"), &argument, 1, "set_instrument");
 }
@@ -353,12 +398,6 @@ TVMFFIAny Load(const char* path) {
   return machine;
 }
 
-double Microseconds() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1e6 + now.tv_nsec * 1e-3;
-}
-
 TVMFFIAny Measure(TVMFFIObjectHandle function, TVMFFIAny* inputs, int count, int repeat) {
   double best = 1e300, total = 0;
   TVMFFIAny result = Call(function, inputs, count, "main");
@@ -374,21 +413,40 @@ TVMFFIAny Measure(TVMFFIObjectHandle function, TVMFFIAny* inputs, int count, int
   return result;
 }
 
+void MeasureCalls(const char* path, TVMFFIObjectHandle function, TVMFFIAny* inputs, int count, int repeat,
+                  const TVMFFIAny& machine) {
+  Times times = {nullptr, 0, 0, 0};
+  Install(&times, TimeCall, machine);
+  for (int i = 0; i < (repeat > 0 ? repeat : 1); ++i) {
+    times.next = 0;
+    TVMFFIAny result = Call(function, inputs, count, "main");
+    Release(&result);
+  }
+  FILE* file = fopen(path, "w");
+  if (file == nullptr) Fail(2, path, strerror(errno));
+  for (int i = 0; i < times.next; ++i) fprintf(file, "%s %.3f\n", times.calls[i].name, times.calls[i].best);
+  if (fclose(file) != 0) Fail(2, path, strerror(errno));
+}
+
 struct Options {
   int repeat;
+  const char* times;
   const char* trace;
   const char* roles;
   int first_input;
 };
 
 Options Parse(int argc, char** argv) {
-  const char* usage = "LIBRARY OUTPUT_FOLDER [--repeat N] [--trace FILE ROLES] INPUT.npy ...";
-  Options options = {0, nullptr, nullptr, 3};
+  const char* usage = "LIBRARY OUTPUT_FOLDER [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT.npy ...";
+  Options options = {0, nullptr, nullptr, nullptr, 3};
   if (argc < 3) Fail(2, "usage", usage);
   while (options.first_input < argc && strncmp(argv[options.first_input], "--", 2) == 0) {
     int at = options.first_input;
     if (strcmp(argv[at], "--repeat") == 0 && at + 1 < argc) {
       options.repeat = atoi(argv[at + 1]);
+      options.first_input += 2;
+    } else if (strcmp(argv[at], "--times") == 0 && at + 1 < argc) {
+      options.times = argv[at + 1];
       options.first_input += 2;
     } else if (strcmp(argv[at], "--trace") == 0 && at + 2 < argc) {
       options.trace = argv[at + 1];
@@ -412,9 +470,10 @@ int main(int argc, char** argv) {
   TVMFFIAny* inputs = static_cast<TVMFFIAny*>(Allocate((count + 1) * sizeof(TVMFFIAny)));
   for (int i = 0; i < count; ++i) inputs[i] = ReadArray(argv[options.first_input + i]);
   TVMFFIAny result = Measure(function, inputs, count, options.repeat);
+  if (options.times != nullptr) MeasureCalls(options.times, function, inputs, count, options.repeat, machine);
   if (options.trace != nullptr) {
     Trace trace = OpenTrace(options.trace, options.roles);
-    Install(&trace, machine);
+    Install(&trace, Instrument, machine);
     Release(&result);
     result = Call(function, inputs, count, "main");
     if (fclose(trace.file) != 0) Fail(2, options.trace, strerror(errno));
