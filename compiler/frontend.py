@@ -35,6 +35,7 @@ from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.shape_choice import choose_dims, static_shapes
 from bitwright.passes.insert_qdq import InsertQDQ
 from bitwright.passes.normalize import normalize
+from bitwright.passes.quantize_tables import QuantizeTables
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.round_nearest import RoundNearest
 
@@ -160,6 +161,7 @@ def quantized_model(c: Compilation, plan: Plan) -> ir.Model:
     """Round the weights and insert Q/DQ into a copy of the normalized model."""
     assert c.model is not None
     model = c.model.clone()
+    QuantizeTables(plan).run(model)
     RoundNearest(plan).run(model)
     InsertQDQ(plan).run(model)
     RemoveUnused().run(model)

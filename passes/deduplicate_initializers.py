@@ -19,7 +19,7 @@ class DeduplicateInitializers:
     """Initializers of one graph with equal type, shape and bits become one: tied weights are tied again.
 
     Candidates are found by hash and then compared, so that a hash collision cannot merge two weights. Only
-    tensors that share type and shape with another one are read at all.
+    tensors that share type, shape and first row with another one are read at all.
     """
 
     name: ClassVar[str] = "deduplicate_initializers"
@@ -30,12 +30,14 @@ class DeduplicateInitializers:
 
 
 def _alike(graph: ir.Graph) -> Iterator[list[ir.Value]]:
-    """Yield groups of two or more initializers that share type and shape."""
-    groups: dict[tuple[ir.DataType, tuple[int, ...]], list[ir.Value]] = defaultdict(list)
+    """Yield groups of two or more initializers that share type, shape and the first entry of the first axis."""
+    groups: dict[tuple[ir.DataType, tuple[int, ...], bytes], list[ir.Value]] = defaultdict(list)
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and not (value.is_graph_input() or value.is_graph_output()):
-            groups[tensor.dtype, tuple(tensor.shape.numpy())].append(value)
+            array = tensor.numpy()
+            first = _bits(array[:1] if array.ndim else array).tobytes()
+            groups[tensor.dtype, tuple(tensor.shape.numpy()), first].append(value)
     yield from (group for group in groups.values() if len(group) > 1)
 
 
@@ -44,7 +46,7 @@ def _merge(group: list[ir.Value]) -> int:
     merged = 0
     for value in group:
         kept = first.setdefault(_digest(value), value)
-        if kept is not value and np.array_equal(_bits(kept), _bits(value)):
+        if kept is not value and np.array_equal(_value_bits(kept), _value_bits(value)):
             value.replace_all_uses_with(kept)
             graph = value.graph
             assert graph is not None and value.name is not None
@@ -54,13 +56,16 @@ def _merge(group: list[ir.Value]) -> int:
 
 
 def _digest(value: ir.Value) -> bytes:
-    return hashlib.blake2b(_bits(value).data, digest_size=16).digest()
+    return hashlib.blake2b(_value_bits(value).data, digest_size=16).digest()
 
 
-def _bits(value: ir.Value) -> np.ndarray:
-    """Return the tensor's bytes, without a copy where it is an ordinary array."""
+def _value_bits(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
-    array = value.const_value.numpy()
+    return _bits(value.const_value.numpy())
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of an array, without a copy where they lie side by side."""
     if array.dtype.kind == "O":
         return np.frombuffer(repr(array.tolist()).encode(), np.uint8)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -16,7 +16,7 @@ from bitwright.compiler.graph.model import FreshNames, constant_array, node_labe
 from bitwright.compiler.graph.operands import activations_of
 from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan
 from bitwright.passes.contract import PassResult
-from bitwright.passes.round_nearest import add_initializer
+from bitwright.passes.rewriting import add_initializer
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ def _quantize_activation(
     fresh: FreshNames,
 ) -> None:
     stem = value.name or "tensor"
-    scale = add_initializer(model, fresh(f"{stem}_scale"), np.asarray(quant.scale, np.float32))
-    zero = add_initializer(model, fresh(f"{stem}_zero_point"), np.asarray(quant.zero_point, quant.dtype))
+    scale = add_initializer(model.graph, fresh(f"{stem}_scale"), np.asarray(quant.scale, np.float32))
+    zero = add_initializer(
+        model.graph, fresh(f"{stem}_zero_point"), np.asarray(quant.zero_point, quant.dtype)
+    )
     readers = list(value.uses())
     quantize = _node("QuantizeLinear", [value, scale, zero], stem, ir.DataType[quant.dtype.upper()], fresh)
     quantize.outputs[0].name = fresh(f"{stem}_quantized")
@@ -124,9 +126,9 @@ def _quantize_bias(
     integers = np.rint(array.reshape(-1).astype(np.float64) / scale).astype(np.int32)
     stem = bias.name or "bias"
     inputs = [
-        add_initializer(model, fresh(f"{stem}_quantized"), integers),
-        add_initializer(model, fresh(f"{stem}_scale"), scale),
-        add_initializer(model, fresh(f"{stem}_zero_point"), np.zeros(scale.shape, np.int32)),
+        add_initializer(model.graph, fresh(f"{stem}_quantized"), integers),
+        add_initializer(model.graph, fresh(f"{stem}_scale"), scale),
+        add_initializer(model.graph, fresh(f"{stem}_zero_point"), np.zeros(scale.shape, np.int32)),
     ]
     dequantize = ir.Node(
         "",

@@ -11,6 +11,7 @@ from bitwright.compiler.graph.model import FreshNames, node_label
 from bitwright.compiler.graph.operands import weight_array, weight_of
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.passes.contract import PassResult
+from bitwright.passes.rewriting import add_initializer
 
 
 def round_to_nearest(weight: np.ndarray, scale: np.ndarray, axis: int | None, dtype: str) -> np.ndarray:
@@ -72,9 +73,9 @@ def _dequantized(model: ir.Model, node: ir.Node, quant: WeightQuant, fresh: Fres
     zero = np.zeros(scale.shape, quant.dtype)
     stem = weight.name or "weight"
     inputs = [
-        add_initializer(model, fresh(f"{stem}_quantized"), array),
-        add_initializer(model, fresh(f"{stem}_scale"), scale.astype(np.float32)),
-        add_initializer(model, fresh(f"{stem}_zero_point"), zero),
+        add_initializer(model.graph, fresh(f"{stem}_quantized"), array),
+        add_initializer(model.graph, fresh(f"{stem}_scale"), scale.astype(np.float32)),
+        add_initializer(model.graph, fresh(f"{stem}_zero_point"), zero),
     ]
     attributes = [] if per_tensor else [ir.AttrInt64("axis", int(quant.axis or 0))]
     dequantize = ir.Node(
@@ -90,13 +91,3 @@ def _dequantized(model: ir.Model, node: ir.Node, quant: WeightQuant, fresh: Fres
 def _first(model: ir.Model, node: ir.Node) -> ir.Node:
     """Constants may be read by any later node, so their DequantizeLinear goes to the front of the graph."""
     return next(iter(model.graph), node)
-
-
-def add_initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """Register ``array`` as an initializer of the main graph and return its value."""
-    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value

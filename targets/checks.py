@@ -299,21 +299,15 @@ def _unknown_names(combo: Combo, path: Path, profile: Profile) -> Iterator[Broke
 
 
 def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator[Broken]:
-    if (rule.role == "anchor") != (combo.weight is not None):
-        fix = (
-            "name the qspace of the weight"
-            if rule.role == "anchor"
-            else "remove 'weight', or make it an anchor"
-        )
-        yield (
-            path,
-            f"an {rule.role} has a weight" if rule.role == "anchor" else f"a {rule.role} has no weight",
-            fix,
-        )
+    weighted = rule.role in ("anchor", "table")
+    if weighted != (combo.weight is not None):
+        article = "an" if rule.role == "anchor" else "a"
+        fix = "name the qspace of the weight" if weighted else "remove 'weight', or make it an anchor"
+        yield path, f"{article} {rule.role} has {'a' if weighted else 'no'} weight", fix
         return
     if rule.role == "carrier" and combo.out != (combo.act,):
         yield (*path, "out"), "a carrier writes what it reads", f"write 'out: [{combo.act}]'"
-    if combo.weight is None:
+    if combo.weight is None or rule.role == "table":
         return
     act, weight = profile.qspace(combo.act), profile.qspace(combo.weight)
     if act.float_type or weight.float_type:

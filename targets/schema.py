@@ -147,13 +147,14 @@ class OpRule(Strict):
     Attributes:
         role: ``anchor``: does enough arithmetic on a constant weight to earn its integers. ``follower``:
             has an integer kernel, worth it only between integer neighbours. ``carrier``: moves or selects
-            integers unchanged.
+            integers unchanged. ``table``: looks up rows of a constant table that is stored in integers and
+            dequantized behind the look-up.
         combos: Kernels, best first.
         scales: ``unified``: inputs and output must share one scale; ``free`` otherwise.
         min_macs: An anchor with fewer multiply-accumulates a call is left in float.
     """
 
-    role: Literal["anchor", "follower", "carrier"]
+    role: Literal["anchor", "follower", "carrier", "table"]
     combos: tuple[Combo, ...] = Field(min_length=1)
     scales: Literal["unified", "free"] = "free"
     min_macs: int = Field(default=0, ge=0)

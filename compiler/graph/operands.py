@@ -8,6 +8,14 @@ import onnx_ir as ir
 from bitwright.compiler.graph.model import constant_array
 
 
+def table_of(node: ir.Node) -> ir.Value | None:
+    """Return the constant float matrix whose rows a Gather looks up, or None if it does something else."""
+    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return None
+    array = constant_array(node.inputs[0])
+    return node.inputs[0] if array is not None and array.ndim == 2 and array.dtype == np.float32 else None
+
+
 def weight_of(node: ir.Node) -> ir.Value | None:
     """Return the constant weight operand of a MatMul, Gemm or Conv, or None if it is computed at run time."""
     if node.op_type not in ("MatMul", "Gemm", "Conv") or len(node.inputs) < 2:
@@ -41,6 +49,8 @@ def weight_array(weight: ir.Value) -> np.ndarray:
 
 def activations_of(node: ir.Node) -> tuple[ir.Value, ...]:
     """Return the data operands that would be read as integers (weights, biases and parameters are not)."""
+    if node.op_type == "Gather":
+        return ()
     limit = 1
     if node.op_type in ("Add", "Mul"):
         limit = 2

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.cost import Shapes, node_macs
 from bitwright.compiler.graph.model import constant_array
-from bitwright.compiler.graph.operands import stored_weight, weight_array, weight_of
+from bitwright.compiler.graph.operands import stored_weight, table_of, weight_array, weight_of
 from bitwright.compiler.plan.cost import estimate
 from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import activation_params, weight_scale, widen_for_bias
@@ -187,19 +187,22 @@ def _weight_axis(unit: Unit, per_channel: bool) -> int | None:
 
 def _plan_weight(unit: Unit, plan: Plan, profile: Profile) -> str:
     """Register the unit's weight; its key is the initializer, the view of it, and its input's scale if biased."""
-    weight = weight_of(unit.head)
+    weight = weight_of(unit.head) or table_of(unit.head)
     if weight is None or unit.combo is None or unit.combo.weight is None:
         return ""
     space = profile.qspace(unit.combo.weight)
     axis = _weight_axis(unit, space.granularity == "channel")
     array = weight_array(weight)
     scale = weight_scale(array, axis, space)
-    bias = constant_array(unit.head.inputs[2]) if len(unit.head.inputs) > 2 else None
+    bias = (
+        constant_array(unit.head.inputs[2]) if len(unit.head.inputs) > 2 and unit.role == "anchor" else None
+    )
     if bias is not None:
         scale = widen_for_bias(scale, bias, plan.activations[unit.activations[0].name or ""].scale)
     stored = stored_weight(weight)
     name = (stored.name if stored is not None else None) or ""
     key = name if weight is stored else f"{name} (transposed)"
+    key = f"{name} (table)" if unit.role == "table" else key
     known = plan.weights.get(key)
     if known is not None and (known.scale.shape != scale.shape or (known.scale != scale).any()):
         key = f"{key} for {unit.name}"

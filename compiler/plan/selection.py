@@ -16,6 +16,10 @@ from bitwright.compiler.plan.units import Unit
 from bitwright.targets.schema import Profile
 
 
+# Roles whose kernels can leave a float result; the others write the integers they were given.
+WRITES_FLOAT = ("anchor", "table")
+
+
 @dataclass(frozen=True)
 class Selection:
     """The outcome.
@@ -70,7 +74,7 @@ def _follower_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours, prof
         source = neighbours.producer.get(value)
         if source is None or source not in chosen:
             return f"its operand '{value.name}' is computed in float"
-        if source.role == "anchor" and not _prefers_integer_output(source, profile):
+        if source.role in WRITES_FLOAT and not _prefers_integer_output(source, profile):
             return f"its operand '{value.name}' is a float result; rounding it to 8 bits here would cost accuracy"
     if not any(reader in chosen for reader in neighbours.readers(unit.output)):
         return "nothing behind it reads integers"
@@ -117,7 +121,7 @@ def _needs_quantizer(value: ir.Value, chosen: set[Unit], neighbours: _Neighbours
     return (
         source is not None
         and source in chosen
-        and (source.role != "anchor" or _writes_only_integers(source, profile))
+        and (source.role not in WRITES_FLOAT or _writes_only_integers(source, profile))
     )
 
 
@@ -125,7 +129,7 @@ def _keeps_float_copy(value: ir.Value, chosen: set[Unit], neighbours: _Neighbour
     source = neighbours.producer.get(value)
     if source is None or source not in chosen:
         return True
-    return source.role == "anchor" and not _prefers_integer_output(source, profile)
+    return source.role in WRITES_FLOAT and not _prefers_integer_output(source, profile)
 
 
 def _values_in_order(units: list[Unit]) -> list[ir.Value]:
@@ -159,6 +163,8 @@ def select(units: list[Unit], profile: Profile, *, keep_float: frozenset[str] = 
 
 
 def _why_integer(unit: Unit) -> str:
+    if unit.role == "table":
+        return "a constant table, stored in 8 bits and dequantized behind the look-up"
     if unit.role == "anchor":
         return "a constant-weight operator with an integer kernel"
     if unit.role == "follower":

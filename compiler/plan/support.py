@@ -7,8 +7,12 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from bitwright.compiler.graph.model import constant_array, int_attribute, is_op, node_label, rank
-from bitwright.compiler.graph.operands import activations_of, weight_array, weight_of
+from bitwright.compiler.graph.operands import activations_of, table_of, weight_array, weight_of
 from bitwright.targets.schema import Limits, OpRule
+
+
+# Below 256 KiB of float32 the extra nodes outweigh the bytes.
+SMALLEST_TABLE = 65536
 
 
 def _parameters_constant(node: ir.Node) -> str | None:
@@ -104,12 +108,22 @@ def _reduction(node: ir.Node) -> int:
     return int(array[0].size if node.op_type == "Conv" else array.shape[0])
 
 
+def _gather(node: ir.Node) -> str | None:
+    table = constant_array(table_of(node))
+    if table is None:
+        return "it looks up no constant table of rows"
+    if table.size < SMALLEST_TABLE:
+        return f"its table of {table.size} values is too small to matter"
+    return None
+
+
 _RULES: dict[str, Callable[[ir.Node], str | None]] = {
     "Conv": _conv,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Add": _two_tensors,
     "Mul": _two_tensors,
+    "Gather": _gather,
     "Concat": lambda node: (
         "one operand is a constant" if any(constant_array(v) is not None for v in node.inputs) else None
     ),
@@ -132,7 +146,7 @@ def why_unsupported(node: ir.Node, rule: OpRule, limits: Limits) -> str | None:
         return f"it sums {_reduction(node)} products; from {limits.max_reduction} on 32-bit accumulators may overflow"
     if rule.role != "anchor" and any(v.dtype is None for v in activations_of(node)):
         return "the type of its input is unknown"
-    if all(constant_array(v) is not None for v in activations_of(node)):
+    if activations_of(node) and all(constant_array(v) is not None for v in activations_of(node)):
         return "all its operands are constants"
     if any(is_op(v.producer(), "DequantizeLinear") for v in activations_of(node)):
         return "the input model quantizes it already; its Q/DQ are kept as they are"

@@ -102,7 +102,9 @@ def execute(
         calls = list(read_trace(folder / "trace")) if trace else []
         times = read_times(folder / "times") if timed else ()
     seconds = _best_seconds(printed) if launch.executed == "native" and repeat > 0 else None
-    return Execution(outputs=outputs, trace=calls, executed=launch.executed, seconds=seconds, call_seconds=times)
+    return Execution(
+        outputs=outputs, trace=calls, executed=launch.executed, seconds=seconds, call_seconds=times
+    )
 
 
 def _write_inputs(folder: Path, arrays: Sequence[np.ndarray]) -> list[str]:

@@ -1,0 +1,96 @@
+"""Store embedding tables in integers: look the row up first, dequantize what was looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.graph.model import FreshNames, constant_array, node_label
+from bitwright.compiler.graph.operands import table_of
+from bitwright.compiler.plan.model import Plan, WeightQuant
+from bitwright.passes.contract import PassResult
+from bitwright.passes.rewriting import add_initializer
+from bitwright.passes.round_nearest import round_to_nearest
+
+
+@dataclass(frozen=True)
+class QuantizeTables:
+    """Rewrite ``Gather(float table)`` as ``DequantizeLinear(Gather(int8 table))``, one scale a column.
+
+    A DequantizeLinear in front of the Gather would dequantize the whole table on every call.
+
+    Attributes:
+        plan: Names the tables and their scales.
+    """
+
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """The pass's name."""
+        return "quantize_tables"
+
+    def run(self, model: ir.Model) -> PassResult:
+        """Rewrite ``model`` in place."""
+        fresh = FreshNames(model)
+        stored: dict[str, ir.Value] = {}
+        changed = 0
+        for node in list(model.graph):
+            decision = self.plan.nodes.get(node_label(node))
+            table = constant_array(table_of(node))
+            if decision is None or decision.role != "table" or not decision.weight or table is None:
+                continue
+            quant = self.plan.weights[decision.weight]
+            if decision.weight not in stored:
+                integers = round_to_nearest(table, quant.scale, quant.axis, quant.dtype)
+                stored[decision.weight] = add_initializer(
+                    model.graph, fresh(f"{_stem(node)}_quantized"), integers
+                )
+            _rewrite(model, node, stored[decision.weight], quant, fresh)
+            changed += 1
+        return PassResult(model, changed)
+
+
+def _stem(node: ir.Node) -> str:
+    table = node.inputs[0]
+    return (table.name if table is not None else None) or "table"
+
+
+def _rewrite(model: ir.Model, node: ir.Node, table: ir.Value, quant: WeightQuant, fresh: FreshNames) -> None:
+    output = node.outputs[0]
+    stem = _stem(node)
+    scale = (
+        quant.scale.astype(np.float32)
+        if quant.axis is not None
+        else quant.scale.reshape(()).astype(np.float32)
+    )
+    parameters = [
+        add_initializer(model.graph, fresh(f"{stem}_scale"), scale),
+        add_initializer(model.graph, fresh(f"{stem}_zero_point"), np.zeros(scale.shape, quant.dtype)),
+    ]
+    node.replace_input_with(0, table)
+    rows = ir.Value(
+        name=fresh(f"{output.name}_quantized"), type=ir.TensorType(table.dtype or ir.DataType.INT8)
+    )
+    rows.shape = output.shape
+    lookup = ir.Node(
+        "", "Gather", list(node.inputs), [ir.AttrInt64("axis", 0)], outputs=[rows], name=node.name
+    )
+    attributes = [] if quant.axis is None else [ir.AttrInt64("axis", -1)]
+    dequantize = ir.Node(
+        "",
+        "DequantizeLinear",
+        [rows, *parameters],
+        attributes,
+        num_outputs=1,
+        name=fresh(f"{stem}_DequantizeLinear"),
+    )
+    result = dequantize.outputs[0]
+    result.dtype, result.shape = ir.DataType.FLOAT, output.shape
+    model.graph.insert_before(node, [lookup, dequantize])
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    name = output.name
+    model.graph.remove(node, safe=True)
+    result.name = name
