@@ -50,7 +50,8 @@ def report_content(c: Compilation) -> dict[str, Any]:
         "accuracy": None if c.accuracy is None else {**asdict(c.accuracy), "drop": c.accuracy.drop},
         "timing": {"onnxruntime": None if c.timing is None else asdict(c.timing)},
         "verification": None if c.verification is None else c.verification.to_dict(),
-        "warnings": list(c.source.warnings) + (["calibrated on RANDOM data: ranges mean nothing"] if _random(c) else []),
+        "warnings": list(c.source.warnings)
+        + (["calibrated on RANDOM data: ranges mean nothing"] if _random(c) else []),
     }
 
 
@@ -64,7 +65,11 @@ def _random(c: Compilation) -> bool:
 
 def _port(value: ir.Value) -> dict[str, Any]:
     shape = None if value.shape is None else [d if isinstance(d, int) else str(d) for d in value.shape.dims]
-    return {"name": value.name, "dtype": None if value.dtype is None else value.dtype.name.lower(), "shape": shape}
+    return {
+        "name": value.name,
+        "dtype": None if value.dtype is None else value.dtype.name.lower(),
+        "shape": shape,
+    }
 
 
 def _model(c: Compilation) -> dict[str, Any]:
@@ -85,6 +90,7 @@ def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
     anchors = [d for d in plan.nodes.values() if d.role == "anchor" and d.constant_weight]
     integer = [d for d in anchors if d.format == "int8"]
     ledger = size_ledger(c.model, c.quantized)
+    outputs = [] if c.model is None else [value.name or "" for value in c.model.graph.outputs]
     total = sum(d.macs for d in anchors)
     return {
         "integer_anchors": len(integer),
@@ -93,9 +99,7 @@ def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
         "macs": total,
         "float_bytes": sum(row["float_bytes"] for row in ledger),
         "bytes": sum(row["bytes"] for row in ledger),
-        "output_sqnr_db": {
-            o.name: c.sqnr_db[o.name or ""] for o in c.model.graph.outputs if o.name in c.sqnr_db  # type: ignore[union-attr]
-        },
+        "output_sqnr_db": {name: c.sqnr_db[name] for name in outputs if name in c.sqnr_db},
         "executed": "none" if c.verification is None else c.verification.executed,
         "speed": "measured" if c.timing is not None else "modelled (profile's cost model)",
     }

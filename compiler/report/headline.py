@@ -95,7 +95,9 @@ def _speed(content: Mapping[str, Any]) -> Fact:
     real = sum(row["estimated_float_s"] for row in content["layers"])
     if not integer or not real:
         return Fact("Speed", DASH, "not measured")
-    detail = f"as fast as float, modelled and not measured: {seconds_text(integer)} against {seconds_text(real)}"
+    detail = (
+        f"as fast as float, modelled and not measured: {seconds_text(integer)} against {seconds_text(real)}"
+    )
     return Fact("Speed", speed_text(integer / real), detail)
 
 
@@ -103,7 +105,9 @@ def _verdict(content: Mapping[str, Any]) -> Fact:
     found = content.get("verification")
     if found is None:
         detail = "an ONNX Runtime deployment has no compiled artifact to execute"
-        return Fact("Artifact", "none", detail if content["target"]["runtime"] == "onnxruntime" else "not verified")
+        return Fact(
+            "Artifact", "none", detail if content["target"]["runtime"] == "onnxruntime" else "not verified"
+        )
     if found["executed"] == "none":
         return Fact("Artifact", "not executed", found["reason"] or "this machine cannot run it", "warn")
     time = f"; {seconds_text(found['seconds'])} a call" if found["seconds"] is not None else ""
@@ -112,6 +116,9 @@ def _verdict(content: Mapping[str, Any]) -> Fact:
         detail = f"{differing} of {found['calls']} integer kernel calls differ from the reference ({found['executed']})"
         return Fact("Artifact", "DIFFERS", detail, "bad")
     if not found["calls"]:
-        return Fact("Artifact", "no integers", f"executed ({found['executed']}) without integer kernels{time}", "warn")
-    detail = f"{found['calls']} integer kernel calls, {count_text(found['elements'])} elements, executed {found['executed']}"
+        return Fact(
+            "Artifact", "no integers", f"executed ({found['executed']}) without integer kernels{time}", "warn"
+        )
+    compared = f"{found['calls']} integer kernel calls, {count_text(found['elements'])} elements"
+    detail = f"{compared}, executed {found['executed']}"
     return Fact("Artifact", "bit-exact", detail + time, "good")

@@ -47,7 +47,11 @@ def _style() -> str:
 def _header(content: Mapping[str, Any], names: list[str]) -> Markup:
     model, target = content["model"], content["target"]
     to = element("span", f" \N{RIGHTWARDS ARROW} {target['name']}", class_="to")
-    about = [target["description"], " ", tables.pill(RUNTIMES.get(target["runtime"], target["runtime"]), "plain")]
+    about = [
+        target["description"],
+        " ",
+        tables.pill(RUNTIMES.get(target["runtime"], target["runtime"]), "plain"),
+    ]
     return element(
         "header",
         element("h1", model["file"], to),
@@ -67,7 +71,9 @@ def _warnings(warnings: list[str]) -> Markup | None:
 
 
 def _card(fact: Fact) -> Markup:
-    mark = {"good": "\N{CHECK MARK} ", "bad": "\N{BALLOT X} ", "warn": "\N{WARNING SIGN} ", "plain": ""}[fact.tone]
+    mark = {"good": "\N{CHECK MARK} ", "bad": "\N{BALLOT X} ", "warn": "\N{WARNING SIGN} ", "plain": ""}[
+        fact.tone
+    ]
     return element(
         "div",
         element("div", fact.label, class_="label"),
@@ -87,7 +93,9 @@ def _section(title: str, lead: str, *parts: Child) -> tuple[str, Markup | None]:
     if not inside:
         return title, None
     heading = element("h2", title)
-    return title, element("section", heading, element("p", lead, class_="soft") if lead else None, inside, id=_anchor(title))
+    return title, element(
+        "section", heading, element("p", lead, class_="soft") if lead else None, inside, id=_anchor(title)
+    )
 
 
 def _sections(content: Mapping[str, Any]) -> list[tuple[str, Markup | None]]:
@@ -108,19 +116,25 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, Markup | None]]:
 def _accuracy(accuracy: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
     if accuracy is None:
         return "Accuracy", None
-    row = [number_text(accuracy["float_value"]), number_text(accuracy["quantized_value"]), f"{accuracy['drop'] * 100:.3f} %"]
+    row = [
+        number_text(accuracy["float_value"]),
+        number_text(accuracy["quantized_value"]),
+        f"{accuracy['drop'] * 100:.3f} %",
+    ]
     lead = "Your own metric on both models, run in ONNX Runtime; higher is better."
     return _section("Accuracy", lead, tables.table(("#Float", "#Quantized", "#Relative drop"), [row]))
 
 
 def _key(*entries: tuple[str, str]) -> Markup:
-    return element("div", *(part for kind, text in entries for part in (element("i", class_=kind), text)), class_="key")
+    return element(
+        "div", *(part for kind, text in entries for part in (element("i", class_=kind), text)), class_="key"
+    )
 
 
 def _noise(layers: list[dict[str, Any]]) -> tuple[str, Markup | None]:
     lead = (
-        "Signal to quantization noise of what each layer writes, inputs already quantized, in graph order. Six decibel are "
-        "one bit; a sudden step down names the layer to keep in float."
+        "Signal to quantization noise of what each layer writes, inputs already quantized, in graph order. Six decibel "
+        "are one bit; a sudden step down names the layer to keep in float."
     )
     picture = sqnr_picture(layers)
     return _section("Noise by layer", lead, *((picture,) if picture else ()))
@@ -137,8 +151,8 @@ def _sizes(ledger: list[dict[str, Any]]) -> tuple[str, Markup | None]:
 
 def _layers(layers: list[dict[str, Any]]) -> tuple[str, Markup | None]:
     lead = (
-        "Every operator the target has an integer kernel for, and what was decided. Times are estimates of the profile's "
-        "cost model: they rank choices, they do not predict a clock."
+        "Every operator the target has an integer kernel for, and what was decided. Times are estimates of the "
+        "profile's cost model: they rank choices, they do not predict a clock."
     )
     return _section("Layers", lead, *((tables.layer_table(layers),) if layers else ()))
 
@@ -163,9 +177,13 @@ def _verification(found: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
     parts: list[Child] = []
     if found["kernel_differences"]:
         parts.append(tables.kernel_difference_table(found["kernel_differences"]))
-    parts.append(tables.output_table(found["outputs"]) if found["outputs"] else element("p", "No outputs compared."))
+    parts.append(
+        tables.output_table(found["outputs"]) if found["outputs"] else element("p", "No outputs compared.")
+    )
     if found["unrecorded"]:
-        parts.append(element("p", "No kernel call of their own: ", tables.code(", ".join(found["unrecorded"]))))
+        parts.append(
+            element("p", "No kernel call of their own: ", tables.code(", ".join(found["unrecorded"])))
+        )
     return _section("Verification", lead, *parts)
 
 
@@ -190,7 +208,11 @@ def _phases(phases: list[dict[str, Any]]) -> tuple[str, Markup | None]:
 
 
 def _port(port: Mapping[str, Any]) -> str:
-    shape = "unknown shape" if port["shape"] is None else " \N{MULTIPLICATION SIGN} ".join(map(str, port["shape"])) or "scalar"
+    shape = (
+        "unknown shape"
+        if port["shape"] is None
+        else " \N{MULTIPLICATION SIGN} ".join(map(str, port["shape"])) or "scalar"
+    )
     return f"{port['name']}: {port['dtype']}, {shape}"
 
 

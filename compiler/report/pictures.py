@@ -31,7 +31,9 @@ def sqnr_picture(layers: Sequence[Mapping[str, Any]]) -> Markup | None:
     step = (WIDTH - LEFT) / len(measured)
     bars = [_bar(row, LEFT + k * step, step, top) for k, row in enumerate(measured)]
     labelled = len(measured) <= LABELLED_BARS
-    labels = [_label(row["node"], LEFT + (k + 0.5) * step) for k, row in enumerate(measured)] if labelled else []
+    labels = (
+        [_label(row["node"], LEFT + (k + 0.5) * step) for k, row in enumerate(measured)] if labelled else []
+    )
     longest = max(len(_shortened(row["node"], LABEL_LENGTH)) for row in measured)
     height = PLOT_HEIGHT + (22 + 4.6 * longest if labelled else 14)
     return _svg(height, "Signal to quantization noise by layer", _grid(top), bars, labels)
@@ -63,7 +65,9 @@ def _bar(row: Mapping[str, Any], x: float, step: float, top: float) -> Markup:
     tip = element("title", f"{row['node']} ({row['op']}, {row['format']}): {decibel_text(row['sqnr_db'])}")
     kind = "int8" if row["format"] == "int8" else "float"
     height = max(PLOT_HEIGHT - y, 1.0)
-    return element("rect", tip, x=x + gap / 2, y=y, width=step - gap, height=height, rx=2, class_=f"bar {kind}")
+    return element(
+        "rect", tip, x=x + gap / 2, y=y, width=step - gap, height=height, rx=2, class_=f"bar {kind}"
+    )
 
 
 def _label(name: str, x: float) -> Markup:
@@ -115,7 +119,9 @@ def _size_row(row: tuple[str, int, int], y: int, longest: int) -> Markup:
         "g",
         tip,
         element("text", _shortened(name, 26), x=start - 8, y=y + 15, text_anchor="end", class_="tick"),
-        element("rect", x=start, y=y + 4, width=max(before * scale, 1.0), height=14, rx=2, class_="bar ghost"),
+        element(
+            "rect", x=start, y=y + 4, width=max(before * scale, 1.0), height=14, rx=2, class_="bar ghost"
+        ),
         element("rect", x=start, y=y + 4, width=max(after * scale, 1.0), height=14, rx=2, class_="bar int8"),
         element("text", figures, x=start + max(before, after) * scale + 8, y=y + 15, class_="tick"),
     )

@@ -25,7 +25,9 @@ FULL_METER_DB = 50.0
 def table(columns: Sequence[str], rows: Iterable[Sequence[Child]], *, tall: bool = False) -> Markup:
     """Return a table; a column whose title starts with ``#`` holds figures and is set to the right."""
     numeric = [title.startswith("#") for title in columns]
-    head = [element("th", t.lstrip("#"), class_="n" if n else None) for t, n in zip(columns, numeric, strict=True)]
+    head = [
+        element("th", t.lstrip("#"), class_="n" if n else None) for t, n in zip(columns, numeric, strict=True)
+    ]
     body = [element("tr", *(_cell(c, n) for c, n in zip(row, numeric, strict=True))) for row in rows]
     inside = element("table", element("thead", element("tr", *head)), element("tbody", *body))
     return element("div", inside, class_="scroll tall" if tall else "scroll")
@@ -49,7 +51,17 @@ def pill(text: str, kind: str) -> Markup:
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> Markup:
     """Return the table of all operators that the profile has a rule for."""
-    columns = ("Operator", "Format", "Why", "Reads", "#SQNR", "#MACs", "#Estimated", "#In float", "Weight scales")
+    columns = (
+        "Operator",
+        "Format",
+        "Why",
+        "Reads",
+        "#SQNR",
+        "#MACs",
+        "#Estimated",
+        "#In float",
+        "Weight scales",
+    )
     return table(columns, [_layer_row(row) for row in layers], tall=len(layers) > SHOWN_ROWS)
 
 
@@ -73,8 +85,12 @@ def _quantizer(quant: Mapping[str, Any] | None) -> Markup:
         return element("td", DASH)
     head = f"{quant['dtype']}, scale {number_text(quant['scale'])}"
     tie = f", shared with {quant['tie']}" if quant["tie"] and quant["tie"] != quant["tensor"] else ""
-    span = f"zero point {quant['zero_point']}, [{number_text(quant['low'])}, {number_text(quant['high'])}]{tie}"
-    return element("td", head, element("span", span, class_="sub"), class_="reads", title=f"by {quant['method']}")
+    span = (
+        f"zero point {quant['zero_point']}, [{number_text(quant['low'])}, {number_text(quant['high'])}]{tie}"
+    )
+    return element(
+        "td", head, element("span", span, class_="sub"), class_="reads", title=f"by {quant['method']}"
+    )
 
 
 def _noise(value: float | None) -> Child:
@@ -129,13 +145,22 @@ def _group(reason: str, nodes: Sequence[str]) -> Markup:
     if len(nodes) <= SHOWN_NODES:
         return element("div", head, element("div", code(shown), class_="nodes"), class_="reason")
     rest = element("details", element("summary", f"all {len(nodes)} nodes"), code(", ".join(nodes)))
-    return element("div", head, element("div", code(shown), ", \N{HORIZONTAL ELLIPSIS}", rest, class_="nodes"), class_="reason")
+    return element(
+        "div",
+        head,
+        element("div", code(shown), ", \N{HORIZONTAL ELLIPSIS}", rest, class_="nodes"),
+        class_="reason",
+    )
 
 
 def gate_table(gate: Mapping[str, Any]) -> Markup:
     """Return what the no-regret gate measured."""
     rows = [
-        [t["subject"], f"{t['ratio']:.3f}", pill("adopted", "int8") if t["adopted"] else pill("rejected", "plain")]
+        [
+            t["subject"],
+            f"{t['ratio']:.3f}",
+            pill("adopted", "int8") if t["adopted"] else pill("rejected", "plain"),
+        ]
         for t in gate["trials"]
     ]
     return table(("What was tried", "#Time ratio", "Outcome"), rows)
@@ -144,7 +169,9 @@ def gate_table(gate: Mapping[str, Any]) -> Markup:
 def audit_tables(audit: Mapping[str, Any]) -> list[Markup]:
     """Return the operators of the optimized graph, then everything in it that is no integer kernel."""
     operators = sorted(audit["operators"].items(), key=lambda item: (-item[1], item[0]))
-    found = [table(("Operator in ONNX Runtime's graph", "#Count"), [[code(op), str(n)] for op, n in operators])]
+    found = [
+        table(("Operator in ONNX Runtime's graph", "#Count"), [[code(op), str(n)] for op, n in operators])
+    ]
     findings = sorted(audit["findings"], key=lambda f: f["harmless"])
     if findings:
         rows = [_finding_row(f) for f in findings]
@@ -206,7 +233,9 @@ def phase_table(phases: Sequence[Mapping[str, Any]]) -> Markup:
             p["name"],
             seconds_text(p["seconds"]),
             share_text(p["seconds"] / total),
-            element("ul", *(element("li", note) for note in p["notes"]), class_="notes") if p["notes"] else "",
+            element("ul", *(element("li", note) for note in p["notes"]), class_="notes")
+            if p["notes"]
+            else "",
         ]
         for p in phases
     ]

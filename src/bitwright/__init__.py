@@ -1,3 +1,198 @@
-"""Bitwright: a hardware-aware quantizing compiler for ONNX models."""
+"""Bitwright: a hardware-aware quantizing compiler for ONNX models.
+
+The functions mirror the command line's verbs::
+
+    bundle = bitwright.compile("model.onnx", target="host", data="calibration.npz", output="out")
+    outputs = bundle.run({"input": array})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from bitwright.compiler.errors import (
+    AccuracyGateError,
+    BitwrightError,
+    DataError,
+    InfeasibleBudgetError,
+    InternalError,
+    ModelError,
+    PerformanceGateError,
+    ProfileError,
+    ToolchainError,
+    UsageError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bitwright.compiler.bundle.bundle import Bundle
+    from bitwright.compiler.deploy import Deployment
+    from bitwright.compiler.inspect import Inspection
+    from bitwright.compiler.options import Options
+
+    Data: TypeAlias = str | Path | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]] | None
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AccuracyGateError",
+    "BitwrightError",
+    "Bundle",
+    "DataError",
+    "Deployment",
+    "InfeasibleBudgetError",
+    "Inspection",
+    "InternalError",
+    "ModelError",
+    "Options",
+    "PerformanceGateError",
+    "ProfileError",
+    "ToolchainError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "compile",
+    "inspect",
+    "quantize",
+]
+
+# Loaded when first asked for: they bring onnx and onnxruntime along, which take a second.
+_LAZY = {
+    "Bundle": "bitwright.compiler.bundle.bundle",
+    "Deployment": "bitwright.compiler.deploy",
+    "Inspection": "bitwright.compiler.inspect",
+    "Options": "bitwright.compiler.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public class when it is first used."""
+    if name not in _LAZY:
+        msg = f"module 'bitwright' has no attribute '{name}'"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the lazy names, too."""
+    return sorted({*globals(), *__all__})
+
+
+def compile(
+    model: str | Path,
+    *,
+    target: str | Path,
+    data: Data = None,
+    output: str | Path,
+    **options: Any,
+) -> Bundle:
+    """Compile a model for one target.
+
+    Args:
+        model: The ONNX file.
+        target: A target's name or a profile's .yaml file.
+        data: Calibration samples: an .npz, a folder of .npz files, ``FILE.py:FUNC``, arrays by input name whose
+            leading axis counts the samples, or an iterable of samples.
+        output: The folder to write.
+        **options: Further fields of :class:`Options`, e.g. ``dims={"batch": 1}``, ``keep_float={"conv1"}``.
+
+    Returns:
+        The finished bundle.
+
+    Raises:
+        BitwrightError: See its subclasses; nothing is written then.
+    """
+    from bitwright.compiler.pipeline import compile_model
+
+    if options.get("stop_after") is not None:
+        what = "a stopped compilation has no bundle to return"
+        raise UsageError(what, where="stop_after", fix="use the command line's --stop-after with --dump")
+    bundle = compile_model(_options(model, target, data, output, options))
+    assert bundle is not None, "only stop_after ends a compilation without a bundle"
+    return bundle
+
+
+def quantize(
+    model: str | Path,
+    *,
+    target: str | Path,
+    data: Data = None,
+    output: str | Path,
+    **options: Any,
+) -> Deployment:
+    """Quantize a model for ONNX Runtime: one Q/DQ file and its session options.
+
+    Args:
+        model: The ONNX file.
+        target: A target's name or a profile's .yaml file.
+        data: Calibration samples, as for :func:`compile`.
+        output: The .onnx file to write.
+        **options: Further fields of :class:`Options`, e.g. ``gate=False``.
+
+    Returns:
+        The paths of the written files and the report's content.
+
+    Raises:
+        BitwrightError: See its subclasses; nothing is written then.
+    """
+    from bitwright.compiler import deploy
+
+    return deploy.quantize(_options(model, target, data, output, options))
+
+
+def inspect(
+    model: str | Path,
+    *,
+    target: str | Path,
+    dims: Mapping[str, int] | None = None,
+    runtime: Literal["artifact", "onnxruntime"] = "artifact",
+) -> Inspection:
+    """Plan a model for a target without data.
+
+    Args:
+        model: The ONNX file.
+        target: A target's name or a profile's .yaml file.
+        dims: Sizes of dynamic dimensions; the batch is 1 unless named.
+        runtime: Plan for the compiled artifact or for ONNX Runtime.
+
+    Returns:
+        Coverage, multiply-accumulates, sizes and estimated times.
+
+    Raises:
+        BitwrightError: The model or the profile is refused, or a size is missing.
+    """
+    from bitwright.compiler.inspect import inspect_model
+
+    return inspect_model(model, target, dims=dims, runtime=runtime)
+
+
+def _options(
+    model: str | Path,
+    target: str | Path,
+    data: Data,
+    output: str | Path,
+    options: Mapping[str, Any],
+) -> Options:
+    from dataclasses import fields
+
+    from bitwright.compiler.errors import nearest
+    from bitwright.compiler.options import Options
+
+    known = [field.name for field in fields(Options)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        what = "no such option"
+        raise UsageError(what, where=unknown[0], fix=nearest(unknown[0], known))
+    extra = dict(options)
+    if "keep_float" in extra:
+        extra["keep_float"] = frozenset(extra["keep_float"])
+    source = str(data) if isinstance(data, Path) else data
+    return Options(model=Path(model), target=str(target), data=source, output=Path(output), **extra)

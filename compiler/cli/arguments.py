@@ -1,0 +1,74 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
+Target = Annotated[
+    str,
+    typer.Option(
+        "-t", "--target", help="A target's name ('bitwright targets list') or a profile's .yaml file."
+    ),
+]
+Targets = Annotated[
+    list[str], typer.Option("-t", "--target", help="A target's name or .yaml file; may be repeated.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "-d", "--data", help="Samples: an .npz, a folder of .npz files, or FILE.py:FUNC.", metavar="DATA"
+    ),
+]
+Recipe = Annotated[str, typer.Option("--recipe", help="Quantization recipe.")]
+Method = Annotated[
+    str, typer.Option("--method", help="How ranges are chosen: mse, minmax, percentile:99.99, entropy, ...")
+]
+Samples = Annotated[int | None, typer.Option("--samples", help="Calibrate on at most so many samples.")]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension; may be repeated."),
+]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option("--keep-float", metavar="NODE", help="Leave a node in float; may be repeated."),
+]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        "--eval", metavar="FILE.py:FUNC", help="Your metric: FUNC(run) returns a number, higher is better."
+    ),
+]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option("--max-drop", metavar="SHARE", help="Largest relative drop of the metric: 0.5% or 0.005."),
+]
+RandomData = Annotated[
+    bool, typer.Option("--random-data", help="Calibrate on random data: for a dry try only.")
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for calibration and timing.")]
+Bundle = Annotated[
+    Path, typer.Argument(metavar="OUT", help="What 'bitwright compile -o' wrote.", show_default=False)
+]
+OutputFolder = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Output folder; one below it for each of several targets."),
+]
+OutputModel = Annotated[
+    Path | None, typer.Option("-o", "--output", help="The file to write; MODEL.int8.onnx unless named.")
+]
+StopAfter = Annotated[
+    str | None, typer.Option("--stop-after", metavar="PHASE", help="Stop after this phase.")
+]
+Dump = Annotated[Path | None, typer.Option("--dump", help="Folder for the model as it is after every phase.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check model, data and options, show the plan, write nothing.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", min=1, help="Seconds that lowering may take.")]
+Gate = Annotated[
+    bool, typer.Option("--gate/--no-gate", help="Measure int8 against float, keep what is faster.")
+]
+Page = Annotated[Path | None, typer.Option("--report", help="Write the report as an HTML page, too.")]

@@ -1,0 +1,165 @@
+"""``inspect``, ``report``, ``explain``, ``verify``, ``bench``: the verbs that look and measure."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from bitwright.compiler.cli import arguments as arg
+from bitwright.compiler.cli.output import Output
+from bitwright.compiler.cli.parsing import parse_dims
+from bitwright.compiler.errors import UsageError, nearest
+from bitwright.compiler.report.figures import (
+    DASH,
+    count_text,
+    decibel_text,
+    number_text,
+    seconds_text,
+    size_text,
+)
+
+RUNTIMES = ("artifact", "onnxruntime")
+
+
+def inspect_verb(
+    out: Output,
+    model: arg.Model,
+    target: arg.Target,
+    dim: arg.Dims = None,
+    runtime: Annotated[
+        str, typer.Option("--runtime", help="Plan for 'artifact' or for 'onnxruntime'.")
+    ] = "artifact",
+    keep_float: arg.KeepFloat = None,
+) -> None:
+    """Show what a target would do with a model: coverage, costs, sizes. Needs no data."""
+    from bitwright.compiler.cli.tables import print_inspection
+    from bitwright.compiler.inspect import inspect_model
+
+    if runtime not in RUNTIMES:
+        msg = f"unknown runtime '{runtime}'"
+        raise UsageError(msg, where="--runtime", fix=nearest(runtime, RUNTIMES))
+    chosen = cast(Literal["artifact", "onnxruntime"], runtime)
+    found = inspect_model(
+        model, target, dims=parse_dims(dim or ()), runtime=chosen, keep_float=frozenset(keep_float or ())
+    )
+    print_inspection(out, found)
+    if out.json:
+        out.document(found.to_dict())
+
+
+def report_verb(out: Output, bundle: arg.Bundle) -> None:
+    """Print the summary of a report and the path of its page."""
+    from bitwright.compiler.bundle.bundle import Bundle
+    from bitwright.compiler.cli.tables import print_report
+
+    opened = Bundle.open(bundle)
+    print_report(out, opened.report, layers=True)
+    if out.json:
+        out.document(opened.report)
+    else:
+        out.path(opened.path / "report.html")
+
+
+def explain_verb(
+    out: Output,
+    bundle: arg.Bundle,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="A node's name.", show_default=False)],
+) -> None:
+    """Say why a node is int8 or float, and its scales, error and cost."""
+    from bitwright.compiler.bundle.bundle import Bundle
+    from bitwright.compiler.report.explain import explain
+
+    row = explain(Bundle.open(bundle).report, node)
+    if out.json:
+        out.document(row)
+    else:
+        out.facts(f"{row['node']} ({row['op']}): {row['format']}", _explanation(row))
+
+
+def _explanation(row: dict[str, Any]) -> list[tuple[str, str]]:
+    found = [("Why", row["reason"])]
+    if row["asked"] != row["node"]:
+        found.append(("Asked for", f"{row['asked']}, which is fused behind {row['node']}"))
+    if row.get("fused"):
+        found.append(("Fused behind it", ", ".join(row["fused"])))
+    for key, label in (("input_quant", "Reads"), ("output_quant", "Writes")):
+        if row.get(key):
+            found.append((label, _quantizer(row[key])))
+    if row.get("weight_scales"):
+        span = f"{number_text(row['weight_scale_min'])} to {number_text(row['weight_scale_max'])}"
+        found.append(("Weight", f"{row['weight']}: {row['weight_scales']} scales, {span}"))
+    if row.get("sqnr_db") is not None:
+        found.append(("SQNR", decibel_text(row["sqnr_db"])))
+    if row.get("macs"):
+        found.append(("MACs", count_text(row["macs"])))
+    if row.get("estimated_s"):
+        times = (
+            f"{seconds_text(row['estimated_s'])} estimated, {seconds_text(row['estimated_float_s'])} in float"
+        )
+        found.append(("Time", times))
+    if row["bytes"]:
+        found.append(("Constants", f"{size_text(row['bytes'])}, {size_text(row['float_bytes'])} in float"))
+    return found + [("ONNX Runtime", f"{f['kind']}: {f['why']}") for f in row["findings"]]
+
+
+def _quantizer(quant: dict[str, Any]) -> str:
+    span = f"[{number_text(quant['low'])}, {number_text(quant['high'])}] by {quant['method']}"
+    tie = f", one scale with {quant['tie']}" if quant["tie"] and quant["tie"] != quant["tensor"] else ""
+    scale = f"scale {number_text(quant['scale'])}, zero point {quant['zero_point']}"
+    return f"{quant['tensor']}: {quant['dtype']}, {scale}, {span}{tie}"
+
+
+def verify_verb(
+    out: Output,
+    bundle: arg.Bundle,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Use only the first golden sets.")
+    ] = None,
+) -> None:
+    """Execute an artifact and compare every integer kernel with the reference, bit for bit."""
+    from bitwright.compiler.bundle.verify import verify
+
+    found = verify(bundle, samples=samples)
+    if out.json and found.passed:
+        out.document({"bundle": bundle, "verification": found.to_dict()})
+    found.check()
+    if found.executed == "none":
+        out.warn(found.lines())
+    for line in found.lines() if found.executed != "none" else ():
+        out.say(line)
+
+
+def bench_verb(
+    out: Output,
+    first: Annotated[str, typer.Argument(metavar="A", help="An .onnx file or a bundle.", show_default=False)],
+    second: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="B",
+            help="What A is compared with; without it, the artifact of bundle A is timed.",
+            show_default=False,
+        ),
+    ] = None,
+    data: arg.Data = None,
+) -> None:
+    """Time two models in ONNX Runtime, taking turns; or a bundle's artifact against its own model."""
+    from bitwright.compiler.bench import bench
+
+    found = bench(first, second, data=data)
+    rows = [
+        (
+            found.first,
+            seconds_text(found.first_s),
+            f"{found.ratio:.3f}",
+            DASH if found.spread is None else f"{found.spread:.3f}",
+        ),
+        (found.second, seconds_text(found.second_s), "1", DASH),
+    ]
+    out.table(f"One call on {found.data}", ("Model", "#Best time", "#Ratio", "#Spread of the ratio"), rows)
+    for note in found.notes:
+        out.say(note, "dim")
+    if out.json:
+        out.document(vars(found))
+    else:
+        out.text(f"{found.ratio:.4f}")

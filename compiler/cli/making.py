@@ -1,0 +1,242 @@
+"""``compile``, ``quantize``, ``export``: the verbs that make something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitwright.compiler.cli import arguments as arg
+from bitwright.compiler.cli.output import Output
+from bitwright.compiler.cli.parsing import check_place, parse_dims, parse_drop
+from bitwright.compiler.cli.progress import TerminalProgress
+from bitwright.compiler.errors import UsageError
+from bitwright.compiler.options import Options
+
+if TYPE_CHECKING:
+    from bitwright.compiler.plan.planner import RuntimeName
+
+
+def compile_verb(
+    out: Output,
+    model: arg.Model,
+    target: arg.Targets,
+    data: arg.Data = None,
+    output: arg.OutputFolder = None,
+    recipe: arg.Recipe = "int8",
+    method: arg.Method = "mse",
+    samples: arg.Samples = None,
+    dim: arg.Dims = None,
+    keep_float: arg.KeepFloat = None,
+    evaluate: arg.Evaluate = None,
+    max_drop: arg.MaxDrop = None,
+    random_data: arg.RandomData = False,
+    stop_after: arg.StopAfter = None,
+    dump: arg.Dump = None,
+    dry_run: arg.DryRun = False,
+    threads: arg.Threads = 1,
+    timeout: arg.Timeout = 1800.0,
+) -> None:
+    """Compile a model for one or more targets: library, runner, Q/DQ model, report, proof."""
+    values: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "recipe": recipe,
+        "method": method,
+        "samples": samples,
+        "dims": parse_dims(dim or ()),
+        "keep_float": frozenset(keep_float or ()),
+        "evaluate": evaluate,
+        "max_drop": parse_drop(max_drop),
+        "random_data": random_data,
+        "stop_after": stop_after,
+        "dump": dump,
+        "threads": threads,
+        "timeout_s": timeout,
+    }
+    if output is None and not dry_run and stop_after is None:
+        what = "no output folder"
+        raise UsageError(what, where="--output", fix="pass -o FOLDER")
+    jobs = _jobs(target, output, values)
+    if dry_run:
+        _dry_run(out, [options for _, options in jobs], "artifact")
+        return
+    for _, options in jobs:
+        _check_folders(options)
+    records = [_compile_one(out, name, options) for name, options in jobs]
+    if out.json:
+        out.document({"outputs": records})
+
+
+def _jobs(targets: list[str], output: Path | None, values: dict[str, Any]) -> list[tuple[str, Options]]:
+    """Return the profile's name and the options for every target; all are checked before the first is compiled."""
+    from bitwright.targets.loader import load_profile
+
+    names = [load_profile(t).name for t in targets]
+    doubled = next((n for n in names if names.count(n) > 1), None)
+    if doubled is not None:
+        what = f"'{doubled}' is named twice"
+        raise UsageError(what, where="--target", fix="name every target once")
+
+    def place(path: Path | None, name: str) -> Path | None:
+        return path / name if path is not None and len(names) > 1 else path
+
+    return [
+        (
+            name,
+            Options(
+                **{**values, "dump": place(values["dump"], name)}, target=target, output=place(output, name)
+            ),
+        )
+        for target, name in zip(targets, names, strict=True)
+    ]
+
+
+def _check_folders(options: Options) -> None:
+    """Refuse places that cannot be written before any work is done."""
+    if options.dump is not None:
+        check_place(options.dump / "model.onnx", "--dump")
+    if options.output is not None:
+        check_place(options.output, "--output")
+        if options.output.exists() and not _replaceable(options.output):
+            what = "exists and is not a bitwright output folder, so it is not replaced"
+            fix = "choose another folder, or remove it first"
+            raise UsageError(what, where=f"--output {options.output}", fix=fix)
+
+
+def _replaceable(path: Path) -> bool:
+    from bitwright.compiler.bundle.manifest import MANIFEST_FILE
+
+    return path.is_dir() and (not any(path.iterdir()) or (path / MANIFEST_FILE).is_file())
+
+
+def _dry_run(out: Output, jobs: list[Options], runtime: RuntimeName) -> None:
+    from bitwright.compiler.cli.tables import print_inspection
+    from bitwright.compiler.inspect import dry_run
+
+    found = [dry_run(options, runtime) for options in jobs]
+    for inspection in found:
+        print_inspection(out, inspection)
+    if out.json:
+        out.document({"inspections": [inspection.to_dict() for inspection in found]})
+
+
+def _compile_one(out: Output, name: str, options: Options) -> dict[str, Any]:
+    from bitwright.compiler.cli.tables import print_report
+    from bitwright.compiler.pipeline import compile_model
+
+    with TerminalProgress(out, name) as progress:
+        bundle = compile_model(options, progress)
+    if bundle is None:
+        out.say(
+            f"{name}: stopped after {options.stop_after}"
+            + (f"; models in {options.dump}" if options.dump else "")
+        )
+        return {"target": name, "path": None, "stopped_after": options.stop_after, "dump": options.dump}
+    print_report(out, bundle.report)
+    if not out.json:
+        out.path(bundle.path)
+    return {"target": name, "path": bundle.path, "report": bundle.report}
+
+
+def quantize_verb(
+    out: Output,
+    model: arg.Model,
+    target: arg.Target,
+    data: arg.Data = None,
+    output: arg.OutputModel = None,
+    recipe: arg.Recipe = "int8",
+    method: arg.Method = "mse",
+    samples: arg.Samples = None,
+    dim: arg.Dims = None,
+    keep_float: arg.KeepFloat = None,
+    evaluate: arg.Evaluate = None,
+    max_drop: arg.MaxDrop = None,
+    random_data: arg.RandomData = False,
+    gate: arg.Gate = True,
+    report: arg.Page = None,
+    dry_run: arg.DryRun = False,
+    threads: arg.Threads = 1,
+) -> None:
+    """Quantize a model for ONNX Runtime: one Q/DQ file and the session options that make it fast."""
+    options = Options(
+        model=model,
+        target=target,
+        data=data,
+        output=output or model.with_name(f"{model.name.removesuffix('.onnx')}.int8.onnx"),
+        recipe=recipe,
+        method=method,
+        samples=samples,
+        dims=parse_dims(dim or ()),
+        keep_float=frozenset(keep_float or ()),
+        evaluate=evaluate,
+        max_drop=parse_drop(max_drop),
+        random_data=random_data,
+        threads=threads,
+        gate=gate,
+    )
+    if dry_run:
+        _dry_run(out, [options], "onnxruntime")
+        return
+    _check_files(options, report)
+    _quantize(out, options, report)
+
+
+def _check_files(options: Options, report: Path | None) -> None:
+    for path, option in ((options.output, "--output"), (report, "--report")):
+        if path is None:
+            continue
+        check_place(path, option)
+        if path.is_dir():
+            msg = "is a folder"
+            raise UsageError(msg, where=f"{option} {path}", fix="name a file")
+        if path.exists() and options.model.exists() and path.samefile(options.model):
+            msg = "would overwrite the model itself"
+            raise UsageError(msg, where=f"{option} {path}", fix="choose another name")
+
+
+def _quantize(out: Output, options: Options, page: Path | None) -> None:
+    from bitwright.compiler.bundle.atomic import write_atomically
+    from bitwright.compiler.cli.tables import print_report
+    from bitwright.compiler.deploy import quantize
+    from bitwright.compiler.report.page import render_page
+
+    with TerminalProgress(out) as progress:
+        made = quantize(options, progress)
+    if page is not None:
+        write_atomically(page, render_page(made.report).encode())
+    print_report(out, made.report)
+    if out.json:
+        out.document({"model": made.model, "session": made.session, "page": page, "report": made.report})
+        return
+    for path in (made.model, made.session, page):
+        if path is not None:
+            out.path(path)
+
+
+def export_verb(
+    out: Output,
+    factory: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE.py:FACTORY",
+            help="FACTORY() returns (module, example inputs).",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
+    opset: Annotated[int, typer.Option("--opset", min=13, max=23, help="ONNX opset.")] = 21,
+) -> None:
+    """Export a PyTorch module to ONNX and check that ONNX Runtime computes the same."""
+    from bitwright.compiler.export_torch import export
+
+    check_place(output, "--output")
+    found = export(factory, output, opset=opset)
+    out.say(f"exported by {found.exporter}; largest difference to PyTorch {found.largest_difference:.3g}")
+    if out.json:
+        out.document(
+            {"model": found.path, "exporter": found.exporter, "largest_difference": found.largest_difference}
+        )
+    else:
+        out.path(found.path)

@@ -1,0 +1,110 @@
+"""Tables that several verbs print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitwright.compiler.cli.output import Output
+from bitwright.compiler.inspect import Inspection
+from bitwright.compiler.report.figures import (
+    DASH,
+    count_text,
+    decibel_text,
+    number_text,
+    seconds_text,
+    share_text,
+    size_text,
+    speed_text,
+)
+from bitwright.compiler.report.headline import headline
+
+
+def print_report(out: Output, content: Mapping[str, Any], *, layers: bool = False) -> None:
+    """Print the headline of a report, its layers if wanted, and with ``-v`` what every phase noted."""
+    out.warn(content["warnings"])
+    title = f"{content['model']['file']} for {content['target']['name']}"
+    rows = [(fact.label, fact.value, fact.detail) for fact in headline(content)]
+    out.table(title, ("", "#", ""), rows)
+    if layers:
+        _print_layers(out, content["layers"])
+        _print_float(out, content["float"])
+    if out.verbose:
+        phases = [(p["name"], seconds_text(p["seconds"]), "\n".join(p["notes"])) for p in content["phases"]]
+        out.table("\nPhases", ("Phase", "#Time", "Notes"), phases)
+
+
+def _print_layers(out: Output, layers: list[dict[str, Any]]) -> None:
+    columns = (
+        "Node",
+        "Operator",
+        "Format",
+        "#Scale",
+        "#Zero point",
+        "#SQNR",
+        "#MACs",
+        "#Estimated",
+        "#In float",
+    )
+    out.table("\nLayers", columns, [_layer(row) for row in layers])
+
+
+def _layer(row: Mapping[str, Any]) -> tuple[str, ...]:
+    quant = row["input_quant"]
+    return (
+        row["node"],
+        row["op"],
+        row["format"],
+        DASH if quant is None else number_text(quant["scale"]),
+        DASH if quant is None else str(quant["zero_point"]),
+        decibel_text(row["sqnr_db"]),
+        count_text(row["macs"]) if row["macs"] else DASH,
+        seconds_text(row["estimated_s"] or None),
+        seconds_text(row["estimated_float_s"] or None),
+    )
+
+
+def _print_float(out: Output, rows: list[dict[str, Any]]) -> None:
+    reasons: dict[str, int] = {}
+    for row in rows:
+        reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
+    if reasons:
+        order = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        out.table("\nStayed float", ("#Nodes", "Why"), [(str(count), reason) for reason, count in order])
+
+
+def print_inspection(out: Output, found: Inspection) -> None:
+    """Print what a target would do with a model."""
+    out.warn(found.warnings)
+    dims = ", ".join(f"{k}={v}" for k, v in found.dims.items())
+    assumed = f" ({', '.join(found.assumed)} assumed: name it with --dim)" if found.assumed else ""
+    speed = speed_text(found.estimated_s / found.estimated_float_s) if found.estimated_float_s else DASH
+    facts = [
+        ("In integers", share_text(found.integer_share), f"of {count_text(found.macs)} multiply-accumulates"),
+        ("Constants", size_text(found.bytes), f"{size_text(found.float_bytes)} in float"),
+        (
+            "Time of a call",
+            seconds_text(found.estimated_s),
+            f"{seconds_text(found.estimated_float_s)} in float: {speed} as fast, by the profile's cost model",
+        ),
+        ("Planned for", found.runtime, f"{dims}{assumed}" if dims else "fixed shapes"),
+    ]
+    out.table(f"{found.model} for {found.target}", ("", "#", ""), facts)
+    shown = [r for r in found.rows if r.role or out.verbose]
+    columns = ("Node", "Operator", "Format", "#MACs", "#Estimated", "#In float", "Why")
+    rows = [
+        (
+            r.node,
+            r.op,
+            r.format,
+            count_text(r.macs) if r.macs else DASH,
+            seconds_text(r.estimated_s),
+            seconds_text(r.estimated_float_s),
+            r.role if r.format == "int8" else r.reason,
+        )
+        for r in shown
+    ]
+    out.table("\nOperators", columns, rows)
+    hidden = len(found.rows) - len(shown)
+    if hidden:
+        out.say(f"without an integer kernel on this target and not listed: {hidden} (-v lists them)")
