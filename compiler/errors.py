@@ -92,9 +92,16 @@ class VerificationError(BitwrightError):
     exit_code = 8
 
 
+SHOWN_NAMES = 12
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return ``"did you mean 'x'?"`` for the closest known name, or the list of known names."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    shown = sorted(known)[:SHOWN_NAMES]
+    more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
+    return f"known: {', '.join(shown)}{more}"
