@@ -13,13 +13,15 @@ import onnx_ir as ir
 
 from bitwright.passes.contract import PassResult
 
+FIRST = 64  # different weights differ early; the rest of a mapped file need not be read then
+
 
 @dataclass(frozen=True)
 class DeduplicateInitializers:
     """Initializers of one graph with equal type, shape and bits become one: tied weights are tied again.
 
     Candidates are found by hash and then compared, so that a hash collision cannot merge two weights. Only
-    tensors that share type, shape and first row with another one are read at all.
+    tensors that share type, shape and first values with another one are read at all.
     """
 
     name: ClassVar[str] = "deduplicate_initializers"
@@ -30,13 +32,12 @@ class DeduplicateInitializers:
 
 
 def _alike(graph: ir.Graph) -> Iterator[list[ir.Value]]:
-    """Yield groups of two or more initializers that share type, shape and the first entry of the first axis."""
+    """Yield groups of two or more initializers that share type, shape and first values."""
     groups: dict[tuple[ir.DataType, tuple[int, ...], bytes], list[ir.Value]] = defaultdict(list)
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and not (value.is_graph_input() or value.is_graph_output()):
-            array = tensor.numpy()
-            first = _bits(array[:1] if array.ndim else array).tobytes()
+            first = _bits(tensor.numpy().reshape(-1)[:FIRST]).tobytes()
             groups[tensor.dtype, tuple(tensor.shape.numpy()), first].append(value)
     yield from (group for group in groups.values() if len(group) > 1)
 

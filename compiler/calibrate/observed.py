@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -14,11 +12,8 @@ import onnxruntime as ort
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bitwright.compiler.errors import DataError, ModelError, UsageError, nearest
-from bitwright.compiler.graph.saving import save_model, weight_bytes
+from bitwright.compiler.graph.saving import loadable
 
-# Above this the weights go to a file that ONNX Runtime maps: serialized to bytes they exist three more times
-# (message, bytes, session), 190 MB for a model of 90 MB.
-MAP_WEIGHTS_ABOVE_BYTES = 16 << 20
 ORT_ERRORS = (
     ort.capi.onnxruntime_pybind11_state.Fail,
     ort.capi.onnxruntime_pybind11_state.InvalidArgument,
@@ -102,9 +97,8 @@ def observe(model: ir.Model, tensors: Sequence[str], *, threads: int = 1) -> Ite
     if not computed:
         yield ObservedModel(None, (), (), fed)
         return
-    with tempfile.TemporaryDirectory(prefix="bitwright-calibrate-") as folder:
-        session = _open(_with_outputs(model, computed), Path(folder), threads)
-        yield ObservedModel(session, tuple(i.name for i in session.get_inputs()), computed, fed)
+    session = _open(_with_outputs(model, computed), threads)
+    yield ObservedModel(session, tuple(i.name for i in session.get_inputs()), computed, fed)
 
 
 def check_names(model: ir.Model, tensors: Sequence[str]) -> None:
@@ -143,7 +137,7 @@ def _with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
     return copy
 
 
-def _open(model: ir.Model, folder: Path, threads: int) -> ort.InferenceSession:
+def _open(model: ir.Model, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -153,12 +147,8 @@ def _open(model: ir.Model, folder: Path, threads: int) -> ort.InferenceSession:
     # The arena keeps the largest batch's memory until the end and is no faster here.
     options.enable_cpu_mem_arena = False
     try:
-        if weight_bytes(model) <= MAP_WEIGHTS_ABOVE_BYTES:
-            source: str | bytes = ir.to_proto(model).SerializeToString()
-        else:
-            save_model(model, folder / "observed.onnx", external=True)
-            source = str(folder / "observed.onnx")
-        return ort.InferenceSession(source, sess_options=options, providers=["CPUExecutionProvider"])
+        with loadable(model) as source:
+            return ort.InferenceSession(source, sess_options=options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         msg = f"ONNX Runtime cannot load the model with its intermediate tensors as outputs: {error}"
         raise ModelError(

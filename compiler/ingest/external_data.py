@@ -7,7 +7,6 @@ file before a read.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -20,6 +19,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
+from bitwright.compiler.graph.mapped import MappedFile, read_range
+from bitwright.compiler.ingest.detach import Detached
 from bitwright.compiler.ingest.limits import Limits
 from bitwright.compiler.ingest.protos import Body, body_tensors
 from bitwright.compiler.ingest.tensor_checks import tensor_bytes
@@ -69,13 +70,14 @@ def open_contained(path: Path) -> Iterator[int]:
 
 
 def check_external_data(
-    found: list[Body], folder: Path, file: str, limits: Limits
+    found: list[Body], folder: Path, detached: Detached, file: str, limits: Limits
 ) -> tuple[ExternalFile, ...]:
     """Check every external tensor and give each its explicit offset and length, in place.
 
     Args:
         found: The bodies of the model.
         folder: Folder of the model file.
+        detached: Knows the tensors whose data are in the model file itself; they are not external.
         file: Model file, for messages.
         limits: Budgets.
 
@@ -89,6 +91,8 @@ def check_external_data(
     nested = 0
     for body in found:
         for tensor, part in body_tensors(body):
+            if detached.span(tensor) is not None:
+                continue
             if tensor.data_location != TensorProto.EXTERNAL:
                 if tensor.external_data:
                     raise refused(file, part, "has external data but is not marked as external", INSIDE)
@@ -175,41 +179,14 @@ def _check_range(
         tensor.external_data.add(key=key, value=value)
 
 
-def read_range(descriptor: int, offset: int, length: int, chunk: int = 1 << 20) -> Iterator[bytes]:
-    """Yield a range of an open file in pieces of ``chunk`` bytes; only the last is shorter.
+def map_contained(path: Path) -> MappedFile:
+    """Map a data file that was found to be contained.
 
     Raises:
-        OSError: The file became shorter than it was when it was checked.
+        OSError: See :func:`open_contained`; or the file cannot be mapped.
     """
-    zeros, end = bytes(chunk), offset + length
-    while offset < end:
-        count = min(chunk, end - offset)
-        # What a sparse file does not store reads as zeros; to read it would only fill the page cache.
-        piece = zeros[:count] if _is_hole(descriptor, offset, count) else _read(descriptor, offset, count)
-        yield piece
-        offset += count
-
-
-def _is_hole(descriptor: int, offset: int, count: int) -> bool:
-    if not hasattr(os, "SEEK_DATA") or os.fstat(descriptor).st_size < offset + count:
-        return False
-    try:
-        return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + count
-    except OSError as error:
-        return error.errno == errno.ENXIO  # nothing stored up to the end of the file
-
-
-def _read(descriptor: int, offset: int, count: int) -> bytes:
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    pieces: list[bytes] = []
-    while count:
-        piece = os.read(descriptor, count)
-        if not piece:
-            message = "the file became shorter while it was read"
-            raise OSError(message)
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)
+    with open_contained(path) as descriptor:
+        return MappedFile(os.fdopen(os.dup(descriptor), "rb"))
 
 
 def digest_into(sha256: hashlib._Hash, data: ExternalFile, file: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,16 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bitwright.compiler.errors import UsageError
+from bitwright.compiler.graph.mapped import MappedFile, map_weights
 from bitwright.compiler.ingest import checks, graph_checks
 from bitwright.compiler.ingest.checker import run_checker
-from bitwright.compiler.ingest.external_data import ExternalFile, check_external_data, digest_into
+from bitwright.compiler.ingest.detach import Detached, detach
+from bitwright.compiler.ingest.external_data import (
+    ExternalFile,
+    check_external_data,
+    digest_into,
+    map_contained,
+)
 from bitwright.compiler.ingest.limits import DEFAULT_LIMITS, Limits
 from bitwright.compiler.ingest.protos import bodies
 from bitwright.compiler.ingest.tensor_checks import check_tensors
@@ -29,7 +35,8 @@ class SourceModel:
 
     Attributes:
         model: The model. Every node has a unique name, nodes are in topological order, constants are not
-            listed as inputs. External tensors stay on disk and are mapped when they are read.
+            listed as inputs. Large weights and external tensors are views of their mapped files: the files
+            may be renamed or deleted while the model lives, but must not be written into.
         path: The model file.
         sha256: Of the model file followed by its external data files in order of location; hexadecimal.
         bytes: Size of the model file and its external data files together.
@@ -64,26 +71,31 @@ def read_model(path: Path, limits: Limits = DEFAULT_LIMITS) -> SourceModel:
     """
     path = Path(path)
     file = str(path)
-    data = _read_bytes(path, limits)
-    sha256, file_bytes = hashlib.sha256(data), len(data)
-    proto = _parse(data, file)
-    del data
+    content = _map(path, limits)
+    sha256 = hashlib.sha256()
     try:
-        external, warnings = _check_proto(proto, path, limits)
-        model = _deserialize(proto, path)
+        for piece in content.pieces():
+            sha256.update(piece)
+        detached = detach(content.view)
+        proto = _parse(detached.message, file)
+        external, warnings = _check_proto(proto, detached, path, limits)
+        model = _deserialize(proto, file)
+        sources = {detached.token: content} | {f.location: map_contained(f.path) for f in external}
+        map_weights(model, sources)
         warnings += check_values(model, file)
         for data_file in external:
             digest_into(sha256, data_file, file)
+        content.release_pages()
     except OSError as error:
-        what = f"its external data cannot be read: {one_line(error)}"
+        what = f"its data cannot be read: {one_line(error)}"
         raise refused(file, "", what, "do not change the files while they are read") from error
     paths = {f.path: f.bytes for f in external}
     return SourceModel(
-        model, path, sha256.hexdigest(), file_bytes + sum(paths.values()), tuple(warnings), tuple(paths)
+        model, path, sha256.hexdigest(), content.bytes + sum(paths.values()), tuple(warnings), tuple(paths)
     )
 
 
-def _read_bytes(path: Path, limits: Limits) -> bytes:
+def _map(path: Path, limits: Limits) -> MappedFile:
     file = str(path)
     try:
         found = path.stat()
@@ -94,19 +106,18 @@ def _read_bytes(path: Path, limits: Limits) -> bytes:
         raise UsageError(what, where=file, fix=fix) from None
     if not stat.S_ISREG(found.st_mode):
         raise refused(file, "", "is not a regular file", "give the path of the .onnx file itself")
-    if found.st_size > limits.model_file_bytes:
-        what = f"is {size(found.st_size)} large; a model file holds at most {size(limits.model_file_bytes)}"
-        raise refused(
-            file, "", what, "store the weights as external data (onnx.save_model(save_as_external_data=True))"
-        )
     try:
-        with path.open("rb") as stream:
-            # The file may have grown since: never read more than was checked.
-            return stream.read(found.st_size)
+        content = MappedFile(path.open("rb", buffering=0))
     except OSError as error:
         fix = "check the permissions of the file"
         what = f"cannot be read: {error.strerror}"
         raise UsageError(what, where=file, fix=fix) from None
+    if content.bytes > limits.model_file_bytes:
+        what = f"is {size(content.bytes)} large; a model file holds at most {size(limits.model_file_bytes)}"
+        raise refused(
+            file, "", what, "store the weights as external data (onnx.save_model(save_as_external_data=True))"
+        )
+    return content
 
 
 def _parse(data: bytes, file: str) -> onnx.ModelProto:
@@ -125,7 +136,7 @@ def _parse(data: bytes, file: str) -> onnx.ModelProto:
 
 
 def _check_proto(
-    proto: onnx.ModelProto, path: Path, limits: Limits
+    proto: onnx.ModelProto, detached: Detached, path: Path, limits: Limits
 ) -> tuple[tuple[ExternalFile, ...], list[str]]:
     file = str(path)
     warnings = []
@@ -137,8 +148,8 @@ def _check_proto(
     checks.check_text(proto, file, limits)
     checks.check_functions(proto, file, limits)
     checks.check_operators(proto, found, file)
-    check_tensors(found, file, limits)
-    external = check_external_data(found, path.parent, file, limits)
+    check_tensors(found, detached, file, limits)
+    external = check_external_data(found, path.parent, detached, file, limits)
     for body in found:
         graph_checks.check_unique_initializers(body, file)
         graph_checks.check_single_assignment(body, file)
@@ -153,22 +164,10 @@ def _check_proto(
     return external, warnings
 
 
-def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
+def _deserialize(proto: onnx.ModelProto, file: str) -> ir.Model:
     try:
-        model = ir.from_proto(proto)
+        return ir.from_proto(proto)
     except (ir.serde.SerdeError, NotImplementedError, ValueError) as error:
         cause = error.__cause__ or error
         what = f"cannot be represented: {one_line(cause)}"
-        raise refused(str(path), "", what, "export the model again with a current exporter") from error
-    # Canonical, so that a later change of the working folder does not change what the tensors mean.
-    folder = os.fspath(path.parent.resolve())
-    for graph in model.graphs():
-        ir.external_data.set_base_dir(graph, folder)
-    for function in model.functions.values():
-        for node in function.all_nodes():
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(
-                    attribute.value, ir.ExternalTensor
-                ):
-                    attribute.value.base_dir = folder
-    return model
+        raise refused(file, "", what, "export the model again with a current exporter") from error

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
+from bitwright.compiler.ingest.detach import Detached
 from bitwright.compiler.ingest.limits import Limits
 from bitwright.compiler.ingest.protos import Body, body_tensors
 from bitwright.compiler.ingest.text import refused, size
@@ -32,7 +33,7 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
     return (elements * bits + 7) // 8
 
 
-def check_tensors(found: list[Body], file: str, limits: Limits) -> None:
+def check_tensors(found: list[Body], detached: Detached, file: str, limits: Limits) -> None:
     """Check every constant tensor that is stored in the model file, of external ones the declaration.
 
     Raises:
@@ -48,7 +49,10 @@ def check_tensors(found: list[Body], file: str, limits: Limits) -> None:
                 raise refused(file, part, "has a sparse tensor as attribute", "store the weights densely")
         for tensor, part in body_tensors(body):
             _check_declaration(tensor, part, file, limits)
-            if tensor.data_location != TensorProto.EXTERNAL:
+            span = detached.span(tensor)
+            if span is not None:
+                _check_held(tensor, span.length, tensor_bytes(tensor), "bytes", part, file)
+            elif tensor.data_location != TensorProto.EXTERNAL:
                 _check_amount(tensor, part, file)
 
 
@@ -81,6 +85,10 @@ def _check_amount(tensor: onnx.TensorProto, part: str, file: str) -> None:
     else:
         held = len(getattr(tensor, _FIELD.get(tensor.data_type, _INT32_FIELD)))
         wanted, unit = _field_entries(tensor, elements), "entries"
+    _check_held(tensor, held, wanted, unit, part, file)
+
+
+def _check_held(tensor: onnx.TensorProto, held: int, wanted: int, unit: str, part: str, file: str) -> None:
     if held != wanted:
         what = f"dimensions {list(tensor.dims)} need {wanted} {unit} of data, the file holds {held}"
         raise refused(file, part, what, "export the model again; dimensions and data must agree")

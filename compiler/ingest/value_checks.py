@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from bitwright.compiler.graph.mapped import MappedTensor
 from bitwright.compiler.graph.model import node_label
-from bitwright.compiler.ingest.external_data import open_contained, read_range
 from bitwright.compiler.ingest.text import quoted, refused
 
 # A bias this many times larger than the largest weight drowns the layer's products in float32 (24 bits of
@@ -129,12 +128,10 @@ def _with_bad_chunk(found: Extremes, chunk: np.ndarray, start: int) -> Extremes:
 
 
 def _chunks(tensor: ir.TensorProtocol, elements: int = 1 << 18) -> Iterator[np.ndarray]:
-    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
-        # Read, not mapped: the pages of a map would count as memory of this process until it is closed.
+    if isinstance(tensor, MappedTensor):
+        # Read, not viewed: the pages of a map would count as memory of this process until it is closed.
         dtype = tensor.dtype.numpy().newbyteorder("<")
-        with open_contained(Path(tensor.path)) as descriptor:
-            for piece in read_range(descriptor, tensor.offset or 0, tensor.length or tensor.nbytes):
-                yield _wide(np.frombuffer(piece, dtype))
+        yield from (_wide(np.frombuffer(piece, dtype)) for piece in tensor.pieces())
         return
     flat = tensor.numpy().reshape(-1)
     for start in range(0, flat.size, elements):

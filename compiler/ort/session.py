@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from bitwright.compiler.errors import DataError, ModelError
-from bitwright.compiler.graph.saving import INLINE_LIMIT_BYTES, save_model, weight_bytes
+from bitwright.compiler.graph.saving import loadable
 from bitwright.targets.schema import Runtime
 
 ORT_ERRORS = (
@@ -104,12 +103,8 @@ def open_session(
     try:
         if isinstance(model, Path):
             return ort.InferenceSession(str(model), **arguments)
-        if weight_bytes(model) <= INLINE_LIMIT_BYTES:
-            return ort.InferenceSession(ir.to_proto(model).SerializeToString(), **arguments)
-        with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
-            path = Path(folder) / "model.onnx"
-            save_model(model, path)
-            return ort.InferenceSession(str(path), **arguments)
+        with loadable(model) as source:
+            return ort.InferenceSession(source, **arguments)
     except ORT_ERRORS as error:
         where = str(model) if isinstance(model, Path) else (model.graph.name or "model")
         msg = f"ONNX Runtime cannot load the model: {error}"

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from bitwright.compiler.errors import ModelError, UsageError
+from bitwright.compiler.graph.mapped import MappedTensor
 from bitwright.compiler.ingest.limits import Limits
 from bitwright.compiler.ingest.model_reader import read_model
 
@@ -470,7 +471,7 @@ def test_external_data_stays_on_disk(tmp_path):
     path = external(tmp_path)
     source = read_model(path)
     tensor = source.model.graph.initializers["w"].const_value
-    assert isinstance(tensor, ir.ExternalTensor)
+    assert isinstance(tensor, MappedTensor)
     assert tensor.tobytes() == build.initializer(build.net(), "w").raw_data
     assert source.external_files == ((tmp_path / "w.bin").resolve(),)
     both = path.read_bytes() + (tmp_path / "w.bin").read_bytes()

@@ -12,6 +12,7 @@ from bitwright.compiler.calibrate.histogram import GrowingHistogram
 from bitwright.compiler.calibrate.methods import Entropy, MinMax, MovingAverage, Mse, Percentile
 from bitwright.compiler.calibrate.stream import collect
 from bitwright.compiler.errors import DataError, ModelError, UsageError
+from bitwright.compiler.graph import saving
 from bitwright.compiler.ingest.dataset import dataset_from_memory
 
 TEXT = """
@@ -151,7 +152,7 @@ def test_graph_inputs_alone_need_no_session():
 def test_weights_in_a_mapped_file_give_the_same_statistics(monkeypatch):
     model, data = model_of(), samples_of(LENGTHS)
     inline = collect(model, data, ["m"], method=MinMax())["m"]
-    monkeypatch.setattr(observed, "MAP_WEIGHTS_ABOVE_BYTES", 0)
+    monkeypatch.setattr(saving, "MAP_ABOVE_BYTES", 0)
     mapped = collect(model, data, ["m"], method=MinMax())["m"]
     assert (inline.low, inline.high) == (mapped.low, mapped.high)
 
