@@ -11,6 +11,7 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 HEIGHT, WIDTH = 48, 320
+CALIBRATION_LINES = 48
 FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSerif.ttf",
@@ -72,6 +73,11 @@ def input_of(picture: Image.Image) -> np.ndarray:
     """Return the model's input: float32 [1, 3, 48, 320] in [-1, 1]."""
     pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
     return np.ascontiguousarray(((pixels - 0.5) / 0.5).transpose(2, 0, 1)[None])
+
+
+def samples() -> Iterator[dict[str, np.ndarray]]:
+    """Yield calibration samples, for ``bitwright ... --data examples/text_lines.py:samples``."""
+    return ({"x": input_of(picture)} for _, picture in lines(CALIBRATION_LINES, seed=1))
 
 
 def decode(scores: np.ndarray, alphabet: list[str]) -> str:
