@@ -7,7 +7,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ from bitwright import __version__
 from bitwright.compiler.cli import looking, making, targets
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.verb import verb
-from bitwright.compiler.errors import BitwrightError
+from bitwright.compiler.errors import BitwrightError, UsageError
 
 INTERRUPTED = 130
 USAGE = 2
@@ -37,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-targets_app = typer.Typer(help="Target profiles: list, show, check, make.", no_args_is_help=True)
+targets_app = typer.Typer(help="Target profiles: list, show, check, make.")
 
 verb(app, "compile")(making.compile_verb)
 verb(app, "quantize")(making.quantize_verb)
@@ -73,6 +72,13 @@ def _root(context: typer.Context, version: Version = False) -> None:
         typer.echo(context.get_help())
 
 
+@targets_app.callback(invoke_without_command=True)
+def _targets(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        what = "a verb is missing"
+        raise UsageError(what, where=context.command_path, fix=f"see {context.command_path} --help")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -99,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BUG
     except Exception as error:
         return _bug(out, error)
+    if code == INTERRUPTED:  # some versions of typer turn the interrupt into an exit code
+        return _interrupted(out)
     return code if isinstance(code, int) else 0
 
 
@@ -111,10 +119,6 @@ def _usage(out: Output, error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = "bitwright" if context is None else context.command_path
     message = str(getattr(error, "format_message", error.__str__)())
-    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
-        with redirect_stdout(sys.stderr):
-            print(context.get_help(), file=sys.stderr)
-        message = "a verb is missing"
     return out.failure("UsageError", message.strip(), command, f"see {command} --help", USAGE)
 
 

@@ -133,6 +133,8 @@ def _compile_one(out: Output, name: str, options: Options) -> dict[str, Any]:
             f"{name}: stopped after {options.stop_after}"
             + (f"; models in {options.dump}" if options.dump else "")
         )
+        if options.dump is not None and not out.json:
+            out.path(options.dump)
         return {"target": name, "path": None, "stopped_after": options.stop_after, "dump": options.dump}
     print_report(out, bundle.report)
     if not out.json:

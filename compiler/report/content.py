@@ -20,9 +20,9 @@ SCHEMA = 1
 def report_content(c: Compilation) -> dict[str, Any]:
     """Return the report of a finished compilation.
 
-    Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``phases``, ``layers``, ``sizes``, ``float``,
-    ``audit``, ``gate``, ``accuracy``, ``timing``, ``verification``, ``warnings``. Times are seconds, sizes bytes,
-    errors decibel.
+    Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``phases``, ``layers``, ``noise``,
+    ``sizes``, ``float``, ``audit``, ``gate``, ``accuracy``, ``timing``, ``verification``, ``warnings``. Times are
+    seconds, sizes bytes, errors decibel.
     """
     assert c.source is not None and c.model is not None and c.plan is not None and c.quantized is not None
     return {
@@ -39,6 +39,7 @@ def report_content(c: Compilation) -> dict[str, Any]:
         "summary": _summary(c, c.plan),
         "phases": [asdict(p) for p in c.phases],
         "layers": _layers(c, c.plan),
+        "noise": _noise(c),
         "sizes": size_ledger(c.model, c.quantized),
         "float": [
             {"node": d.node, "op": d.op, "reason": d.reason}
@@ -127,6 +128,26 @@ def _layer(decision: NodeDecision, c: Compilation, plan: Plan, unit: Unit | None
         "weight_scale_min": None if weight is None else float(weight.scale.min()),
         "weight_scale_max": None if weight is None else float(weight.scale.max()),
     }
+
+
+def _noise(c: Compilation) -> list[dict[str, Any]]:
+    """Return the noise of every measured tensor, with the operator that writes it, in graph order."""
+    assert c.model is not None and c.plan is not None
+    units = {} if c.selection is None else {unit.output.name: unit.name for unit in c.selection.units}
+    rows = []
+    for node in c.model.graph:
+        for value in node.outputs:
+            if value.name in c.sqnr_db:
+                name = units.get(value.name, node_label(node))
+                decision = c.plan.nodes.get(name)
+                row = {
+                    "tensor": value.name,
+                    "node": name,
+                    "op": node.op_type if decision is None else decision.op,
+                }
+                kind = "float" if decision is None else decision.format
+                rows.append({**row, "format": kind, "sqnr_db": c.sqnr_db[value.name]})
+    return rows
 
 
 def size_ledger(before: ir.Model | None, after: ir.Model | None) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ def _section(title: str, lead: str, *parts: Child) -> tuple[str, Markup | None]:
 def _sections(content: Mapping[str, Any]) -> list[tuple[str, Markup | None]]:
     return [
         _accuracy(content.get("accuracy")),
-        _noise(content["layers"]),
+        _noise(content["noise"]),
         _sizes(content["sizes"]),
         _layers(content["layers"]),
         _float(content["float"]),
@@ -131,13 +131,14 @@ def _key(*entries: tuple[str, str]) -> Markup:
     )
 
 
-def _noise(layers: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+def _noise(measured: list[dict[str, Any]]) -> tuple[str, Markup | None]:
     lead = (
         "Signal to quantization noise of what each layer writes, inputs already quantized, in graph order. Six decibel "
         "are one bit; a sudden step down names the layer to keep in float."
     )
-    picture = sqnr_picture(layers)
-    return _section("Noise by layer", lead, *((picture,) if picture else ()))
+    picture = sqnr_picture(measured)
+    key = _key(("int8", "written by an integer kernel"), ("float", "computed in float"))
+    return _section("Noise by layer", lead, *((key, picture) if picture else ()))
 
 
 def _sizes(ledger: list[dict[str, Any]]) -> tuple[str, Markup | None]:

@@ -22,9 +22,8 @@ TICKS_DB = 10
 TOP_DB = 60.0
 
 
-def sqnr_picture(layers: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Return one bar for each layer whose noise was measured, in graph order; None if there is none."""
-    measured = [row for row in layers if row["sqnr_db"] is not None and row["role"] != "carrier"]
+def sqnr_picture(measured: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Return one bar for each measured tensor, named after what writes it; None if there is none."""
     if not measured:
         return None
     top = _top(measured)

@@ -50,7 +50,7 @@ def pill(text: str, kind: str) -> Markup:
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return the table of all operators that the profile has a rule for."""
+    """Return the table of all operators that the profile has a rule for; small ones that stayed float are folded."""
     columns = (
         "Operator",
         "Format",
@@ -62,7 +62,15 @@ def layer_table(layers: Sequence[Mapping[str, Any]]) -> Markup:
         "#In float",
         "Weight scales",
     )
-    return table(columns, [_layer_row(row) for row in layers], tall=len(layers) > SHOWN_ROWS)
+    folded = [row for row in layers if row["format"] == "float" and row["role"] != "anchor"]
+    shown = [row for row in layers if row not in folded]
+    open_table = table(columns, [_layer_row(row) for row in shown], tall=len(shown) > SHOWN_ROWS)
+    if not folded:
+        return open_table
+    summary = element("summary", f"{len(folded)} operators without weights that stayed in float")
+    return Markup(
+        open_table + element("details", summary, table(columns, map(_layer_row, folded), tall=True))
+    )
 
 
 def _layer_row(row: Mapping[str, Any]) -> list[Child]:
