@@ -1,18 +1,24 @@
-"""Calibration against ONNX Runtime's: wall time and peak memory on real models, each run in a fresh process.
+"""Quantization against ONNX Runtime's: wall time and peak memory on real models, each run in a fresh process.
 
-    BITWRIGHT_ZOO=/path/to/zoo python benchmarks/calibration.py [--rounds 3] [--method minmax]
+    BITWRIGHT_ZOO=/path/to/zoo python benchmarks/calibration.py [--rounds 3] [--case resnet8] [--method minmax]
 
-Three contenders see the same samples and the same tensors (inputs and outputs of the same operator types),
-one sample at a time or in batches as each likes, pinned to one core:
+From a float model file to a quantized model file on one core, with the same samples and the same calibration
+method, the contenders taking turns:
 
-- ``bitwright``: load the model, ``collect``, ``range_from`` of every tensor.
-- ``ort-calibrator``: ``create_calibrator``, ``collect_data``, ``compute_data``.
-- ``ort-quantize``: ``quantize_static``, which also quantizes and writes the model.
+- ``bitwright``: every phase of ``bitwright quantize`` that makes the model: reading with all checks,
+  normalization with its check of equality, plan, calibration, ranges, rounding, writing. Left out is what ONNX
+  Runtime's tool has nothing like: the gate on speed and the audit.
+- ``onnxruntime``: ``quantize_static`` on a model that was preprocessed (``quant_pre_process``) as its
+  documentation asks.
+- ``preprocess``: ``quant_pre_process`` alone, which a user of ``quantize_static`` has to run before.
 
-Wall time and peak memory are those of the whole process, interpreter and imports included; ``work`` leaves
-them out. MiniLM runs on texts of different lengths with min/max. ONNX Runtime's percentile and entropy
-calibrators fail on inputs of different shapes, so for those methods every text is cut to its first 16 tokens,
-for all contenders. The MiniLM model is ``$BITWRIGHT_MINILM``, else ``$BITWRIGHT_ZOO/minilm_l6/model.onnx``.
+Wall time and peak memory are those of the whole process, interpreter and imports included; ``work`` leaves the
+imports out. Samples come one at a time from the same generator; Bitwright may join them into batches.
+
+MiniLM runs on texts of different lengths with min/max. ONNX Runtime's percentile and entropy calibrators fail
+on inputs of different shapes, so for those every text is cut or repeated to 16 tokens, for all contenders; so is
+every text of ``minilm-256``, whose samples show what grows with their number. The MiniLM model is
+``$BITWRIGHT_MINILM``, else ``$BITWRIGHT_ZOO/minilm_l6/model.onnx``.
 """
 
 from __future__ import annotations
@@ -21,95 +27,108 @@ import argparse
 import importlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-CONTENDERS = ("bitwright", "ort-calibrator", "ort-quantize")
 METHODS = ("minmax", "percentile", "entropy")
-MINILM_SAMPLES, EQUAL_LENGTH = 64, 16
+PERCENTILE = 99.99
+TOKENS = 16
+TARGET = "x86-avx2"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its samples (leading axis: one) and the operators whose tensors are calibrated."""
+    """A model, its samples (leading axis: one) and the operators that are quantized."""
 
     model: Path
     samples: list[dict[str, np.ndarray]]
     op_types: tuple[str, ...]
+    dtype: type[np.generic]
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batches(self, size: int) -> Any:
-        """Yield ``size`` samples at a time, stacked along the leading axis."""
+    def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield ``size`` samples at a time, joined along the leading axis, in the model's input type."""
         for start in range(0, len(self.samples), size):
             group = self.samples[start : start + size]
-            yield {k: np.concatenate([s[k] for s in group]) for k in group[0]}
+            yield {k: np.concatenate([s[k] for s in group]).astype(self.dtype) for k in group[0]}
 
 
 def resnet8(zoo: Path, _method: str) -> Case:
     images = np.load(zoo / "resnet8_cifar10" / "data.npz")["calib_x"]
     model = zoo / "resnet8_cifar10" / "model.onnx"
-    # Kept as bytes and converted when read, as a data reader would.
     operators = ("Conv", "Gemm", "MatMul", "Add", "Relu", "AveragePool", "GlobalAveragePool")
-    return Images(model, [{"input": image[None]} for image in images], operators)
-
-
-class Images(Case):
-    """Samples stored as uint8 that the model reads as float32."""
-
-    def batches(self, size: int) -> Any:
-        """Yield float32 images."""
-        for batch in super().batches(size):
-            yield {k: v.astype(np.float32) for k, v in batch.items()}
+    # Kept as bytes and converted when read, as a data reader would.
+    return Case(model, [{"input": image[None]} for image in images], operators, np.float32)
 
 
 def minilm(zoo: Path, method: str) -> Case:
+    return _minilm(zoo, 64, equal=method != "minmax")
+
+
+def minilm_256(zoo: Path, _method: str) -> Case:
+    return _minilm(zoo, 256, equal=True)
+
+
+def _minilm(zoo: Path, samples: int, *, equal: bool) -> Case:
     data = np.load(zoo / "minilm_l6" / "data.npz")
-    model = Path(os.environ.get("BITWRIGHT_MINILM") or zoo / "minilm_l6" / "model.onnx")
-    texts = [i[:n].astype(np.int64) for i, n in zip(data["calib_ids"], data["calib_len"], strict=True)]
-    if method != "minmax":
-        texts = [t[:EQUAL_LENGTH] for t in texts if len(t) >= EQUAL_LENGTH]
-    samples = [
-        {"input_ids": t[None], "attention_mask": np.ones_like(t)[None]} for t in texts[:MINILM_SAMPLES]
-    ]
-    return Case(model, samples, ("MatMul", "Gemm"))
+    texts = [ids[:n] for ids, n in zip(data["calib_ids"], data["calib_len"], strict=True)][:samples]
+    if equal:
+        texts = [np.resize(text, TOKENS) for text in texts]
+    feeds = [{"input_ids": t[None], "attention_mask": np.ones_like(t)[None]} for t in texts]
+    return Case(minilm_model(zoo), feeds, ("MatMul", "Gemm"), np.int64)
 
 
-MODULES = {
-    "bitwright": ("onnx_ir", "bitwright.compiler.calibrate.stream"),
-    "ort-calibrator": ("onnxruntime.quantization",),
-    "ort-quantize": ("onnxruntime.quantization",),
+def minilm_model(zoo: Path) -> Path:
+    return Path(os.environ.get("BITWRIGHT_MINILM") or zoo / "minilm_l6" / "model.onnx")
+
+
+CASES: dict[str, Callable[[Path, str], Case]] = {
+    "resnet8": resnet8,
+    "minilm": minilm,
+    "minilm-256": minilm_256,
 }
-CASES = {"resnet8": resnet8, "minilm": minilm}
 
 
-def run_bitwright(case: Case, method: str, _folder: Path) -> int:
-    import onnx_ir as ir
+def run_bitwright(case: Case, method: str, _prepared: Path, folder: Path) -> None:
+    from bitwright.compiler import frontend
+    from bitwright.compiler.compilation import Compilation, Silent
+    from bitwright.compiler.graph.saving import save_model
+    from bitwright.compiler.ingest.model_reader import read_model
+    from bitwright.compiler.options import Options
+    from bitwright.compiler.plan.planner import observed_tensors
+    from bitwright.targets.loader import load_profile
 
-    from bitwright.compiler.calibrate.methods import parse_method, range_from
-    from bitwright.compiler.calibrate.stream import collect
-
-    model = ir.load(case.model)
-    nodes = [n for n in model.graph if n.op_type in case.op_types]
-    values = {
-        v.name for n in nodes for v in (*n.inputs, *n.outputs) if v is not None and v.const_value is None
-    }
-    found = collect(model, case, sorted(v for v in values if v), method=parse_method(method))
-    ranges = [range_from(s, parse_method(method), levels=256, symmetric=False) for s in found.values()]
-    return len(ranges)
+    text = f"percentile:{PERCENTILE}" if method == "percentile" else method
+    c = Compilation(Options(case.model, TARGET, data={}, method=text), load_profile(TARGET), Silent())
+    c.source, c.dataset = read_model(case.model), case  # type: ignore[assignment]
+    frontend.normalize_model(c, [])
+    frontend.choose_shapes(c, [])
+    selection = frontend.select_units(c, "onnxruntime")
+    frontend.calibrate(c, observed_tensors(selection), [])
+    plan = frontend.allocate(c, selection, "onnxruntime")
+    save_model(frontend.quantized_model(c, plan), folder / "quantized.onnx")
 
 
-def reader(case: Case) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
+def run_onnxruntime(case: Case, method: str, prepared: Path, folder: Path) -> None:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -118,74 +137,62 @@ def reader(case: Case) -> Any:
         def get_next(self) -> Any:
             return next(self.batches, None)
 
-    return Reader()
-
-
-def ort_method(method: str) -> Any:
-    from onnxruntime.quantization import CalibrationMethod
-
     names = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-    return CalibrationMethod[names[method]]
-
-
-def run_ort_calibrator(case: Case, method: str, folder: Path) -> int:
-    from onnxruntime.quantization.calibrate import create_calibrator
-
-    calibrator = create_calibrator(
-        case.model,
-        list(case.op_types),
-        augmented_model_path=str(folder / "augmented.onnx"),
-        calibrate_method=ort_method(method),
-        extra_options={"percentile": 99.99} if method == "percentile" else {},
-    )
-    calibrator.collect_data(reader(case))
-    return len(calibrator.compute_data().data)
-
-
-def run_ort_quantize(case: Case, method: str, folder: Path) -> int:
-    from onnxruntime.quantization import QuantType, quantize_static
-
-    extra = {"CalibPercentile": 99.99} if method == "percentile" else {}
     quantize_static(
-        case.model,
+        prepared,
         folder / "quantized.onnx",
-        reader(case),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(case.op_types),
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
-        calibrate_method=ort_method(method),
-        extra_options=extra,
+        calibrate_method=CalibrationMethod[names[method]],
+        extra_options={"CalibPercentile": PERCENTILE} if method == "percentile" else {},
     )
-    return 0
 
 
-RUNS = {"bitwright": run_bitwright, "ort-calibrator": run_ort_calibrator, "ort-quantize": run_ort_quantize}
+def run_preprocess(case: Case, _method: str, prepared: Path, _folder: Path) -> None:
+    from onnxruntime.quantization import quant_pre_process
+
+    # Its symbolic shape inference does not know every model; its documentation says to skip it then.
+    quant_pre_process(case.model, prepared, skip_symbolic_shape=True)
 
 
-def child(contender: str, case_name: str, method: str) -> None:
+RUNS = {"preprocess": run_preprocess, "bitwright": run_bitwright, "onnxruntime": run_onnxruntime}
+# Imported before the work is timed.
+MODULES = {
+    "preprocess": "onnxruntime.quantization",
+    "bitwright": "bitwright.compiler.frontend",
+    "onnxruntime": "onnxruntime.quantization",
+}
+
+
+def child(contender: str, case_name: str, method: str, prepared: Path) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    for module in MODULES[contender]:  # the work is timed without the imports, the process with them
-        importlib.import_module(module)
+    importlib.import_module(MODULES[contender])
     case = CASES[case_name](Path(os.environ["BITWRIGHT_ZOO"]), method)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        tensors = RUNS[contender](case, method, Path(folder))
+        RUNS[contender](case, method, prepared, Path(folder))
         work = time.perf_counter() - start
-    print(json.dumps({"work": work, "peak_mb": peak_mb(), "tensors": tensors}))
+    print(json.dumps({"work": work, "peak_mb": peak_mb()}))
 
 
 def peak_mb() -> float:
-    """Return this process's largest resident set; ``ru_maxrss`` would include the parent's at the fork."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    """Return this process's largest resident set in MiB; ``ru_maxrss`` would include the parent's at the fork."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def measure(contender: str, case: str, method: str) -> dict[str, float] | str:
+def measure(contender: str, case: str, method: str, prepared: Path) -> dict[str, float] | str:
     """Run one contender in a fresh process; a string is the reason it failed."""
-    command = [sys.executable, __file__, "--child", contender, "--case", case, "--method", method]
+    options = ["--child", contender, "--case", case, "--method", method, "--prepared", str(prepared)]
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True, check=False)
     wall = time.perf_counter() - start
     if done.returncode:
         return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
@@ -193,32 +200,31 @@ def measure(contender: str, case: str, method: str) -> dict[str, float] | str:
     return {**found, "wall": wall}
 
 
-def compare(case: str, method: str, rounds: int) -> None:
-    runs: dict[str, list[dict[str, float]]] = {c: [] for c in CONTENDERS}
-    failed: dict[str, str] = {}
-    for _ in range(rounds):
-        for contender in CONTENDERS:
-            if contender in failed:
-                continue
-            result = measure(contender, case, method)
-            if isinstance(result, str):
-                failed[contender] = result
-            else:
-                runs[contender].append(result)
-    for contender in CONTENDERS:
-        label = f"| {case} | {method} | {contender} |"
-        if contender in failed:
-            print(f"{label} failed: {failed[contender]} |||||")
-            continue
-        median = {
-            k: statistics.median(r[k] for r in runs[contender])
-            for k in ("wall", "work", "peak_mb", "tensors")
-        }
-        tensors = f"{median['tensors']:.0f}" if median["tensors"] else ""
-        print(
-            f"{label} {median['wall']:.2f} | {median['work']:.2f} | {median['peak_mb']:.0f} | {tensors} |",
-            flush=True,
-        )
+def compare(case: str, methods: tuple[str, ...], rounds: int, folder: Path) -> None:
+    prepared = folder / f"{case}.onnx"
+    samples = len(CASES[case](Path(os.environ["BITWRIGHT_ZOO"]), methods[0]))
+    runs = [measure("preprocess", case, methods[0], prepared) for _ in range(rounds)]
+    print_row(case, "", "", "preprocess", runs)
+    for method in methods:
+        found: dict[str, list[dict[str, float] | str]] = {"bitwright": [], "onnxruntime": []}
+        for _ in range(rounds):
+            for contender, results in found.items():
+                results.append(measure(contender, case, method, prepared))
+        for contender, results in found.items():
+            print_row(case, str(samples), method, contender, results)
+
+
+def print_row(
+    case: str, samples: str, method: str, contender: str, runs: list[dict[str, float] | str]
+) -> None:
+    label = f"| {case} | {samples} | {method} | {contender} |"
+    numbers = [run for run in runs if not isinstance(run, str)]
+    if len(numbers) < len(runs):
+        reason = next(run for run in runs if isinstance(run, str))
+        print(f"{label} failed: {reason} ||||", flush=True)
+        return
+    wall, work, peak = (statistics.median(r[k] for r in numbers) for k in ("wall", "work", "peak_mb"))
+    print(f"{label} {wall:.2f} | {work:.2f} | {peak:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -228,19 +234,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--method", choices=METHODS)
-    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
+    parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if "BITWRIGHT_ZOO" not in os.environ:
         parser.error("set BITWRIGHT_ZOO to the folder of the real models")
     if options.child:
-        child(options.child, options.case, options.method)
+        child(options.child, options.case, options.method, options.prepared)
         return
-    print(
-        "| model | method | contender | wall s | work s | peak MB | tensors |\n|---|---|---|---|---|---|---|"
-    )
-    for case in [options.case] if options.case else CASES:
-        for method in [options.method] if options.method else METHODS:
-            compare(case, method, options.rounds)
+    print("| model | samples | method | contender | wall s | work s | peak MB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in [options.case] if options.case else CASES:
+            methods = (options.method,) if options.method else METHODS
+            compare(case, methods, options.rounds, Path(folder))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
         relax.transform.CanonicalizeBindings(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
+        # exp, erf, tanh as vectorised polynomials (a few float32 roundings off) instead of scalar library calls
+        relax.transform.FastMathTransform(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),

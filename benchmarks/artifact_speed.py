@@ -1,0 +1,134 @@
+"""The compiled int8 artifact against its own fp32 build and against ONNX Runtime, one thread, taking turns.
+
+usage: BITWRIGHT_ZOO=... python benchmarks/artifact_speed.py [MODEL[@NAME=SIZE...] ...]
+
+Each figure is the best thread CPU time of one call over the rounds, inputs bound in advance.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TVM_NUM_THREADS"] = "1"  # read when tvm is imported
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+from tvm.runtime.vm import VirtualMachine
+from zoo import Feeds, ZooModel, model_named
+
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.lower.compile import compile_float, compile_module
+from bitwright.compiler.lower.relax_module import build_module
+from bitwright.compiler.options import Options
+from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
+from bitwright.compiler.pipeline import FRONT
+from bitwright.compiler.program.extract import extract_program
+from bitwright.passes.normalize import specialize
+from bitwright.targets.backend import backend_for
+from bitwright.targets.loader import load_profile
+
+DEFAULT = (
+    "resnet8_cifar10",
+    "kws_dscnn",
+    "vww_mobilenet",
+    "ad_autoencoder",
+    "minilm_l6@N=1@T=64",
+    "ppocr_rec",
+)
+ROUNDS = 15
+
+
+def sized(sample: Feeds, dims: Mapping[str, int]) -> Feeds:
+    """Return a token sample repeated to the wanted length."""
+    if "T" not in dims:
+        return sample
+    return {name: np.resize(array, (1, dims["T"])) for name, array in sample.items()}
+
+
+def prepared(model: ZooModel, dims: dict[str, int]) -> Compilation:
+    """Run the phases up to the specialised Q/DQ model."""
+    samples = list(model.samples())[:32]
+    data = samples + [sized(s, dims) for s in samples[:8]] if dims else samples
+    options = Options(model=model.path, target="host", data=data, dims=dims)
+    c = Compilation(options, load_profile("host"))
+    for _, phase in FRONT:
+        phase(c, [])
+    return c
+
+
+def tvm_call(executable: Any, feeds: Feeds, order: list[str], folder: Path) -> Callable[[], object]:
+    """Return a call of a compiled module with bound inputs."""
+    library = folder / f"{len(list(folder.iterdir()))}.so"
+    executable.export_library(str(library))
+    machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+    arguments = [tvm.runtime.tensor(feeds[name]) for name in order]
+    return lambda: machine["main"](*arguments)
+
+
+def ort_call(model: ir.Model, config: SessionConfig, feeds: Feeds) -> Callable[[], object]:
+    """Return a call of an ONNX Runtime session."""
+    session = open_session(model, config)
+    return lambda: session.run(None, feeds)
+
+
+def best_times(calls: list[Callable[[], object]]) -> list[float]:
+    """Return the best thread CPU seconds of each, measured in turns."""
+    best = [float("inf")] * len(calls)
+    for _ in range(ROUNDS):
+        for k, call in enumerate(calls):
+            repeats = 1 if best[k] > 0.02 else 10
+            start = time.thread_time()
+            for _ in range(repeats):
+                call()
+            best[k] = min(best[k], (time.thread_time() - start) / repeats)
+    return best
+
+
+def row(spec: str) -> str:
+    """Measure one model."""
+    name, *sizes = spec.split("@")
+    dims = {key: int(size) for key, size in (pair.split("=") for pair in sizes)}
+    c = prepared(model_named(name), dims)
+    assert c.static is not None and c.model is not None
+    backend, profile = backend_for(c.profile.family), c.profile
+    plain = c.model.clone()
+    specialize(plain, c.dims)
+    integer = build_module(extract_program(c.static), profile, backend.dot_kernel)
+    target = backend.tvm_target(profile)
+    feeds = c.golden[-1]
+    order = [v.name or "" for v in c.static.graph.inputs]
+    with tempfile.TemporaryDirectory() as work:
+        calls = [
+            tvm_call(compile_module(integer.ir_module, target), feeds, order, Path(work)),
+            tvm_call(compile_float(plain, target), feeds, order, Path(work)),
+            ort_call(plain, SessionConfig(), feeds),
+            ort_call(c.static, config_for(profile.runtimes.onnxruntime), feeds),
+        ]
+        ours, own_float, ort_float, ort_int = best_times(calls)
+    shape = ", ".join(f"{k}={v}" for k, v in c.dims.items())
+    return (
+        f"| {name} | {shape} | {ours * 1e6:.0f} | {ours / own_float:.2f} | {ours / ort_float:.2f} "
+        f"| {ours / ort_int:.2f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    print(
+        "| model | shape | artifact us | / own fp32 build | / ONNX Runtime fp32 | / ONNX Runtime, same Q/DQ |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
+    for spec in sys.argv[1:] or DEFAULT:
+        print(row(spec), flush=True)
+
+
+if __name__ == "__main__":
+    main()
