@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from bitwright.compiler.bundle.bundle import (
     GOLDEN_FOLDER,
+    LIBRARY_FOLDER,
     MODEL_FILE,
     PLAN_FILE,
     SESSION_FILE,
@@ -15,12 +16,13 @@ from bitwright.compiler.bundle.bundle import (
 )
 from bitwright.compiler.bundle.golden import write_golden
 from bitwright.compiler.bundle.runtime import add_runtime
+from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, segment_path, write_segments
 from bitwright.compiler.bundle.verify import verify_folder
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import VerificationError
 from bitwright.compiler.graph.model import static_shape
 from bitwright.compiler.graph.saving import save_model
-from bitwright.compiler.lower.job import lower_in_worker
+from bitwright.compiler.lower.job import LoweringResult, lower_in_worker
 from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
 from bitwright.compiler.plan.plan_file import plan_to_yaml
@@ -30,8 +32,6 @@ from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import backend_for
 from bitwright.targets.toolchain.interface import Interface, Port
 from bitwright.targets.toolchain.runner import LIBRARY_FILE
-
-KERNEL_TABLE_FILE = "kernels.json"
 
 
 def specialize_model(c: Compilation, notes: list[str]) -> None:
@@ -45,17 +45,38 @@ def specialize_model(c: Compilation, notes: list[str]) -> None:
 def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     """Compile the integer program in a worker process and link the library."""
     assert c.static is not None
-    lib = folder / "lib"
+    lib = folder / LIBRARY_FOLDER
     lib.mkdir()
     objects = folder / "objects"
     objects.mkdir()
     c.lowering = lower_in_worker(c.static, c.profile, objects, timeout_s=c.options.timeout_s)
     notes.extend(c.lowering.notes)
-    linker = backend_for(c.profile.family).link(c.lowering.objects, lib / LIBRARY_FILE, c.profile)
-    notes.append(f"linked with {linker}")
+    notes.extend(found.sentence() for found in c.lowering.not_lowered)
+    for tool in sorted(_link(c, c.lowering, lib)):
+        notes.append(f"linked with {tool}")
     for path in sorted(objects.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     objects.rmdir()
+
+
+def _link(c: Compilation, lowering: LoweringResult, lib: Path) -> set[str]:
+    """Put the libraries, and the models for ONNX Runtime, in their places; return the linkers used."""
+    link = backend_for(c.profile.family).link
+    if not lowering.segments:
+        return {link(lowering.objects, lib / LIBRARY_FILE, c.profile)}
+    tools = set()
+    for number, segment in enumerate(lowering.segments):
+        place = lib / segment_path(number, segment)
+        if segment.model is None:
+            place.mkdir()
+            tools.add(link(segment.objects, place / LIBRARY_FILE, c.profile))
+        else:
+            for path in list(
+                segment.model.parent.iterdir()
+            ):  # the model, and its external data if it has any
+                path.rename(lib / path.name)
+    write_segments(lib, lowering.segments, lowering.not_lowered)
+    return tools
 
 
 def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
@@ -66,8 +87,10 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
     session = config_for(runtime_of(c.profile, "onnxruntime"))
     (folder / SESSION_FILE).write_text(session.to_json() + "\n")
     (folder / PLAN_FILE).write_text(plan_to_yaml(c.plan))
-    (folder / "lib" / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))
-    status = add_runtime(folder / "lib", c.profile, _interface(c))
+    lib = folder / LIBRARY_FOLDER
+    if not c.lowering.segments:
+        (lib / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))
+    status = add_runtime(lib, c.profile, _interface(c))
     notes.append(
         f"runner built with {status.compiler}" if status.compiler else f"no runner: {status.missing}"
     )
@@ -82,7 +105,9 @@ def _port(value: ir.Value) -> Port:
 
 def _interface(c: Compilation) -> Interface:
     assert c.static is not None and c.lowering is not None
-    roles = {call.function: len(call.inputs) for call in c.lowering.kernel_table}
+    # A segment's kernels are in the interface of its library.
+    table = () if c.lowering.segments else c.lowering.kernel_table
+    roles = {call.function: len(call.inputs) for call in table}
     graph = c.static.graph
     return Interface(tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs)), roles)
 

@@ -16,7 +16,15 @@ from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.options import Options
 from bitwright.compiler.plan.planner import observed_tensors
 from bitwright.compiler.report.content import report_content
+from bitwright.compiler.shape_choice import refuse_dynamic_outputs
 from bitwright.targets.loader import load_profile
+
+
+def shapes(c: Compilation, notes: list[str]) -> None:
+    """Choose the sizes to compile for; every output must have a fixed shape then."""
+    frontend.choose_shapes(c, notes)
+    assert c.model is not None
+    refuse_dynamic_outputs(c.model, c.shapes)
 
 
 def plan(c: Compilation, notes: list[str]) -> None:
@@ -60,7 +68,7 @@ def audit(c: Compilation, notes: list[str]) -> None:
 FRONT: tuple[tuple[str, Phase], ...] = (
     ("ingest", frontend.ingest),
     ("normalize", frontend.normalize_model),
-    ("shapes", frontend.choose_shapes),
+    ("shapes", shapes),
     ("plan", plan),
     ("calibrate", calibrate),
     ("allocate", allocate),

@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler.errors import DataError, UsageError, nearest
-from bitwright.compiler.graph.model import static_shape
+from bitwright.compiler.errors import DataError, ModelError, UsageError, nearest
+from bitwright.compiler.graph.model import constant_array, is_op, node_label, static_shape
 from bitwright.passes.fix_dims import dynamic_dims
 from bitwright.passes.normalize import specialize
 
@@ -88,3 +88,49 @@ def static_shapes(model: ir.Model, dims: Mapping[str, int]) -> dict[str, tuple[i
     ]
     shapes = {v.name or "": static_shape(v) for v in values}
     return {name: shape for name, shape in shapes.items() if shape is not None}
+
+
+def refuse_dynamic_outputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that every graph output has a static shape.
+
+    Args:
+        model: The normalized model.
+        shapes: Static shape of every tensor that has one at the sizes to compile for.
+
+    Raises:
+        ModelError: An output has none; the message names the node that is the cause.
+    """
+    for value in model.graph.outputs:
+        if isinstance(value.type, ir.TensorType) and value.name in shapes:
+            continue
+        cause = _cause(value, shapes)
+        what = "the output has no fixed shape"
+        raise ModelError(
+            f"{what}: {_reason(cause)}" if cause is not None else what,
+            where=f"output '{value.name}'",
+            fix="an artifact is compiled for fixed shapes: make this size a constant, remove the output, "
+            "or use `bitwright quantize`, whose model runs in ONNX Runtime",
+        )
+
+
+def _cause(value: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> ir.Node | None:
+    """Return the first node on the way to ``value`` that makes a dynamic shape from static ones."""
+    node = value.producer()
+    while node is not None:
+        dynamic = [
+            v for v in node.inputs if v is not None and v.name not in shapes and constant_array(v) is None
+        ]
+        behind = next((v.producer() for v in dynamic if v.producer() is not None), None)
+        if behind is None:
+            return node
+        node = behind
+    return None
+
+
+def _reason(node: ir.Node) -> str:
+    label = f"node '{node_label(node)}' ({node.op_type})"
+    trips = node.inputs[0] if is_op(node, "Loop") else None
+    if trips is not None and constant_array(trips) is None:
+        kind = "input" if trips.is_graph_input() else "computed value"
+        return f"{label} repeats as often as {kind} '{trips.name}' says, and every iteration makes it larger"
+    return f"what {label} computes has a size that depends on data"

@@ -52,7 +52,7 @@ class Execution:
         outputs: Output name -> array.
         trace: For each kernel call, in order: kernel name, its activation inputs, its output. Empty unless
             asked for.
-        executed: ``"native"`` or ``"emulated"``.
+        executed: ``"native"`` or ``"emulated"``; ``"onnxruntime"`` if none of the model is in a library.
         seconds: Best wall time of one call, or None where that time means nothing (emulation).
         call_seconds: (function, best seconds) of every call inside one run, integer kernels and float operators alike,
             in order; empty unless traced natively.
@@ -94,9 +94,16 @@ class Backend(Protocol):
         ...
 
     def execute(
-        self, bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, trace: bool, repeat: int = 1
+        self,
+        bundle: Path,
+        feeds: Mapping[str, np.ndarray],
+        profile: Profile,
+        *,
+        trace: bool,
+        repeat: int = 1,
+        library: str = "",
     ) -> Execution:
-        """Run the artifact in ``bundle``/lib on one set of inputs."""
+        """Run a library in ``bundle``/lib on one set of inputs: the only one, or that in the named subfolder."""
         ...
 
 

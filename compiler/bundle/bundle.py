@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from bitwright.compiler.bundle.manifest import Manifest, check_files, read_manifest
+from bitwright.compiler.bundle.segments import SegmentList, execute_segments, read_segments
 from bitwright.compiler.errors import UsageError
 from bitwright.targets.backend import Backend, Execution, backend_for
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.runner import RUNNER_FILE
 
 MODEL_FILE = "model.onnx"
+LIBRARY_FOLDER = "lib"
 STATIC_MODEL_FILE = "lib/model.static.onnx"
 SESSION_FILE = "model.session.json"
 PLAN_FILE = "plan.yaml"
@@ -95,7 +97,9 @@ class Bundle:
 
     def why_not_executable(self) -> str | None:
         """Return why the artifact cannot be executed on this machine, or None if it can."""
-        if not (self.path / "lib" / RUNNER_FILE).exists():
+        if self.segments is not None and not self.segments.has_library:
+            return None
+        if not (self.path / LIBRARY_FOLDER / RUNNER_FILE).exists():
             return "the bundle has no runner: TVM's runtime libraries were not available when it was made"
         return self.backend.why_not_executable(self.profile)
 
@@ -121,8 +125,37 @@ class Bundle:
         raise UsageError(msg, fix="use 'artifact' or 'ort'")
 
     def execute(self, feeds: Mapping[str, np.ndarray], *, trace: bool = False, repeat: int = 1) -> Execution:
-        """Run the artifact and return outputs, time and, if asked for, every integer kernel's operands."""
-        return self.backend.execute(self.path, feeds, self.profile, trace=trace, repeat=repeat)
+        """Run the artifact and return outputs, time and, if asked for, every integer kernel's operands.
+
+        What the library cannot compute is executed by ONNX Runtime, on this machine whatever the target is.
+        """
+        if self.segments is None:
+            return self.backend.execute(self.path, feeds, self.profile, trace=trace, repeat=repeat)
+
+        def library(name: str, inputs: Mapping[str, np.ndarray]) -> Execution:
+            return self.backend.execute(
+                self.path, inputs, self.profile, trace=trace, repeat=repeat, library=name
+            )
+
+        lib = self.path / LIBRARY_FOLDER
+        return execute_segments(lib, feeds, library=library, model=self._run_segment, repeat=repeat)
+
+    @cached_property
+    def segments(self) -> SegmentList | None:
+        """What the artifact consists of if it is not one library."""
+        return read_segments(self.path / LIBRARY_FOLDER)
+
+    def _run_segment(self, path: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        from bitwright.compiler.ort.session import config_for, open_session, run
+
+        if path.name not in self._segment_sessions:
+            config = config_for(self.profile.runtimes.onnxruntime, threads=self.profile.cores)
+            self._segment_sessions[path.name] = open_session(path, config)
+        return run(self._segment_sessions[path.name], feeds)
+
+    @cached_property
+    def _segment_sessions(self) -> dict[str, Any]:
+        return {}
 
     def _run_in_ort(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         from bitwright.compiler.ort.session import run

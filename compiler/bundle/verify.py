@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.compiler.bundle.bundle import STATIC_MODEL_FILE, Bundle, GoldenSet
+from bitwright.compiler.bundle.bundle import LIBRARY_FOLDER, STATIC_MODEL_FILE, Bundle, GoldenSet
 from bitwright.compiler.bundle.manifest import Manifest
+from bitwright.compiler.bundle.segments import ONLY_ONNXRUNTIME, read_kernel_table
 from bitwright.compiler.errors import InternalError, UsageError, VerificationError
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.interpret.run import run_step
-from bitwright.compiler.lower.kernel_table import KernelCall, load_table, to_logical
+from bitwright.compiler.lower.kernel_table import KernelCall, to_logical
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import FloatIsland, Program, Step
+from bitwright.compiler.program.segments import NotLowered
 from bitwright.targets.backend import Execution
 from bitwright.targets.schema import Profile
 
@@ -105,7 +107,8 @@ class Verification:
     """What was executed and how it compares.
 
     Attributes:
-        executed: ``"native"``, ``"emulated"`` or ``"none"``.
+        executed: How the library was executed: ``"native"`` or ``"emulated"``; ``"onnxruntime"`` if nothing of the
+            model is in a library; ``"none"`` if nothing was executed.
         reason: Why nothing was executed, or "".
         sets: Golden sets executed.
         calls: Kernel calls compared.
@@ -114,6 +117,7 @@ class Verification:
         outputs: Final outputs against the references; float islands may make them differ.
         unrecorded: Integer steps that no kernel call belongs to (reshapes that move nothing).
         seconds: Best time of one call over the sets, or None where it means nothing.
+        not_lowered: Nodes that ONNX Runtime executed on this machine; no part of what was emulated.
     """
 
     executed: str
@@ -125,6 +129,7 @@ class Verification:
     outputs: tuple[OutputComparison, ...] = ()
     unrecorded: tuple[str, ...] = ()
     seconds: float | None = None
+    not_lowered: tuple[NotLowered, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -135,11 +140,11 @@ class Verification:
         """Return the result in words."""
         if self.executed == "none":
             return [f"compiled, not executed: {self.reason}"]
-        equal = self.calls - len(self.kernel_differences)
-        found = [
-            f"executed ({self.executed}) on {self.sets} golden sets: {equal} of {self.calls} integer kernel "
-            f"calls ({self.elements} elements) equal the reference interpreter bit for bit"
-        ]
+        found = [self._headline()]
+        if self.not_lowered:
+            nodes = sum(len(f.nodes) for f in self.not_lowered)
+            operators = sorted({operator for f in self.not_lowered for operator in f.operators})
+            found.append(f"{nodes} nodes ran in ONNX Runtime on this machine: {', '.join(operators)}")
         shown = self.kernel_differences[:SHOWN_DIFFERENCES]
         found += [f"differs: {d.sentence()}" for d in shown]
         hidden = len(self.kernel_differences) - len(shown)
@@ -148,6 +153,17 @@ class Verification:
             *([f"... and {hidden} more"] if hidden else []),
             *(o.sentence() for o in self.outputs),
         ]
+
+    def _headline(self) -> str:
+        if self.executed == ONLY_ONNXRUNTIME:
+            return (
+                f"nothing of the model is in a library; executed by ONNX Runtime on {self.sets} golden sets"
+            )
+        equal = self.calls - len(self.kernel_differences)
+        return (
+            f"executed ({self.executed}) on {self.sets} golden sets: {equal} of {self.calls} integer kernel "
+            f"calls ({self.elements} elements) equal the reference interpreter bit for bit"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for report.json; an infinite difference becomes None."""
@@ -205,7 +221,7 @@ def _verify_bundle(bundle: Bundle, samples: int | None) -> Verification:
         what = "the bundle holds no golden data to verify with"
         raise UsageError(what, where=str(bundle.path))
     program = extract_program(read_model(bundle.path / STATIC_MODEL_FILE).model)
-    table = load_table((bundle.path / KERNELS_FILE).read_text())
+    table = read_kernel_table(bundle.path / LIBRARY_FOLDER)
     return _verify_sets(bundle, program, table, golden)
 
 
@@ -237,6 +253,7 @@ def _verify_sets(
         outputs=tuple(outputs),
         unrecorded=unrecorded_steps(program, table),
         seconds=min(times, default=None),
+        not_lowered=() if bundle.segments is None else bundle.segments.findings(),
     )
 
 

@@ -2,7 +2,9 @@
 
 A job is a folder. The parent writes ``model.onnx`` and ``profile.json``; the child writes ``progress.txt``
 (what it is working on), ``log.txt`` (its stdout and stderr), and then ``objects/``, ``kernels.json`` and
-``result.json``, or ``error.json``.
+``result.json``, or ``error.json``. Where TVM cannot lower a part of the model, each of the program's segments
+has a folder ``segment_K`` instead, with ``objects/`` and ``kernels.json``, or with ``segment_K.onnx`` for ONNX
+Runtime.
 A failed job's folder is kept: it reproduces the failure with one command.
 """
 
@@ -14,10 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import onnx_ir as ir
 
@@ -25,6 +27,8 @@ from bitwright.compiler import errors
 from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.kernel_table import KernelCall, load_table
+from bitwright.compiler.program.ops import Tensor
+from bitwright.compiler.program.segments import EXECUTORS, Executor, NotLowered
 from bitwright.targets.schema import Profile
 
 WORKER = ("-P", "-m", "bitwright.compiler.lower.worker")
@@ -77,22 +81,58 @@ class Job:
         """The child's BitwrightError."""
         return self.folder / "error.json"
 
+    def segment(self, number: int) -> Job:
+        """The part of the job that is one segment: a folder inside this one."""
+        return Job(self.folder / f"segment_{number}")
+
+    @property
+    def segment_model(self) -> Path:
+        """The model of a segment that is left to ONNX Runtime."""
+        return self.folder / f"{self.folder.name}.onnx"
+
+
+@dataclass(frozen=True)
+class LoweredSegment:
+    """A part of a program that is not lowered as a whole.
+
+    Attributes:
+        executor: ``"kernels"``: a library made of ``objects``. ``"onnxruntime"``: ``model``.
+        inputs: What it reads, in the order of the library's parameters.
+        outputs: What it computes for later segments and for the model's outputs, in the library's order.
+        steps: Names of its steps.
+        objects: Object files, ready for the target's linker; empty for ONNX Runtime.
+        kernel_table: Kernel calls in execution order; empty for ONNX Runtime.
+        model: ONNX file for ONNX Runtime, else None.
+    """
+
+    executor: Executor
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    steps: tuple[str, ...]
+    objects: tuple[Path, ...] = ()
+    kernel_table: tuple[KernelCall, ...] = ()
+    model: Path | None = None
+
 
 @dataclass(frozen=True)
 class LoweringResult:
     """What the child produced.
 
     Attributes:
-        objects: Object files, ready for the target's linker.
-        kernel_table: Kernel calls in execution order.
+        objects: Object files of the whole model, ready for the target's linker; empty if there are segments.
+        kernel_table: Kernel calls in execution order; of all segments if there are segments.
         seconds: Time of extraction, lowering and code generation in the child.
         notes: One line for each "why not" of the extraction.
+        segments: In execution order; empty where the whole model is one library.
+        not_lowered: What is left to ONNX Runtime.
     """
 
     objects: tuple[Path, ...]
     kernel_table: tuple[KernelCall, ...]
     seconds: float
     notes: tuple[str, ...]
+    segments: tuple[LoweredSegment, ...] = ()
+    not_lowered: tuple[NotLowered, ...] = ()
 
 
 def lower_in_worker(
@@ -105,10 +145,12 @@ def lower_in_worker(
 ) -> LoweringResult:
     """Compile a Q/DQ model to object files in a child process.
 
+    What TVM cannot import is left to ONNX Runtime; the result has segments then.
+
     Args:
         model: Valid Q/DQ model with static shapes.
         profile: Target.
-        out: Existing folder; receives the object files and ``kernels.json``.
+        out: Existing folder; receives the object files and ``kernels.json``, or a folder for each segment.
         timeout_s: Limit for the whole job.
         worker: Arguments of the Python interpreter that start the child; the job's folder is appended.
 
@@ -176,8 +218,39 @@ def _raise_child_error(job: Job) -> NoReturn:
 
 def _collect(job: Job, out: Path) -> LoweringResult:
     result = json.loads(job.result.read_text())
-    objects = [job.objects / Path(name).name for name in result["objects"]]
-    placed = tuple(Path(shutil.copy2(source, out / source.name)) for source in objects)
+    seconds, notes = float(result["seconds"]), tuple(result["notes"])
+    if "segments" in result:
+        segments = tuple(
+            _collect_segment(job.segment(k), data, out) for k, data in enumerate(result["segments"])
+        )
+        table = tuple(call for segment in segments for call in segment.kernel_table)
+        left = tuple(
+            NotLowered(tuple(d["nodes"]), tuple(d["operators"]), d["reason"]) for d in result["not_lowered"]
+        )
+        return LoweringResult((), table, seconds, notes, segments, left)
+    objects = _copy_objects(job, result["objects"], out)
     shutil.copy2(job.kernels, out / job.kernels.name)
-    table = load_table(job.kernels.read_text())
-    return LoweringResult(placed, table, float(result["seconds"]), tuple(result["notes"]))
+    return LoweringResult(objects, load_table(job.kernels.read_text()), seconds, notes)
+
+
+def _copy_objects(job: Job, names: Sequence[str], out: Path) -> tuple[Path, ...]:
+    objects = [job.objects / Path(name).name for name in names]
+    return tuple(Path(shutil.copy2(source, out / source.name)) for source in objects)
+
+
+def _collect_segment(job: Job, data: Mapping[str, Any], out: Path) -> LoweredSegment:
+    folder = out / job.folder.name
+    folder.mkdir()
+    inputs, outputs = (tuple(map(_tensor, data[side])) for side in ("inputs", "outputs"))
+    steps = tuple(data["steps"])
+    if data["executor"] == EXECUTORS[0]:
+        objects = _copy_objects(job, data["objects"], folder)
+        table = load_table(job.kernels.read_text())
+        return LoweredSegment(EXECUTORS[0], inputs, outputs, steps, objects, table)
+    for path in job.folder.iterdir():  # the model, and its external data if it has any
+        shutil.move(path, folder / path.name)
+    return LoweredSegment(EXECUTORS[1], inputs, outputs, steps, model=folder / job.segment_model.name)
+
+
+def _tensor(data: Mapping[str, Any]) -> Tensor:
+    return Tensor(str(data["name"]), tuple(int(d) for d in data["shape"]), str(data["dtype"]))

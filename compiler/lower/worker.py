@@ -6,16 +6,22 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError
+from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.compile import compile_module, export_objects
+from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import Job
 from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.lower.relax_module import build_module
 from bitwright.compiler.program.extract import extract_program
+from bitwright.compiler.program.ops import Program, Tensor
+from bitwright.compiler.program.segments import Split, split_program
 from bitwright.targets.backend import Backend, backend_for
 from bitwright.targets.schema import Profile
 
@@ -39,15 +45,53 @@ def run(job: Job, backend: Backend | None = None) -> None:
     _enter(job, READING)
     # The parent wrote this file from a model that ingest has vouched for.
     program = extract_program(ir.load(job.model))
+    try:
+        result = _lower_library(job, job, program, profile, backend)
+    except ToolchainError:
+        _enter(job, READING)
+        split = split_program(program, importable)
+        if not split.not_lowered:
+            raise
+        result = _lower_segments(job, split, profile, backend)
+    seconds = time.perf_counter() - start
+    job.result.write_text(json.dumps({**result, "seconds": seconds, "notes": list(program.notes)}))
+
+
+def _lower_library(
+    job: Job, part: Job, program: Program, profile: Profile, backend: Backend
+) -> dict[str, Any]:
+    """Write the object files and the kernel table of one library into ``part``; return what to say of them."""
     lowered = build_module(program, profile, backend.dot_kernel, lambda name: _enter(job, f"'{name}'"))
-    job.kernels.write_text(dump_table(lowered.kernel_table))
+    part.kernels.write_text(dump_table(lowered.kernel_table))
     _enter(job, COMPILING)
     executable = compile_module(lowered.ir_module, backend.tvm_target(profile))
-    job.objects.mkdir()
-    objects = export_objects(executable, job.objects)
-    seconds = time.perf_counter() - start
-    result = {"objects": [p.name for p in objects], "seconds": seconds, "notes": list(program.notes)}
-    job.result.write_text(json.dumps(result))
+    part.objects.mkdir()
+    objects = export_objects(executable, part.objects)
+    return {"objects": [p.name for p in objects]}
+
+
+def _lower_segments(job: Job, split: Split, profile: Profile, backend: Backend) -> dict[str, Any]:
+    """Write every segment into its folder; return what to say of them."""
+    records = []
+    for number, segment in enumerate(split.segments):
+        part, program = job.segment(number), segment.program
+        part.folder.mkdir()
+        record: dict[str, Any] = {
+            "executor": segment.executor,
+            "inputs": [_port(program.tensor(name)) for name in program.inputs],
+            "outputs": [_port(program.tensor(name)) for name in program.outputs],
+            "steps": [step.name for step in program.steps],
+        }
+        if segment.executor == "kernels":
+            record |= _lower_library(job, part, program, profile, backend)
+        else:
+            save_model(segment.onnx_model(), part.segment_model)
+        records.append(record)
+    return {"segments": records, "not_lowered": [asdict(found) for found in split.not_lowered]}
+
+
+def _port(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
 
 
 def _enter(job: Job, stage: str) -> None:

@@ -10,13 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.errors import ModelError
-from bitwright.compiler.graph.model import constant_array, is_op, node_label, static_shape, subgraphs
+from bitwright.compiler.graph.model import constant_array, is_op, node_label, static_shape
+from bitwright.compiler.program.cut import copied_nodes, cut_model, read_values
 from bitwright.compiler.program.draft import Draft, labels
 from bitwright.compiler.program.ops import Dequantize, FloatIsland, Program, Step, Tensor
-
-# Deterministic operators that are copied into every island that needs their constant result.
-COPIED = ("Constant", "ConstantOfShape", "DequantizeLinear", "QuantizeLinear", "Identity", "Cast", "Reshape")
-COPIED_MOVES = ("Transpose", "Squeeze", "Unsqueeze")
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Assembler:
         self._draft = draft
         self._graph = draft.model.graph
         self._position = {node: i for i, node in enumerate(self._graph)}
-        self._copied = _copied_nodes(self._graph)
+        self._copied = copied_nodes(self._graph)
         self._values = {v.name: v for n in self._graph for v in n.outputs if v.name}
         self._values |= {v.name: v for v in self._graph.inputs if v.name}
         self._values |= dict(self._graph.initializers)
@@ -105,7 +102,7 @@ class Assembler:
         """The values a node reads, its subgraphs included, that must be computed or fed."""
         return [
             v
-            for v in _read_values(node, self._graph)
+            for v in read_values(node, self._graph)
             if not v.is_initializer() and v.producer() not in self._copied
         ]
 
@@ -155,21 +152,7 @@ class Assembler:
     def _island_model(self, own: list[ir.Node], inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
         for value in (*inputs, *outputs):
             self._tensor(value.name or "")
-        nodes = sorted(_with_copied(own, self._copied, self._graph), key=self._position.__getitem__)
-        reads = [v for n in nodes for v in _read_values(n, self._graph)]
-        initializers = list(dict.fromkeys(v for v in reads if v.is_initializer()))
-        source = self._draft.model
-        view = ir.GraphView(
-            inputs,
-            outputs,
-            nodes=nodes,
-            initializers=initializers,
-            opset_imports=dict(self._graph.opset_imports),
-            name="float_island",
-        )
-        graph = view.clone()
-        functions = [f.clone() for f in source.functions.values()]
-        return ir.Model(graph, ir_version=source.ir_version, functions=functions)
+        return cut_model(self._draft.model, own, inputs, outputs, self._copied)
 
     def _tensor(self, name: str) -> Tensor:
         known = self._draft.tensors.get(name)
@@ -197,41 +180,6 @@ def assemble(draft: Draft) -> Program:
         ModelError: A tensor at a boundary has no static shape, or no tensor type.
     """
     return Assembler(draft).program()
-
-
-def _read_values(node: ir.Node, graph: ir.Graph) -> list[ir.Value]:
-    """The main graph's values that a node reads, those captured by its subgraphs included, each once."""
-    found = [v for v in node.inputs if v is not None]
-    for body in subgraphs(node):
-        inner = list(ir.traversal.RecursiveGraphIterator(body))
-        bodies = [body, *(b for n in inner for b in subgraphs(n))]
-        captured = [v for n in inner for v in n.inputs] + [v for b in bodies for v in b.outputs]
-        found.extend(v for v in captured if v is not None and v.graph is graph)
-    return list(dict.fromkeys(found))
-
-
-def _copied_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Nodes that compute constants by cheap deterministic operators."""
-    found: set[ir.Node] = set()
-    for node in graph:
-        reads = [v for v in node.inputs if v is not None]
-        if is_op(node, *COPIED, *COPIED_MOVES) and all(
-            v.is_initializer() or v.producer() in found for v in reads
-        ):
-            found.add(node)
-    return found
-
-
-def _with_copied(own: list[ir.Node], copied: set[ir.Node], graph: ir.Graph) -> set[ir.Node]:
-    """The nodes and all constant-computing nodes that they read."""
-    nodes, pending = set(own), list(own)
-    while pending:
-        for value in _read_values(pending.pop(), graph):
-            producer = value.producer()
-            if producer is not None and producer in copied and producer not in nodes:
-                nodes.add(producer)
-                pending.append(producer)
-    return nodes
 
 
 def _islands(units: nx.DiGraph[str | ir.Node]) -> list[set[ir.Node]]:

@@ -45,12 +45,19 @@ class ArmBackend:
         return emulated.why_not_executable(profile)
 
     def execute(
-        self, bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, trace: bool, repeat: int = 1
+        self,
+        bundle: Path,
+        feeds: Mapping[str, np.ndarray],
+        profile: Profile,
+        *,
+        trace: bool,
+        repeat: int = 1,
+        library: str = "",
     ) -> Execution:
-        """Run the artifact in ``bundle``/lib on one set of inputs; emulated times are not reported."""
+        """Run a library in ``bundle``/lib on one set of inputs; emulated times are not reported."""
         launch = emulated.launch(profile)
         timed = repeat if launch.executed == "native" else 0
-        return execute(bundle, feeds, launch, trace=trace, repeat=timed)
+        return execute(bundle, feeds, launch, trace=trace, repeat=timed, library=library)
 
 
 def executes_on(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, cpu: str) -> bool:

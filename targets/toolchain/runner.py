@@ -70,9 +70,23 @@ def build_runner(folder: Path, triple: str) -> str:
 
 
 def execute(
-    bundle: Path, feeds: Mapping[str, np.ndarray], launch: Launch, *, trace: bool, repeat: int = 1
+    bundle: Path,
+    feeds: Mapping[str, np.ndarray],
+    launch: Launch,
+    *,
+    trace: bool,
+    repeat: int = 1,
+    library: str = "",
 ) -> Execution:
-    """Run ``bundle``/lib once (and ``repeat`` timed times) on one set of inputs.
+    """Run a library once (and ``repeat`` timed times) on one set of inputs.
+
+    Args:
+        bundle: Its ``lib`` holds the runner.
+        feeds: Input name -> array.
+        launch: How the runner is started.
+        trace: Record every kernel call.
+        repeat: Timed runs.
+        library: Folder in ``lib`` that holds the library and its interface; ``lib`` itself by default.
 
     Raises:
         DataError: ``feeds`` does not fit the model.
@@ -86,14 +100,15 @@ def execute(
             where=str(bundle),
             fix="compile again where TVM's runtime libraries for the target can be downloaded",
         )
-    interface = Interface.read(lib)
+    part = lib / library
+    interface = Interface.read(part)
     with tempfile.TemporaryDirectory(prefix="bitwright-run-") as work:
         folder = Path(work)
-        command = [*launch.prefix, str(lib / RUNNER_FILE), str(lib / LIBRARY_FILE), str(folder)]
+        command = [*launch.prefix, str(lib / RUNNER_FILE), str(part / LIBRARY_FILE), str(folder)]
         command += ["--repeat", str(repeat)] if repeat > 0 else []
         timed = trace and launch.executed == "native"
         command += ["--times", str(folder / "times")] if timed else []
-        command += ["--trace", str(folder / "trace"), str(lib / ROLES_FILE)] if trace else []
+        command += ["--trace", str(folder / "trace"), str(part / ROLES_FILE)] if trace else []
         command += _write_inputs(folder, interface.arrange(feeds))
         printed = run_tool(
             command, what="running the artifact", timeout_s=launch.timeout_s, environment=launch.environment

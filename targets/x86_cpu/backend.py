@@ -43,10 +43,17 @@ class X86Backend:
         return native.why_not_executable(profile)
 
     def execute(
-        self, bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, trace: bool, repeat: int = 1
+        self,
+        bundle: Path,
+        feeds: Mapping[str, np.ndarray],
+        profile: Profile,
+        *,
+        trace: bool,
+        repeat: int = 1,
+        library: str = "",
     ) -> Execution:
-        """Run the artifact in ``bundle``/lib on one set of inputs, natively."""
-        return execute(bundle, feeds, native.launch(profile), trace=trace, repeat=repeat)
+        """Run a library in ``bundle``/lib on one set of inputs, natively."""
+        return execute(bundle, feeds, native.launch(profile), trace=trace, repeat=repeat, library=library)
 
 
 BACKEND: Backend = X86Backend()

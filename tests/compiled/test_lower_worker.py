@@ -142,9 +142,14 @@ def test_an_unknown_error_class_is_our_bug(model, profile, tmp_path):
         lower_in_worker(model, profile, tmp_path, worker=child)
 
 
-def test_an_operator_tvm_lacks_reaches_the_parent(profile, tmp_path):
+def test_an_operator_tvm_lacks_is_left_to_onnxruntime(profile, tmp_path):
     text = '<ir_version: 9, opset_import: ["": 17]> g (float[2,3,3] x) => (float[2] y) { [odd] y = Det(x) }'
     model = ir.from_proto(onnx.parser.parse_model(text))
-    with pytest.raises(ToolchainError, match=r"node 'odd' \(Det\)"):
-        lower_in_worker(model, profile, tmp_path, timeout_s=120, worker=PLAIN_WORKER)
-    assert not list(tmp_path.glob("*.o"))
+    result = lower_in_worker(model, profile, tmp_path, timeout_s=120, worker=PLAIN_WORKER)
+    (found,) = result.not_lowered
+    assert (found.nodes, found.operators) == (("odd",), ("Det",))
+    assert "node 'odd' (Det)" in found.reason
+    (segment,) = result.segments
+    assert (segment.executor, segment.objects, segment.kernel_table) == ("onnxruntime", (), ())
+    assert [n.op_type for n in onnx.load(segment.model).graph.node] == ["Det"]
+    assert result.objects == ()
