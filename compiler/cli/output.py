@@ -70,9 +70,9 @@ class Output:
         """Print a table for people; a column whose title starts with ``#`` is set to the right."""
         if not self.speaks:
             return
-        table = Table(
-            title=Text(printable(title)) if title else None, title_justify="left", box=None, pad_edge=False
-        )
+        named = any(name.lstrip("#") for name in columns)
+        heading = Text(printable(title), "bold") if title else None
+        table = Table(title=heading, title_justify="left", box=None, pad_edge=False, show_header=named)
         for name in columns:
             right = name.startswith("#")
             table.add_column(

@@ -51,13 +51,19 @@ def report_content(c: Compilation) -> dict[str, Any]:
         "accuracy": None if c.accuracy is None else {**asdict(c.accuracy), "drop": c.accuracy.drop},
         "timing": {"onnxruntime": None if c.timing is None else asdict(c.timing)},
         "verification": None if c.verification is None else c.verification.to_dict(),
-        "warnings": list(c.source.warnings)
-        + (["calibrated on RANDOM data: ranges mean nothing"] if _random(c) else []),
+        "warnings": _warnings(c),
     }
 
 
 # Index arithmetic and constants: nobody asks why these are not quantized.
 SILENT_OPERATORS = ("Constant", "Shape", "Cast", "Range", "ConstantOfShape", "Identity")
+
+
+def _warnings(c: Compilation) -> list[str]:
+    """Return what a reader must not overlook, each once."""
+    random = ["calibrated on RANDOM data: ranges mean nothing"] if _random(c) else []
+    data = () if c.dataset is None else c.dataset.warnings
+    return list(dict.fromkeys((*random, *(c.source.warnings if c.source else ()), *data)))
 
 
 def _random(c: Compilation) -> bool:
