@@ -109,16 +109,16 @@ def forms(model: Path, output: Path, console: Console) -> list[Form]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     found = [in_session("fp32", ort.InferenceSession(model, options), model.stat().st_size)]
-    with console.status("quantizing for ONNX Runtime"):
-        quantized = output / "onnxruntime" / "model.onnx"
-        quantized.parent.mkdir(parents=True, exist_ok=True)
-        bitwright.quantize(model, target="host", data=data, output=quantized)
+    console.print("== quantizing for ONNX Runtime")
+    quantized = output / "onnxruntime" / "model.onnx"
+    quantized.parent.mkdir(parents=True, exist_ok=True)
+    bitwright.quantize(model, target="host", data=data, output=quantized)
     found.append(
         in_session("int8, ONNX Runtime", open_deployed(quantized, threads), quantized.stat().st_size)
     )
     for target in ("host", BOARD):
-        with console.status(f"compiling for {target}"):
-            form = _compiled_or_reason(model, target, data, output / target)
+        console.print(f"== compiling for {target} and verifying")
+        form = _compiled_or_reason(model, target, data, output / target)
         if isinstance(form, Form):
             found.append(form)
         else:
@@ -143,6 +143,7 @@ def alphabet_of(model: Path) -> list[str]:
 
 def show(found: list[Form], alphabet: list[str], console: Console) -> dict[str, float]:
     """Read the lines with every form, print the texts and the summary; returns the character accuracy of each."""
+    console.print(f"== reading {READ_LINES} lines with every form")
     written = list(lines(READ_LINES, seed=2))
     texts = {f.name: [decode(f.read(input_of(p)), alphabet) for _, p in written[: f.count]] for f in found}
     truth = [text for text, _ in written]
