@@ -209,6 +209,18 @@ def test_nothing_imports_the_bare_folder_names() -> None:
     assert [relative(p) for p in python_files(*TREE) if imported_packages(p) & set(CODE)] == []
 
 
+def test_the_inside_takes_only_the_version_from_the_public_face() -> None:
+    found = {
+        alias.name
+        for path in python_files(*CODE)
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ImportFrom) and node.module == "bitwright"
+        for alias in node.names
+        if not relative(path).startswith("compiler/cli/")
+    }
+    assert found <= {"__version__"}
+
+
 def test_the_public_face_loads_no_second_copy_and_no_tvm() -> None:
     code = "import sys, bitwright; print(sorted({'compiler', 'passes', 'targets', 'tvm'} & set(sys.modules)))"
     # From the root, where the bare names could be imported.
