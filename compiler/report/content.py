@@ -21,8 +21,8 @@ def report_content(c: Compilation) -> dict[str, Any]:
     """Return the report of a finished compilation.
 
     Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``phases``, ``layers``, ``noise``,
-    ``sizes``, ``float``, ``audit``, ``gate``, ``accuracy``, ``timing``, ``verification``, ``warnings``. Times are
-    seconds, sizes bytes, errors decibel.
+    ``sizes``, ``float``, ``not_lowered``, ``audit``, ``gate``, ``accuracy``, ``timing``, ``verification``,
+    ``warnings``. Times are seconds, sizes bytes, errors decibel.
     """
     assert c.source is not None and c.model is not None and c.plan is not None and c.quantized is not None
     return {
@@ -46,6 +46,7 @@ def report_content(c: Compilation) -> dict[str, Any]:
             for d in c.plan.nodes.values()
             if d.format == "float" and d.op not in SILENT_OPERATORS
         ],
+        "not_lowered": [] if c.lowering is None else [asdict(found) for found in c.lowering.not_lowered],
         "audit": None if c.audit is None else _audit(c),
         "gate": None if c.gate is None else _gate(c),
         "accuracy": None if c.accuracy is None else {**asdict(c.accuracy), "drop": c.accuracy.drop},

@@ -115,6 +115,8 @@ def _verdict(content: Mapping[str, Any]) -> Fact:
     if differing:
         detail = f"{differing} of {found['calls']} integer kernel calls differ from the reference ({found['executed']})"
         return Fact("Artifact", "DIFFERS", detail, "bad")
+    left = sum(len(part["nodes"]) for part in content.get("not_lowered", ()))
+    time += f"; {left} nodes are left to ONNX Runtime" if left else ""
     if not found["calls"]:
         return Fact(
             "Artifact", "no integers", f"executed ({found['executed']}) without integer kernels{time}", "warn"

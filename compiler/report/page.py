@@ -105,6 +105,7 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, Markup | None]]:
         _sizes(content["sizes"]),
         _layers(content["layers"]),
         _float(content["float"]),
+        _not_lowered(content.get("not_lowered", [])),
         _verification(content.get("verification")),
         _gate(content.get("gate")),
         _audit(content.get("audit")),
@@ -162,6 +163,19 @@ def _float(rows: list[dict[str, Any]]) -> tuple[str, Markup | None]:
     return _section("Stayed float", "Operators that run in float, by reason.", *tables.float_groups(rows))
 
 
+def _not_lowered(found: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+    rows = [
+        {"node": node, "reason": f"{', '.join(part['operators'])}: {part['reason']}"}
+        for part in found
+        for node in part["nodes"]
+    ]
+    lead = (
+        "What the compiler has no code for. The artifact is in segments: these nodes are ONNX files that ONNX Runtime "
+        "executes between the compiled libraries; on this machine during verification, whatever the target is."
+    )
+    return _section("Left to ONNX Runtime", lead, *tables.float_groups(rows))
+
+
 def _verification(found: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
     if found is None:
         return "Verification", None
@@ -170,10 +184,12 @@ def _verification(found: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
         return _section("Verification", "", element("p", text, class_="warn-text"))
     equal = found["calls"] - len(found["kernel_differences"])
     lead = (
-        f"The artifact was executed ({found['executed']}) on {found['sets']} golden input sets. Each integer kernel's "
-        f"recorded inputs went to the reference interpreter: {equal} of {found['calls']} calls are equal to it bit for "
-        f"bit, {count_text(found['elements'])} elements in all. Outputs below may differ where float operators round "
-        "differently in the two runtimes."
+        f"Nothing of the model is compiled: ONNX Runtime executed all of it on {found['sets']} golden input sets."
+        if found["executed"] == "onnxruntime"
+        else f"The artifact was executed ({found['executed']}) on {found['sets']} golden input sets. Each integer "
+        f"kernel's recorded inputs went to the reference interpreter: {equal} of {found['calls']} calls are equal to "
+        f"it bit for bit, {count_text(found['elements'])} elements in all. Outputs below may differ where float "
+        "operators round differently in the two runtimes."
     )
     parts: list[Child] = []
     if found["kernel_differences"]:
