@@ -52,10 +52,12 @@ test: $(VENV)/.installed-dev
 	@$(BIN)/pytest -q -n $(JOBS)
 
 lint: $(VENV)/.installed-dev
-	@$(BIN)/ruff check --quiet
-	@$(BIN)/ruff format --check --quiet
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache | tail -n 1
+	@status=0; \
+	$(BIN)/ruff check --quiet || status=1; \
+	$(BIN)/ruff format --check --quiet || status=1; \
+	$(BIN)/mypy || status=1; \
+	$(BIN)/lint-imports --no-cache --no-logo || status=1; \
+	exit $$status
 
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix --quiet

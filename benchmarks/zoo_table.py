@@ -2,8 +2,8 @@
 
 usage: BITWRIGHT_ZOO=... python benchmarks/zoo_table.py [--targets host,arm-cortex-a76] [MODEL ...]
 
-Metrics are measured on samples that did not calibrate. ONNX Runtime ratios are paired runs on one thread: thread CPU time
-of `bitwright quantize`'s output over the original fp32 model, median of the pairs.
+Metrics are measured on samples that did not calibrate. ONNX Runtime ratios are paired runs on one thread: thread CPU
+time of `bitwright quantize`'s output over the original fp32 model, median of the pairs.
 """
 
 from __future__ import annotations

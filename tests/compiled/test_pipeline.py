@@ -96,7 +96,9 @@ def test_plan_and_report_tell_the_same_story(bundle: Bundle) -> None:
     assert report["summary"]["bytes"] < report["summary"]["float_bytes"]
 
 
-def test_compiling_twice_gives_the_same_library_and_model(bundle: Bundle, model_path: Path, tmp_path: Path) -> None:
+def test_compiling_twice_gives_the_same_library_and_model(
+    bundle: Bundle, model_path: Path, tmp_path: Path
+) -> None:
     again = compile_model(options(model_path, tmp_path / "again"))
     assert again is not None
     for name in ("model.onnx", "plan.yaml", "lib/model.so", "lib/kernels.json", "golden/outputs_0.npz"):
@@ -127,7 +129,9 @@ provenance:
 
 
 def test_stopping_early_writes_nothing_but_the_dump(model_path: Path, tmp_path: Path) -> None:
-    result = compile_model(options(model_path, tmp_path / "out", stop_after="quantize", dump=tmp_path / "dump"))
+    result = compile_model(
+        options(model_path, tmp_path / "out", stop_after="quantize", dump=tmp_path / "dump")
+    )
     assert result is None
     assert not (tmp_path / "out").exists()
     dumped = sorted(p.name for p in (tmp_path / "dump").iterdir())
@@ -150,7 +154,11 @@ def test_what_is_wrong_is_refused_and_nothing_is_written(
     model_path: Path, tmp_path: Path, changes: dict[str, object], error: type[BitwrightError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        compile_model(Options(model=model_path, output=tmp_path / "out", **{"target": "host", "data": samples(), **changes}))  # type: ignore[arg-type]
+        compile_model(
+            Options(
+                model=model_path, output=tmp_path / "out", **{"target": "host", "data": samples(), **changes}
+            )
+        )  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
