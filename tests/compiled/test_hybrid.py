@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from recurrent_model import samples, save, save_recurrent
 
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.bundle.verify import verify, verify_folder
@@ -21,53 +22,20 @@ from bitwright.targets.loader import load_profile
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="executes x86-64 code")
 
-# Two quantized products with a GRU between them, and an output that needs no GRU.
-RECURRENT = """
-<ir_version: 8, opset_import: ["" : 17]>
-g (float[6, 1, 32] x) => (float[6, 1, 24] y, float[6, 1, 16] s)
-{
-  [project] a = MatMul(x, wa)
-  s = Sigmoid(a)
-  [gru] h, last = GRU <hidden_size = 16> (a, w, r)
-  flat = Squeeze(h, one)
-  [head] y = MatMul(flat, wb)
-}
-"""
-SHAPES = {"wa": (32, 16), "w": (1, 48, 16), "r": (1, 48, 16), "wb": (16, 24)}
 # The products are exact; GRU and Sigmoid round differently in the last bits. A GRU output (between -1 and 1, so a step
 # of its quantizer is at most 2/255) at a tie then moves by one step, times a weight of the head (below 1).
 BOUNDS = {"y": 2 / 255, "s": 1e-6}
 
 
-def save(path: Path, text: str, **initializers: np.ndarray) -> Path:
-    proto = onnx.parser.parse_model(text)
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in initializers.items())
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
-    return path
-
-
-def samples(count: int = 12) -> list[dict[str, np.ndarray]]:
-    generator = np.random.default_rng(1)
-    return [{"x": generator.normal(size=(6, 1, 32)).astype("float32")} for _ in range(count)]
-
-
 @pytest.fixture(scope="module")
-def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generator = np.random.default_rng(0)
-    weights = {n: generator.normal(0, 0.2, shape).astype("float32") for n, shape in SHAPES.items()}
-    path = tmp_path_factory.mktemp("recurrent") / "model.onnx"
-    return save(path, RECURRENT, one=np.array([1], "int64"), **weights)
-
-
-@pytest.fixture(scope="module")
-def bundle(recurrent: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     profile = load_profile("x86-avx2")
     reason = backend_for(profile.family).why_not_executable(profile)
     if reason:
         pytest.skip(reason)
-    out = tmp_path_factory.mktemp("hybrid") / "out"
-    made = compile_model(Options(model=recurrent, data=samples(), output=out, target="x86-avx2"))
+    folder = tmp_path_factory.mktemp("hybrid")
+    out, model = folder / "out", save_recurrent(folder / "model.onnx")
+    made = compile_model(Options(model=model, data=samples(), output=out, target="x86-avx2"))
     assert made is not None
     return made
 

@@ -10,10 +10,12 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from lower_helpers import PlainBackend
 
 from bitwright.compiler.errors import InternalError, ModelError, ToolchainError
 from bitwright.compiler.lower.job import Job, lower_in_worker
 from bitwright.compiler.lower.kernel_table import load_table
+from bitwright.compiler.lower.worker import run
 from bitwright.targets.schema import (
     Codegen,
     Combo,
@@ -153,3 +155,16 @@ def test_an_operator_tvm_lacks_is_left_to_onnxruntime(profile, tmp_path):
     assert (segment.executor, segment.objects, segment.kernel_table) == ("onnxruntime", (), ())
     assert [n.op_type for n in onnx.load(segment.model).graph.node] == ["Det"]
     assert result.objects == ()
+
+
+def test_a_failure_that_is_no_missing_operator_stays_an_error(model, profile, tmp_path):
+    class Broken(PlainBackend):
+        def dot_kernel(self, step, program, profile):
+            raise ToolchainError("no such instruction", where=step.name)
+
+    job = Job(tmp_path)
+    ir.save(model, job.model)
+    job.profile.write_text(json.dumps(profile.dump()))
+    with pytest.raises(ToolchainError, match="conv: no such instruction"):
+        run(job, Broken())
+    assert not job.result.exists()

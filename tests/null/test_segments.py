@@ -1,7 +1,9 @@
 """Splitting a program: who executes what, in which order, and that the parts compute what the whole does."""
 
+import json
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from bitwright.compiler.bundle.segments import read_kernel_table, read_segments, write_segments
+from bitwright.compiler.errors import UsageError
 from bitwright.compiler.interpret.run import run_program
+from bitwright.compiler.lower.job import LoweredSegment
 from bitwright.compiler.program.cut import join_models
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import FloatIsland, Program, QLut, QuantParams, Tensor
-from bitwright.compiler.program.segments import Split, split_program
+from bitwright.compiler.program.segments import NotLowered, Split, split_program
 
 Q = QuantParams("uint8", 0.05, 128)
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
@@ -269,3 +274,31 @@ def test_the_fewest_levels_are_used(executor: str) -> None:
     split = split_program(whole, why_not)
     assert len(split.segments) == 3
     assert [s.executor for s in split.segments].count(executor) == (2 if executor == "kernels" else 1)
+
+
+def test_the_list_of_segments_round_trips(tmp_path: Path) -> None:
+    tensor = Tensor("x", (2, 3), "uint8")
+    parts = (
+        LoweredSegment("kernels", (tensor,), (tensor,), ("a",)),
+        LoweredSegment("onnxruntime", (tensor,), (tensor,), ("b",), model=tmp_path / "segment_1.onnx"),
+    )
+    left = (NotLowered(("b",), ("Erf",), "no kernel for Erf"),)
+    assert read_segments(tmp_path) is None
+    write_segments(tmp_path, parts, left)
+    found = read_segments(tmp_path)
+    assert found is not None and found.has_library
+    assert [s.path for s in found.segments] == ["segment_0", "segment_1.onnx"]
+    assert found.findings() == left
+    assert read_kernel_table(tmp_path) == ()
+    assert (tmp_path / "segment_0" / "interface.json").exists()
+
+
+@pytest.mark.parametrize("path", ["../segment_0", "/etc/passwd", "segment_0/../..", "segment_x", ""])
+def test_segments_outside_the_folder_are_refused(tmp_path: Path, path: str) -> None:
+    write_segments(tmp_path, (LoweredSegment("kernels", (), (), ()),), ())
+    file = tmp_path / "segments.json"
+    content = json.loads(file.read_text())
+    content["segments"][0]["path"] = path
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="list of segments is damaged"):
+        read_segments(tmp_path)
