@@ -97,12 +97,18 @@ def _export(module: Any, inputs: tuple[Any, ...] | dict[str, Any], path: Path, o
     """Try PyTorch's exporters in order; returns the name of the one that worked."""
     torch = import_module("torch")
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
+    # The older exporter makes up names for keyword inputs.
+    options = {
+        "opset_version": opset,
+        "input_names": None if kwargs is None else list(kwargs),
+        "verbose": False,
+    }
     reasons = []
     for name, dynamo in (("torch.export", True), ("TorchScript", False)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                torch.onnx.export(module, args, str(path), kwargs=kwargs, opset_version=opset, dynamo=dynamo)
+                torch.onnx.export(module, args, str(path), kwargs=kwargs, dynamo=dynamo, **options)
         except Exception as error:  # the exporters raise whatever the module makes them raise
             reasons.append(f"{name}: {one_line(error)}")
         else:
