@@ -104,9 +104,10 @@ def refuse_dynamic_outputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]
         if isinstance(value.type, ir.TensorType) and value.name in shapes:
             continue
         cause = _cause(value, shapes)
-        what = "the output has no fixed shape"
+        tensor = value.type is None or isinstance(value.type, ir.TensorType)
+        what = "the output has no fixed shape" if tensor else "the output is no tensor"
         raise ModelError(
-            f"{what}: {_reason(cause)}" if cause is not None else what,
+            f"{what}: {_reason(cause)}" if cause is not None and tensor else what,
             where=f"output '{value.name}'",
             fix="an artifact is compiled for fixed shapes: make this size a constant, remove the output, "
             "or use `bitwright quantize`, whose model runs in ONNX Runtime",

@@ -109,6 +109,17 @@ def test_the_report_says_so(bundle: Bundle) -> None:
     assert "Left to ONNX Runtime" in page
 
 
+def test_compiling_twice_gives_the_same_files(bundle: Bundle, tmp_path: Path) -> None:
+    model = save_recurrent(tmp_path / "model.onnx")
+    again = compile_model(Options(model=model, data=samples(), output=tmp_path / "out", target="x86-avx2"))
+    assert again is not None
+    both = [
+        {n: r for n, r in b.manifest.files.items() if n.startswith("lib/segment")} for b in (bundle, again)
+    ]
+    assert both[0] == both[1]
+    assert len(both[0]) == 1 + 1 + 2 * 4, "the list, the ONNX file, and four files for each library"
+
+
 def test_a_model_of_nothing_else_is_one_onnx_file(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[6, 1, 32] x) => (float[6, 1, 1, 16] y) { [gru] y = GRU <hidden_size = 16> (x, w, r) }"""
