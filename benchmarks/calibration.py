@@ -8,6 +8,7 @@ method, the contenders taking turns:
 - ``bitwright``: every phase of ``bitwright quantize`` that makes the model: reading with all checks,
   normalization with its check of equality, plan, calibration, ranges, rounding, writing. Left out is what ONNX
   Runtime's tool has nothing like: the gate on speed and the audit.
+- ``ranges``: the same, ending when the range of every tensor is known.
 - ``onnxruntime``: ``quantize_static`` on a model that was preprocessed (``quant_pre_process``) as its
   documentation asks.
 - ``preprocess``: ``quant_pre_process`` alone, which a user of ``quantize_static`` has to run before.
@@ -35,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,10 @@ class Case:
         return len(self.samples)
 
     def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield ``size`` samples at a time, joined along the leading axis, in the model's input type."""
-        for start in range(0, len(self.samples), size):
-            group = self.samples[start : start + size]
-            yield {k: np.concatenate([s[k] for s in group]).astype(self.dtype) for k in group[0]}
+        """Yield up to ``size`` neighbours of equal shapes, joined along the leading axis, in the input's type."""
+        for _, alike in groupby(self.samples, lambda sample: [a.shape for a in sample.values()]):
+            while group := list(islice(alike, size)):
+                yield {k: np.concatenate([s[k] for s in group]).astype(self.dtype) for k in group[0]}
 
 
 def resnet8(zoo: Path, _method: str) -> Case:
@@ -103,8 +105,25 @@ CASES: dict[str, Callable[[Path, str], Case]] = {
 
 def run_bitwright(case: Case, method: str, _prepared: Path, folder: Path) -> None:
     from bitwright.compiler import frontend
-    from bitwright.compiler.compilation import Compilation, Silent
     from bitwright.compiler.graph.saving import save_model
+
+    c, selection = _calibrated(case, method)
+    plan = frontend.allocate(c, selection, "onnxruntime")
+    save_model(frontend.quantized_model(c, plan), folder / "quantized.onnx")
+
+
+def run_ranges(case: Case, method: str, _prepared: Path, _folder: Path) -> None:
+    from bitwright.compiler import frontend
+    from bitwright.compiler.plan.planner import observed_tensors
+
+    c, selection = _calibrated(case, method)
+    frontend.ranges_of(c, observed_tensors(selection))
+
+
+def _calibrated(case: Case, method: str) -> tuple[Any, Any]:
+    """Run the phases up to calibration; returns the compilation and what is quantized."""
+    from bitwright.compiler import frontend
+    from bitwright.compiler.compilation import Compilation, Silent
     from bitwright.compiler.ingest.model_reader import read_model
     from bitwright.compiler.options import Options
     from bitwright.compiler.plan.planner import observed_tensors
@@ -117,8 +136,7 @@ def run_bitwright(case: Case, method: str, _prepared: Path, folder: Path) -> Non
     frontend.choose_shapes(c, [])
     selection = frontend.select_units(c, "onnxruntime")
     frontend.calibrate(c, observed_tensors(selection), [])
-    plan = frontend.allocate(c, selection, "onnxruntime")
-    save_model(frontend.quantized_model(c, plan), folder / "quantized.onnx")
+    return c, selection
 
 
 def run_onnxruntime(case: Case, method: str, prepared: Path, folder: Path) -> None:
@@ -159,11 +177,18 @@ def run_preprocess(case: Case, _method: str, prepared: Path, _folder: Path) -> N
     quant_pre_process(case.model, prepared, skip_symbolic_shape=True)
 
 
-RUNS = {"preprocess": run_preprocess, "bitwright": run_bitwright, "onnxruntime": run_onnxruntime}
+RUNS = {
+    "preprocess": run_preprocess,
+    "bitwright": run_bitwright,
+    "ranges": run_ranges,
+    "onnxruntime": run_onnxruntime,
+}
+TURNS = ("bitwright", "ranges", "onnxruntime")
 # Imported before the work is timed.
 MODULES = {
     "preprocess": "onnxruntime.quantization",
     "bitwright": "bitwright.compiler.frontend",
+    "ranges": "bitwright.compiler.frontend",
     "onnxruntime": "onnxruntime.quantization",
 }
 
@@ -206,7 +231,7 @@ def compare(case: str, methods: tuple[str, ...], rounds: int, folder: Path) -> N
     runs = [measure("preprocess", case, methods[0], prepared) for _ in range(rounds)]
     print_row(case, "", "", "preprocess", runs)
     for method in methods:
-        found: dict[str, list[dict[str, float] | str]] = {"bitwright": [], "onnxruntime": []}
+        found: dict[str, list[dict[str, float] | str]] = {contender: [] for contender in TURNS}
         for _ in range(rounds):
             for contender, results in found.items():
                 results.append(measure(contender, case, method, prepared))

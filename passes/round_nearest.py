@@ -13,12 +13,14 @@ from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.passes.contract import PassResult
 from bitwright.passes.rewriting import add_initializer
 
+BLOCK = 1 << 18  # elements that are rounded at a time: the steps in between are copies of what they work on
+
 
 def round_to_nearest(weight: np.ndarray, scale: np.ndarray, axis: int | None, dtype: str) -> np.ndarray:
     """Return ``clip(rint(w / s), -qmax, qmax)``; rounding is half to even, the smallest integer stays unused.
 
     Args:
-        weight: float32, any shape.
+        weight: float32, of at least one dimension.
         scale: float32, one per index of ``axis``, or one element when ``axis`` is None.
         axis: Channel axis of the scales.
         dtype: ``"int8"``.
@@ -27,8 +29,13 @@ def round_to_nearest(weight: np.ndarray, scale: np.ndarray, axis: int | None, dt
     shape = [1] * weight.ndim
     if axis is not None:
         shape[axis] = -1
-    steps = weight.astype(np.float32) / scale.astype(np.float32).reshape(shape)
-    integers: np.ndarray = np.clip(np.rint(steps), -largest, largest).astype(dtype)
+    divisors = scale.astype(np.float32).reshape(shape)
+    integers: np.ndarray = np.empty(weight.shape, dtype)
+    rows = max(1, BLOCK // max(1, weight[:1].size))
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        steps = weight[part].astype(np.float32) / (divisors[part] if axis == 0 else divisors)
+        integers[part] = np.clip(np.rint(steps), -largest, largest)
     return integers
 
 

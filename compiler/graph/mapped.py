@@ -19,6 +19,8 @@ import onnx
 import onnx_ir as ir
 
 PIECE_BYTES = 1 << 20
+# Arrays of this many bytes may be handed out before the pages of earlier ones are let go.
+RESIDENT_BYTES = 32 << 20
 # The smallest element numpy can view in place; 4-bit and 2-bit elements would have to be unpacked.
 _BYTE_BITS = 8
 
@@ -81,6 +83,7 @@ class MappedFile:
             b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         )
         self.bytes = len(self.view)
+        self._handed_out = 0
 
     def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Read a range piece by piece; the pages of the mapping are not touched.
@@ -89,6 +92,13 @@ class MappedFile:
             OSError: The file became shorter.
         """
         return read_range(self._stream.fileno(), offset, self.bytes - offset if length is None else length)
+
+    def hand_out(self, length: int) -> None:
+        """Account for an array of ``length`` bytes that somebody is about to read."""
+        self._handed_out += length
+        if self._handed_out > RESIDENT_BYTES:
+            self.release_pages()
+            self._handed_out = length
 
     def release_pages(self) -> None:
         """Let go of the pages that were touched so far; arrays stay valid and fetch them again when read."""
@@ -126,6 +136,11 @@ class MappedTensor(ir.Tensor[np.ndarray]):
         value = np.empty(0, dtype.numpy()) if array is None else array
         super().__init__(value.reshape(shape), dtype=dtype, name=name)
         self.file, self._offset = file, offset
+
+    def numpy(self) -> np.ndarray:
+        """Return a read-only view of the file; only the pages that are read take memory, and not for long."""
+        self.file.hand_out(self.nbytes)
+        return super().numpy()
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the tensor's little-endian bytes, all pieces but the last a whole number of elements.
@@ -168,6 +183,13 @@ def map_weights(model: ir.Model, files: Mapping[str, MappedFile]) -> None:
                 elif attribute.type == ir.AttributeType.TENSORS:
                     tensors = [_mapped(t, files) for t in attribute.as_tensors()]
                     node.attributes[attribute.name] = ir.AttrTensors(attribute.name, tensors)
+
+
+def release_pages(model: ir.Model) -> None:
+    """Let go of the pages of mapped weights that were touched so far."""
+    tensors = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
+    for file in {t.file for t in tensors if isinstance(t, MappedTensor)}:
+        file.release_pages()
 
 
 def _mapped(tensor: ir.TensorProtocol, files: Mapping[str, MappedFile]) -> ir.TensorProtocol:

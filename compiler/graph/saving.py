@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler.graph.mapped import MappedTensor
+from bitwright.compiler.graph.mapped import release_pages
+from bitwright.compiler.graph.wire import write_model
 
 # protobuf ends at 2 GiB; leave room for the graph itself and for readers that copy.
 INLINE_LIMIT_BYTES = 1 << 30
@@ -37,13 +39,14 @@ def save_model(model: ir.Model, path: Path, *, external: bool | None = None) -> 
     if external is None:
         external = weight_bytes(model) > INLINE_LIMIT_BYTES
     data = path.with_name(path.name + ".data")
+    release_pages(model)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         new = Path(folder) / path.name
         if external:
             ir.save(model, new, external_data=data.name)
         else:
-            with _loaded(model):
-                ir.save(model, new)
+            with new.open("wb") as stream:
+                write_model(model, stream)
         written = [p for p in (new.with_name(data.name), new) if p.exists()]
         return [p.replace(path.with_name(p.name)) for p in written][::-1]
 
@@ -57,32 +60,13 @@ def loadable(model: ir.Model) -> Iterator[bytes | Path]:
         afterwards, which a mapping survives.
     """
     if weight_bytes(model) <= MAP_ABOVE_BYTES:
-        with _loaded(model):
-            message: bytes = ir.to_proto(model).SerializeToString()
-        yield message
+        message = BytesIO()
+        write_model(model, message)
+        yield message.getvalue()
         return
-    for file in {t.file for t in _tensors(model) if isinstance(t, MappedTensor)}:
-        file.release_pages()
+    release_pages(model)
     # Where a mapped file cannot be deleted (Windows) it is left to the system's cleaning.
     with tempfile.TemporaryDirectory(prefix="bitwright-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data=path.name + ".data")
         yield path
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:
-    return (v.const_value for graph in model.graphs() for v in graph.initializers.values())
-
-
-@contextmanager
-def _loaded(model: ir.Model) -> Iterator[None]:
-    """Hold external initializers in memory for a while: serialized as they are they would name their old file."""
-    values = [v for graph in model.graphs() for v in graph.initializers.values()]
-    tensors = {v: v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)}
-    try:
-        for value, tensor in tensors.items():
-            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-        yield
-    finally:
-        for value, tensor in tensors.items():
-            value.const_value = tensor

@@ -17,10 +17,12 @@ from typing import NamedTuple, Protocol
 import onnx
 from onnx import TensorProto
 
+from bitwright.compiler.graph.wire import GRAPH, INITIALIZER, LENGTH_DELIMITED, RAW_DATA, field_head
+
 # Below this a copy is cheaper than a page.
 CUT_ABOVE_BYTES = 64 << 10
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, LENGTH_DELIMITED, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _VARINT_BYTES, _VARINT_LIMIT = 10, 1 << 64
 _CONTINUED = 0x80
@@ -29,10 +31,8 @@ _LARGEST_NUMBER = (1 << 29) - 1
 _MOST_FIELDS = 1_000_000
 _LARGEST_TENSOR = 1_000
 
-_GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
-_INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _TENSOR = {name: field.number for name, field in onnx.TensorProto.DESCRIPTOR.fields_by_name.items()}
-_RAW_DATA, _DATA_TYPE = _TENSOR["raw_data"], _TENSOR["data_type"]
+_DATA_TYPE = _TENSOR["data_type"]
 # A tensor with any other field (typed data, segments, a location of its own) is left to the ordinary checks.
 _CUTTABLE_FIELDS = frozenset(
     _TENSOR[name] for name in ("dims", "data_type", "name", "raw_data", "doc_string", "metadata_props")
@@ -135,19 +135,19 @@ class _Cutter:
 
     def model(self) -> Iterator[bytes]:
         for field in self._fields(0, len(self._data)):
-            if (field.number, field.wire) == (_GRAPH, _LENGTH):
-                yield _enclosed(_GRAPH, b"".join(self._graph(field)))
+            if (field.number, field.wire) == (GRAPH, _LENGTH):
+                yield _enclosed(GRAPH, b"".join(self._graph(field)))
             else:
                 yield self._data[field.start : field.end]
 
     def _graph(self, graph: _Field) -> Iterator[bytes]:
         kept = graph.payload  # fields that stand side by side are copied at once
         for field in self._fields(graph.payload, graph.end):
-            if (field.number, field.wire) != (_INITIALIZER, _LENGTH):
+            if (field.number, field.wire) != (INITIALIZER, _LENGTH):
                 continue
             if field.end - field.payload > self._threshold and (tensor := self._tensor(field)) is not None:
                 yield self._data[kept : field.start]
-                yield _enclosed(_INITIALIZER, tensor)
+                yield _enclosed(INITIALIZER, tensor)
                 kept = field.end
         yield self._data[kept : graph.end]
 
@@ -159,14 +159,14 @@ class _Cutter:
             # Also ends the walk over data that are stored as one field an element.
             if field.number not in _CUTTABLE_FIELDS or len(fields) > _LARGEST_TENSOR:
                 return None
-        raw = [f for f in fields if f.number == _RAW_DATA]
+        raw = [f for f in fields if f.number == RAW_DATA]
         types = [self._number(f) for f in fields if (f.number, f.wire) == (_DATA_TYPE, _VARINT)]
         if len(raw) != 1 or raw[0].wire != _LENGTH or len(types) != 1 or types[0] not in _CUTTABLE_TYPES:
             return None
         span = Span(raw[0].payload, raw[0].end - raw[0].payload)
         if span.length <= self._threshold:
             return None
-        rest = b"".join(self._data[f.start : f.end] for f in fields if f.number != _RAW_DATA)
+        rest = b"".join(self._data[f.start : f.end] for f in fields if f.number != RAW_DATA)
         return rest + _reference(self._token, span)
 
     def _number(self, field: _Field) -> int:
@@ -223,12 +223,4 @@ def _reference(token: str, span: Span) -> bytes:
 
 def _enclosed(number: int, payload: bytes) -> bytes:
     """Return a length-delimited field."""
-    return _encoded(number << 3 | _LENGTH) + _encoded(len(payload)) + payload
-
-
-def _encoded(value: int) -> bytes:
-    found = bytearray()
-    while value >= _CONTINUED:
-        found.append(value & 0x7F | _CONTINUED)
-        value >>= 7
-    return bytes([*found, value])
+    return field_head(number, len(payload)) + payload

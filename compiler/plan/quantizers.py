@@ -52,7 +52,9 @@ def weight_scale(weight: np.ndarray, axis: int | None, space: QSpace) -> np.ndar
     """
     largest = float(np.iinfo(integer_dtype(space)).max)
     others = tuple(k for k in range(weight.ndim) if k != axis)
-    bound = np.abs(weight).max(axis=others if axis is not None else None, initial=0.0)
+    over = others if axis is not None else None
+    # Not max(abs(w)), which would copy the weight.
+    bound = np.maximum(weight.max(axis=over, initial=0.0), -weight.min(axis=over, initial=0.0))
     scale = np.asarray(bound, np.float32).reshape(-1) / np.float32(largest)
     return np.where(scale == 0, np.float32(1.0), np.maximum(scale, np.float32(SMALLEST_SCALE)))
 
