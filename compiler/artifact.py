@@ -25,6 +25,7 @@ from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.job import LoweringResult, lower_in_worker
 from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
+from bitwright.compiler.ort.timing import best_wall_seconds
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import runtime_of
 from bitwright.compiler.shape_choice import samples_of_shape
@@ -127,6 +128,9 @@ def verify(c: Compilation, folder: Path, notes: list[str]) -> None:
         VerificationError: A kernel differs from the reference in at least one element.
     """
     c.verification = verify_folder(folder, c.profile)
+    if c.verification.seconds is not None and c.source is not None:
+        c.float_s = best_wall_seconds(open_session(c.source.model), c.golden[-1])
+        notes.append(f"{c.verification.seconds / c.float_s:.2f} of the float model's time in ONNX Runtime")
     notes.extend(c.verification.lines())
     if not c.verification.passed:
         raise VerificationError(

@@ -87,6 +87,7 @@ class Compilation:
         golden: Samples of those sizes.
         lowering: Objects and kernel table.
         verification: The executed artifact against the reference.
+        float_s: Best wall seconds of the float model in ONNX Runtime on a golden sample, on this machine.
         phases: Record of what ran.
     """
 
@@ -111,6 +112,7 @@ class Compilation:
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)
     lowering: LoweringResult | None = None
     verification: Verification | None = None
+    float_s: float | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,8 @@ class Verification:
         outputs: Final outputs against the references; float islands may make them differ.
         unrecorded: Integer steps that no kernel call belongs to (reshapes that move nothing).
         seconds: Best time of one call over the sets, or None where it means nothing.
+        step_seconds: Step -> best seconds of its kernels in one call; empty where times mean nothing.
+        float_seconds: Best seconds of everything in the library that is no integer kernel.
         not_lowered: Nodes that ONNX Runtime executed on this machine; no part of what was emulated.
     """
 
@@ -129,6 +131,8 @@ class Verification:
     outputs: tuple[OutputComparison, ...] = ()
     unrecorded: tuple[str, ...] = ()
     seconds: float | None = None
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+    float_seconds: float = 0.0
     not_lowered: tuple[NotLowered, ...] = ()
 
     @property
@@ -233,9 +237,10 @@ def _verify_sets(
     times: list[float] = []
     elements = 0
     executed = "none"
+    call_seconds: Sequence[tuple[str, float]] = ()
     for data in golden:
         execution = bundle.execute(data.inputs, trace=True, repeat=TIMED_CALLS)
-        executed = execution.executed
+        executed, call_seconds = execution.executed, execution.call_seconds
         times += [execution.seconds] if execution.seconds is not None else []
         for step, call, difference in compare_calls(program, table, execution):
             elements += difference.elements
@@ -244,6 +249,7 @@ def _verify_sets(
         references = {"golden": data.outputs, "onnxruntime": bundle.run(data.inputs, "ort")}
         for name, values in references.items():
             outputs += compare_outputs(data.number, execution.outputs, name, values)
+    step_seconds, float_seconds = times_by_step(program, table, call_seconds)
     return Verification(
         executed=executed,
         sets=len(golden),
@@ -253,8 +259,27 @@ def _verify_sets(
         outputs=tuple(outputs),
         unrecorded=unrecorded_steps(program, table),
         seconds=min(times, default=None),
+        step_seconds=step_seconds,
+        float_seconds=float_seconds,
         not_lowered=() if bundle.segments is None else bundle.segments.findings(),
     )
+
+
+def times_by_step(
+    program: Program, table: Sequence[KernelCall], call_seconds: Sequence[tuple[str, float]]
+) -> tuple[dict[str, float], float]:
+    """Return step -> seconds of its kernels (changes of storage order count for the step that made the tensor), and
+    the seconds of all other calls."""
+    functions = {call.function for call in table}
+    integer = [seconds for function, seconds in call_seconds if function in functions]
+    if len(integer) != len(table):
+        return {}, 0.0
+    producers = {name: step.name for step in program.steps for name in step.outputs}
+    found: dict[str, float] = {}
+    for call, seconds in zip(table, integer, strict=True):
+        label = producers.get(call.output.tensor, call.output.tensor)
+        found[label] = found.get(label, 0.0) + seconds
+    return found, sum(seconds for function, seconds in call_seconds if function not in functions)
 
 
 def compare_calls(

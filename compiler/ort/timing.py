@@ -40,6 +40,16 @@ def _round(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarra
     return time.thread_time() - start
 
 
+def best_wall_seconds(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], *, calls: int = 15) -> float:
+    """Return the shortest wall time of one call, after a warm-up."""
+    best = float("inf")
+    for _ in range(calls + 1):
+        start = time.perf_counter()
+        run(session, feeds)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
 def _calls(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarray]], round_s: float) -> int:
     once = max(min(_round(session, feeds, 1) for _ in range(3)), 1e-6)
     return max(1, min(2000, int(round_s / once)))

@@ -50,10 +50,18 @@ def report_content(c: Compilation) -> dict[str, Any]:
         "audit": None if c.audit is None else _audit(c),
         "gate": None if c.gate is None else _gate(c),
         "accuracy": None if c.accuracy is None else {**asdict(c.accuracy), "drop": c.accuracy.drop},
-        "timing": {"onnxruntime": None if c.timing is None else asdict(c.timing)},
+        "timing": {"onnxruntime": None if c.timing is None else asdict(c.timing), "artifact": _artifact_time(c)},
         "verification": None if c.verification is None else c.verification.to_dict(),
         "warnings": _warnings(c),
     }
+
+
+def _artifact_time(c: Compilation) -> dict[str, float] | None:
+    """Return the artifact's time against the float model in ONNX Runtime, where both ran on this machine."""
+    if c.verification is None or c.verification.seconds is None or c.float_s is None:
+        return None
+    seconds = c.verification.seconds
+    return {"seconds": seconds, "float_s": c.float_s, "ratio": seconds / c.float_s}
 
 
 # Index arithmetic and constants: nobody asks why these are not quantized.
@@ -109,7 +117,7 @@ def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
         "bytes": sum(row["bytes"] for row in ledger),
         "output_sqnr_db": {name: c.sqnr_db[name] for name in outputs if name in c.sqnr_db},
         "executed": "none" if c.verification is None else c.verification.executed,
-        "speed": "measured" if c.timing is not None else "modelled (profile's cost model)",
+        "speed": "modelled (profile's cost model)" if c.timing is None and c.float_s is None else "measured",
     }
 
 
@@ -131,10 +139,16 @@ def _layer(decision: NodeDecision, c: Compilation, plan: Plan, unit: Unit | None
         "output_quant": None if writes is None else asdict(writes),
         "fused": [] if unit is None else [node_label(node) for node in unit.tail],
         "sqnr_db": c.sqnr_db.get(output),
+        "measured_s": _measured(decision.node, c),
         "weight_scales": None if weight is None else int(weight.scale.size),
         "weight_scale_min": None if weight is None else float(weight.scale.min()),
         "weight_scale_max": None if weight is None else float(weight.scale.max()),
     }
+
+
+def _measured(node: str, c: Compilation) -> float | None:
+    """Return the best seconds of a node's integer kernels, where the artifact ran natively."""
+    return None if c.verification is None else c.verification.step_seconds.get(node)
 
 
 def _noise(c: Compilation) -> list[dict[str, Any]]:

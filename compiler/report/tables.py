@@ -60,6 +60,7 @@ def layer_table(layers: Sequence[Mapping[str, Any]]) -> Markup:
         "#MACs",
         "#Estimated",
         "#In float",
+        "#Measured",
         "Weight scales",
     )
     folded = [row for row in layers if row["format"] == "float" and row["role"] != "anchor"]
@@ -84,6 +85,7 @@ def _layer_row(row: Mapping[str, Any]) -> list[Child]:
         count_text(row["macs"]) if row["macs"] else DASH,
         seconds_text(row["estimated_s"] or None),
         seconds_text(row["estimated_float_s"] or None),
+        seconds_text(row["measured_s"]),
         _weight_scales(row),
     ]
 
