@@ -268,8 +268,10 @@ def _verify_sets(
 def times_by_step(
     program: Program, table: Sequence[KernelCall], call_seconds: Sequence[tuple[str, float]]
 ) -> tuple[dict[str, float], float]:
-    """Return step -> seconds of its kernels (changes of storage order count for the step that made the tensor), and
-    the seconds of all other calls."""
+    """Return step -> seconds of its kernels, and the seconds of all other calls.
+
+    Changes of storage order count for the step that made the tensor.
+    """
     functions = {call.function for call in table}
     integer = [seconds for function, seconds in call_seconds if function in functions]
     if len(integer) != len(table):

@@ -40,7 +40,9 @@ def _round(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarra
     return time.thread_time() - start
 
 
-def best_wall_seconds(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], *, calls: int = 15) -> float:
+def best_wall_seconds(
+    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], *, calls: int = 15
+) -> float:
     """Return the shortest wall time of one call, after a warm-up."""
     best = float("inf")
     for _ in range(calls + 1):
