@@ -16,7 +16,7 @@ from bitwright.compiler.errors import DataError
 
 LARGEST_BATCH = 16
 # More runs no faster (measured from 0.8 to 12 MB on ResNet-8) and only adds to the peak.
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 1 << 20
 
 Batch = Mapping[str, np.ndarray]
 
