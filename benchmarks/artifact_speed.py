@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import tvm
 from tvm.runtime.vm import VirtualMachine
@@ -35,7 +37,19 @@ from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import load_profile
 
+MLP_TEXT = """
+<ir_version: 8, opset_import: ["" : 17]>
+mlp (float[M,384] x) => (float[M,384] y)
+{
+  h = Gemm(x, up, up_bias)
+  r = Relu(h)
+  y = Gemm(r, down, down_bias)
+}
+"""
 DEFAULT = (
+    "mlp@M=1",
+    "mlp@M=32",
+    "mlp@M=128",
     "resnet8_cifar10",
     "kws_dscnn",
     "vww_mobilenet",
@@ -44,6 +58,31 @@ DEFAULT = (
     "ppocr_rec",
 )
 ROUNDS = 15
+
+
+def mlp(folder: Path, rows: int) -> ZooModel:
+    """Return minilm's feed-forward shapes (384 -> 1536 -> 384) with random weights, as a model of its own."""
+    random = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(MLP_TEXT)
+    shapes = {"up": (384, 1536), "up_bias": (1536,), "down": (1536, 384), "down_bias": (384,)}
+    for name, shape in shapes.items():
+        weight = random.normal(0, 0.05, shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    onnx.save(proto, folder / "model.onnx")
+    samples = [{"x": random.normal(size=(rows, 384)).astype(np.float32)} for _ in range(8)]
+    return GeneratedModel("mlp", "", float, True, lambda: iter(samples), lambda _: 0.0, folder / "model.onnx")
+
+
+@dataclass(frozen=True)
+class GeneratedModel(ZooModel):
+    """A model that this script made."""
+
+    file: Path
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self.file
 
 
 def sized(sample: Feeds, dims: Mapping[str, int]) -> Feeds:
@@ -96,7 +135,11 @@ def row(spec: str) -> str:
     """Measure one model."""
     name, *sizes = spec.split("@")
     dims = {key: int(size) for key, size in (pair.split("=") for pair in sizes)}
-    c = prepared(model_named(name), dims)
+    if name == "mlp":
+        made = tempfile.TemporaryDirectory()
+        c = prepared(mlp(Path(made.name), dims["M"]), dims)
+    else:
+        c = prepared(model_named(name), dims)
     assert c.static is not None and c.model is not None
     backend, profile = backend_for(c.profile.family), c.profile
     plain = c.model.clone()

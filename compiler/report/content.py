@@ -50,7 +50,10 @@ def report_content(c: Compilation) -> dict[str, Any]:
         "audit": None if c.audit is None else _audit(c),
         "gate": None if c.gate is None else _gate(c),
         "accuracy": None if c.accuracy is None else {**asdict(c.accuracy), "drop": c.accuracy.drop},
-        "timing": {"onnxruntime": None if c.timing is None else asdict(c.timing), "artifact": _artifact_time(c)},
+        "timing": {
+            "onnxruntime": None if c.timing is None else asdict(c.timing),
+            "artifact": _artifact_time(c),
+        },
         "verification": None if c.verification is None else c.verification.to_dict(),
         "warnings": _warnings(c),
     }

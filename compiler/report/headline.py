@@ -97,7 +97,9 @@ def _speed(content: Mapping[str, Any]) -> Fact:
             f"as fast as the float model in ONNX Runtime, the compiled artifact measured on this machine: "
             f"{seconds_text(artifact['seconds'])} against {seconds_text(artifact['float_s'])}"
         )
-        return Fact("Speed", speed_text(artifact["ratio"]), detail, "good" if artifact["ratio"] < 1 else "warn")
+        return Fact(
+            "Speed", speed_text(artifact["ratio"]), detail, "good" if artifact["ratio"] < 1 else "warn"
+        )
     integer = sum(row["estimated_s"] for row in content["layers"])
     real = sum(row["estimated_float_s"] for row in content["layers"])
     if not integer or not real:

@@ -154,8 +154,8 @@ def _sizes(ledger: list[dict[str, Any]]) -> tuple[str, Markup | None]:
 def _layers(layers: list[dict[str, Any]]) -> tuple[str, Markup | None]:
     lead = (
         "Every operator the target has an integer kernel for, and what was decided. Estimated times, here and in "
-        "float, are the profile's cost model: they rank choices, they do not predict a clock. Measured is the best time "
-        "of the layer's kernels in the compiled artifact, where it ran on this machine."
+        "float, are the profile's cost model: they rank choices, they do not predict a clock. Measured is the "
+        "best time of the layer's kernels in the compiled artifact, where it ran on this machine."
     )
     return _section("Layers", lead, *((tables.layer_table(layers),) if layers else ()))
 
