@@ -15,7 +15,6 @@ from bitwright.compiler.graph.model import constant_array, consumers
 from bitwright.compiler.plan.units import Unit
 from bitwright.targets.schema import Profile
 
-
 # Roles whose kernels can leave a float result; the others write the integers they were given.
 WRITES_FLOAT = ("anchor", "table")
 

@@ -10,7 +10,6 @@ from bitwright.compiler.graph.model import constant_array, int_attribute, is_op,
 from bitwright.compiler.graph.operands import activations_of, table_of, weight_array, weight_of
 from bitwright.targets.schema import Limits, OpRule
 
-
 # Below 256 KiB of float32 the extra nodes outweigh the bytes.
 SMALLEST_TABLE = 65536
 
