@@ -187,8 +187,8 @@ TURNS = ("bitwright", "ranges", "onnxruntime")
 # Imported before the work is timed.
 MODULES = {
     "preprocess": "onnxruntime.quantization",
-    "bitwright": "bitwright.compiler.frontend",
-    "ranges": "bitwright.compiler.frontend",
+    "bitwright": "bitwright.compiler.cli.app",
+    "ranges": "bitwright.compiler.cli.app",
     "onnxruntime": "onnxruntime.quantization",
 }
 

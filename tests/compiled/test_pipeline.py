@@ -16,9 +16,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "null"))
-
 from plan_models import CNN, build
 
 from bitwright.compiler.bundle.bundle import Bundle
@@ -189,7 +186,7 @@ def test_a_foreign_folder_is_never_overwritten(model_path: Path, tmp_path: Path)
 CHILD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = sys.argv[3:]
 from test_pipeline import compile_model, options
 print("started", flush=True)
 compile_model(options(Path(sys.argv[1]), Path(sys.argv[2])))
@@ -200,10 +197,11 @@ def test_kill_9_leaves_the_whole_output_or_none(model_path: Path, tmp_path: Path
     """Kill a compilation at random moments: a bundle that is there must open, hashes and all."""
     out = tmp_path / "out"
     moments = random.Random(0)
-    here = str(Path(__file__).parent)
+    here = Path(__file__).parent
+    helpers = [str(here), str(here.parent / "null")]
     for _ in range(KILLS):
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(model_path), str(out), here],
+            [sys.executable, "-c", CHILD, str(model_path), str(out), *helpers],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

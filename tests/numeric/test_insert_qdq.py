@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "null"))
-
 from plan_models import CNN, CONCAT, MLP_ISLANDS, build
 
 from bitwright.compiler.graph.model import constant_array

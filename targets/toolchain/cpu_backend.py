@@ -1,0 +1,69 @@
+"""What the families of processors under Linux have in common: LLVM code, a shared library, the C++ runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitwright.targets.backend import Execution, Kernel
+from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.codegen import llvm_target
+from bitwright.targets.toolchain.linker import link_shared
+from bitwright.targets.toolchain.runner import Launch, execute
+
+if TYPE_CHECKING:
+    from bitwright.compiler.program.ops import Program, Step
+
+
+@dataclass(frozen=True)
+class CpuBackend:
+    """The ``Backend`` of a processor family.
+
+    Attributes:
+        family: Folder name, equal to the profile's ``family``.
+        kernels: Module that provides ``dot_kernel``; by name, because it imports tvm, which takes seconds.
+        missing: Why this machine cannot execute artifacts of a profile, or None if it can.
+        launch: How the runner is started for a profile.
+    """
+
+    family: str
+    kernels: str
+    missing: Callable[[Profile], str | None]
+    launch: Callable[[Profile], Launch]
+
+    def dot_kernel(self, step: Step, program: Program, profile: Profile) -> Kernel:
+        """Return the kernel of a QGemm or QConv step."""
+        kernel: Kernel = import_module(self.kernels).dot_kernel(step, program, profile)
+        return kernel
+
+    def tvm_target(self, profile: Profile) -> dict[str, Any]:
+        """Return the dictionary for ``tvm.target.Target``."""
+        return llvm_target(profile)
+
+    def link(self, objects: Sequence[Path], library: Path, profile: Profile) -> str:
+        """Link object files into a shared library; returns the tool's name and version."""
+        return link_shared(objects, library, profile.toolchain.triple)
+
+    def why_not_executable(self, profile: Profile) -> str | None:
+        """Return why this machine cannot execute artifacts of ``profile``, or None if it can."""
+        return self.missing(profile)
+
+    def execute(
+        self,
+        bundle: Path,
+        feeds: Mapping[str, np.ndarray],
+        profile: Profile,
+        *,
+        trace: bool,
+        repeat: int = 1,
+        library: str = "",
+    ) -> Execution:
+        """Run a library in ``bundle``/lib on one set of inputs; the time of an emulator is not reported."""
+        launch = self.launch(profile)
+        timed = repeat if launch.executed == "native" else 0
+        return execute(bundle, feeds, launch, trace=trace, repeat=timed, library=library)
