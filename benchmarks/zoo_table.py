@@ -9,6 +9,7 @@ time of `bitwright quantize`'s output over the original fp32 model, median of th
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -18,16 +19,24 @@ from zoo import MODELS, Feeds, Run, ZooModel, model_named
 from bitwright.compiler.deploy import quantize
 from bitwright.compiler.errors import BitwrightError
 from bitwright.compiler.options import Options
-from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
-from bitwright.compiler.ort.timing import time_paired
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.compiler.ort.timing import time_reopened
 from bitwright.compiler.pipeline import compile_model
-from bitwright.targets.loader import load_profile
 
 
 def runner(path: Path, config: SessionConfig | None = None) -> Run:
     """Return a function that runs a model file on one thread."""
     session = open_session(path, config)
     return lambda feeds: run(session, feeds)
+
+
+def session_config(path: Path) -> SessionConfig:
+    """Return the options that were written beside the model."""
+    options = json.loads(path.read_text())
+    return SessionConfig(
+        session_config_entries=options["session_config_entries"],
+        disabled_optimizers=options["disabled_optimizers"],
+    )
 
 
 def timing_feeds(model: ZooModel, samples: list[Feeds]) -> list[Feeds]:
@@ -63,11 +72,14 @@ def deployed_row(model: ZooModel, folder: Path) -> str:
         Options(model=model.path, target="host", data=samples, output=folder / f"{model.name}.onnx")
     )
     seconds = time.perf_counter() - start
-    config = config_for(load_profile("host").runtimes.onnxruntime)
+    config = session_config(made.session)
     before = model.evaluate(runner(model.path))
     after = model.evaluate(runner(made.model, config))
-    timing = time_paired(
-        open_session(made.model, config), open_session(model.path), timing_feeds(model, samples), rounds=31
+    timing = time_reopened(
+        lambda: open_session(made.model, config),
+        lambda: open_session(model.path),
+        timing_feeds(model, samples),
+        sessions=9,
     )
     gate = made.report["gate"]
     placement = "float" if isinstance(gate, dict) and gate["all_float"] else "int8"

@@ -13,9 +13,9 @@ from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
-from bitwright.compiler.ort.no_regret import kinds, no_regret
+from bitwright.compiler.ort.no_regret import WORTHWHILE, kinds, no_regret
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
-from bitwright.compiler.ort.timing import time_paired
+from bitwright.compiler.ort.timing import PairedTiming, time_reopened
 from bitwright.compiler.plan.planner import observed_tensors, plan_selection, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.report.content import report_content
@@ -64,9 +64,11 @@ def run_phases(c: Compilation) -> None:
         frontend.calibrate(c, observed_tensors(c.selection), notes)
     with c.recorded("gate") as notes:
         c.selection = _gated(c, notes)
-    with c.recorded("quantize"):
+    with c.recorded("quantize") as notes:
         c.plan = frontend.allocate(c, c.selection, "onnxruntime")
         c.quantized = frontend.quantized_model(c, c.plan)
+        if c.gate is not None and c.gate.all_float:
+            _keep_the_input_unless_faster(c, notes)
     with c.recorded("audit") as notes:
         frontend.audit_model(c, notes)
         assert c.audit is not None
@@ -74,7 +76,23 @@ def run_phases(c: Compilation) -> None:
         _time(c, notes)
 
 
+def _keep_the_input_unless_faster(c: Compilation, notes: list[str]) -> None:
+    """Hand back the user's own graph where the rewritten float model (with 8-bit tables, if any) gains nothing."""
+    assert c.source is not None and c.quantized is not None and c.plan is not None
+    ratio = _timed(c, c.quantized).ratio
+    if ratio < (1.0 if c.plan.weights else WORTHWHILE):
+        notes.append(f"the rewritten float model takes {ratio:.2f} of the input model's time")
+        return
+    c.model = c.quantized = c.source.model
+    notes.append(
+        f"the rewritten float model takes {ratio:.2f} of the input model's time: the input model is kept"
+    )
+
+
 def _config(c: Compilation) -> SessionConfig:
+    """Return the session options of the result; those that protect integers would only hinder a float model."""
+    if c.gate is not None and c.gate.all_float:
+        return SessionConfig(threads=c.options.threads)
     return config_for(runtime_of(c.profile, "onnxruntime"), threads=c.options.threads)
 
 
@@ -115,11 +133,19 @@ def _gated(c: Compilation, notes: list[str]) -> Selection:
 
 
 def _time(c: Compilation, notes: list[str]) -> None:
-    assert c.source is not None and c.quantized is not None and c.dataset is not None
-    candidate = open_session(c.quantized, _config(c))
-    reference = open_session(c.source.model, SessionConfig(threads=c.options.threads))
-    c.timing = time_paired(candidate, reference, list(islice(c.dataset.batches(1), TIMED_SAMPLES)))
+    assert c.quantized is not None
+    c.timing = _timed(c, c.quantized)
     notes.append(f"{c.timing.ratio:.2f} of the float model's time in ONNX Runtime")
+
+
+def _timed(c: Compilation, model: ir.Model) -> PairedTiming:
+    """Time a model against the input model."""
+    assert c.source is not None and c.dataset is not None
+    original, plain = c.source.model, SessionConfig(threads=c.options.threads)
+    samples = list(islice(c.dataset.batches(1), TIMED_SAMPLES))
+    return time_reopened(
+        lambda: open_session(model, _config(c)), lambda: open_session(original, plain), samples
+    )
 
 
 def _write(c: Compilation, output: Path, report: dict[str, object]) -> Deployment:

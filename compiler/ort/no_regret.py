@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from bitwright.compiler.graph.operands import weight_array, weight_of
 from bitwright.compiler.ort.session import SessionConfig, open_session
-from bitwright.compiler.ort.timing import time_paired
+from bitwright.compiler.ort.timing import time_paired, time_reopened
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.units import Unit
 
@@ -113,7 +113,6 @@ def no_regret(
     """
     if not groups:
         return GateResult(frozenset(), True, 1.0, ())
-    reference = open_session(float_model, SessionConfig(threads=config.threads))
     keep: frozenset[str] = frozenset()
     current = open_session(build(keep), config)
     trials: list[Trial] = []
@@ -127,7 +126,13 @@ def no_regret(
             keep, current = keep | names, candidate
     progress("int8 against float")
     everything = keep >= frozenset().union(*groups.values())
-    ratio = 1.0 if everything else time_paired(current, reference, feeds, rounds=rounds).ratio
+    ratio = 1.0
+    if not everything:
+        chosen = build(keep)
+        plain = SessionConfig(threads=config.threads)
+        ratio = time_reopened(
+            lambda: open_session(chosen, config), lambda: open_session(float_model, plain), feeds
+        ).ratio
     worth = not everything and ratio < WORTHWHILE
     trials.append(Trial("the chosen integer model instead of float", ratio, worth))
     return GateResult(keep, not worth, ratio if worth else 1.0, tuple(trials))
