@@ -56,6 +56,7 @@ DEFAULT = (
     "ad_autoencoder",
     "minilm_l6@N=1@T=64",
     "ppocr_rec",
+    "tinylm",
 )
 ROUNDS = 15
 
