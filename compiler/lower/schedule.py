@@ -17,6 +17,9 @@ from tvm.tirx.analysis import undefined_vars
 SPATIAL, REDUCTION = 0, 2  # tirx.IterVar.DataPar and CommReduce
 PARALLEL_MIN_ELEMENTS = 8192
 MAX_TASKS = 64
+# A polynomial reads its argument some thirty times; a polynomial of a polynomial would grow beyond all bounds.
+LARGEST_EXPRESSION = 4000
+OPERANDS = ("a", "b", "value", "condition", "true_value", "false_value", "args", "indices")
 ROW_TILE, COLUMN_TILE = 4, 32  # 16 AVX2 or 8 AVX-512 registers of sums
 
 
@@ -64,8 +67,55 @@ def schedule_function(function: tirx.PrimFunc) -> tirx.PrimFunc:
         return function
     schedule = s_tir.Schedule(function)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        _inline(schedule, block)
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         _schedule_block(schedule, block)
     return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _inline(schedule: s_tir.Schedule, block: Any) -> None:
+    """Compute an element where it is read, if every reader reads it once an element: no pass over memory between."""
+    readers = schedule.get_consumers(block)
+    extents = _spatial_extents(schedule, block)
+    if not readers or extents is None or any(_spatial_extents(schedule, r) != extents for r in readers):
+        return
+    statement = schedule.get(block).body
+    bodies = [_nodes(schedule.get(reader).body.value) for reader in readers]
+    reads = max(sum(_loads(node, statement.buffer) for node in body) for body in bodies)
+    if reads * len(_nodes(statement.value)) <= LARGEST_EXPRESSION:
+        schedule.compute_inline(block)
+
+
+def _loads(node: Any, buffer: Any) -> bool:
+    return isinstance(node, tvm.ir.expr.TensorLoad) and node.source.same_as(buffer)
+
+
+def _spatial_extents(schedule: s_tir.Schedule, block: Any) -> list[int] | None:
+    """Return the extents of a block that only maps elements, sizes of 1 left out, else None."""
+    statement, loops = schedule.get(block), schedule.get_loops(block)
+    extents = [schedule.get(loop).extent for loop in loops]
+    if any(int(v.iter_type) != SPATIAL for v in statement.iter_vars):
+        return None
+    if not all(isinstance(e, tirx.IntImm) for e in extents) or not isinstance(
+        statement.body, tirx.BufferStore
+    ):
+        return None
+    return [int(e) for e in extents if int(e) != 1]
+
+
+def _nodes(expression: Any) -> list[Any]:
+    """Return the nodes of an expression as a tree; stops above the size that matters."""
+    found, waiting = [], [expression]
+    while waiting and len(found) <= LARGEST_EXPRESSION:
+        node = waiting.pop()
+        found.append(node)
+        for name in OPERANDS:
+            operand = getattr(node, name, None)
+            if isinstance(operand, tvm.ir.Expr):
+                waiting.append(operand)
+            elif operand is not None and name in ("args", "indices"):
+                waiting.extend(operand)
+    return found
 
 
 def _schedule_block(schedule: s_tir.Schedule, block: Any) -> None:
