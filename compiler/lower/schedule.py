@@ -105,7 +105,8 @@ def _spatial_extents(schedule: s_tir.Schedule, block: Any) -> list[int] | None:
 
 def _nodes(expression: Any) -> list[Any]:
     """Return the nodes of an expression as a tree; stops above the size that matters."""
-    found, waiting = [], [expression]
+    found: list[Any] = []
+    waiting = [expression]
     while waiting and len(found) <= LARGEST_EXPRESSION:
         node = waiting.pop()
         found.append(node)

@@ -11,9 +11,11 @@ import onnx_ir as ir
 import pytest
 import tvm
 from scipy.special import erf
+from tvm import s_tir
 from tvm.runtime.vm import VirtualMachine
 
-from bitwright.compiler.lower.compile import compile_float
+from bitwright.compiler.lower.compile import compile_float, optimize
+from bitwright.compiler.lower.island import import_model
 from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import load_profile
 
@@ -63,3 +65,17 @@ def test_relative_error(
     # Below the smallest normal float32 there are no relative digits left to compare.
     error = np.abs(actual - expected) / np.maximum(np.abs(expected), 1e-30)
     assert error.max() < bound
+
+
+def test_a_chain_of_elementwise_operators_is_one_pass_over_memory() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    gelu (float[64,512] x) => (float[64,512] y) <float root = {1.4142135}, float one = {1.0}, float half = {0.5}>
+    { d = Div(x, root) e = Erf(d) a = Add(e, one) b = Mul(x, a) y = Mul(b, half) }
+    """
+    profile = load_profile("host")
+    target = tvm.target.Target(backend_for(profile.family).tvm_target(profile))
+    module = optimize(import_model(ir.from_proto(onnx.parser.parse_model(text)), "gelu"), target)
+    (function,) = [f for _, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
+    schedule = s_tir.Schedule(function)
+    assert len(schedule.get_child_blocks(schedule.get_sblock("root"))) == 1
