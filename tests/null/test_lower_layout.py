@@ -23,8 +23,8 @@ def stored(shape, order, buffer_shape=None):
     return Stored("t", shape, order, "uint8", 0, buffer_shape or physical_shape(shape, order))
 
 
-@pytest.mark.parametrize("order", permutations(range(3)))
-@pytest.mark.parametrize("perm", permutations(range(3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("perm", list(permutations(range(3))))
 def test_a_transpose_keeps_the_bytes_in_place(order, perm):
     x = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     bytes_of_x = x.transpose(order).copy(order="C")
