@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bitwright.compiler.errors import InternalError, ProfileError
-from bitwright.compiler.lower.templates.choice import available_intrinsics
+from bitwright.compiler.errors import ProfileError
+from bitwright.compiler.lower.templates.choice import available_intrinsics, dot_of
 from bitwright.compiler.lower.templates.depthwise import depthwise_kernel
-from bitwright.compiler.lower.templates.geometry import geometry_of
 from bitwright.compiler.lower.templates.implicit_gemm import implicit_gemm_kernel
-from bitwright.compiler.program.ops import Dot, Program, Step
+from bitwright.compiler.program.ops import Program, Step
 from bitwright.targets.arm_cpu.neon import NEON
 from bitwright.targets.arm_cpu.sdot import SDOT
 from bitwright.targets.backend import Kernel
@@ -47,10 +46,7 @@ def kernel_for(step: Step, program: Program, available: tuple[str, ...]) -> Kern
         InternalError: The step is not a dot product.
         ProfileError: None of ``available`` is known here.
     """
-    geometry = geometry_of(step, program)
-    if not isinstance(step, Dot):
-        what = f"{type(step).__name__} is not a dot product"
-        raise InternalError(what, where=step.name)
+    dot, geometry = dot_of(step, program)
     if geometry.is_depthwise:
-        return depthwise_kernel(step, program, geometry, register_bytes=REGISTER_BYTES)
-    return implicit_gemm_kernel(step, program, geometry, INSTRUCTIONS[choose_intrinsic(available)])
+        return depthwise_kernel(dot, program, geometry, register_bytes=REGISTER_BYTES)
+    return implicit_gemm_kernel(dot, program, geometry, INSTRUCTIONS[choose_intrinsic(available)])

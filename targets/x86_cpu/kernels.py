@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bitwright.compiler.errors import InternalError, ProfileError
-from bitwright.compiler.lower.templates.choice import available_intrinsics
+from bitwright.compiler.errors import ProfileError
+from bitwright.compiler.lower.templates.choice import available_intrinsics, dot_of
 from bitwright.compiler.lower.templates.depthwise import depthwise_kernel
-from bitwright.compiler.lower.templates.geometry import DotGeometry, geometry_of
+from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.lower.templates.implicit_gemm import implicit_gemm_kernel
-from bitwright.compiler.program.ops import Dot, Program, Step
+from bitwright.compiler.program.ops import Program, Step
 from bitwright.targets.backend import Kernel
 from bitwright.targets.schema import Profile
 from bitwright.targets.x86_cpu import amx
@@ -58,15 +58,12 @@ def kernel_for(step: Step, program: Program, available: tuple[str, ...]) -> Kern
         InternalError: The step is not a dot product.
         ProfileError: None of ``available`` is known here.
     """
-    geometry = geometry_of(step, program)
-    if not isinstance(step, Dot):
-        what = f"{type(step).__name__} is not a dot product"
-        raise InternalError(what, where=step.name)
+    dot, geometry = dot_of(step, program)
     if geometry.is_depthwise:
         names = [n for n in available if n in REGISTER_BYTES]
         wide = max((REGISTER_BYTES[n] for n in names), default=64 if amx.NAME in available else 32)
-        return depthwise_kernel(step, program, geometry, register_bytes=wide)
+        return depthwise_kernel(dot, program, geometry, register_bytes=wide)
     name = choose_intrinsic(geometry, available)
     if name == amx.NAME:
-        return amx.amx_kernel(step, program, geometry)
-    return implicit_gemm_kernel(step, program, geometry, VECTOR_INSTRUCTIONS[name])
+        return amx.amx_kernel(dot, program, geometry)
+    return implicit_gemm_kernel(dot, program, geometry, VECTOR_INSTRUCTIONS[name])

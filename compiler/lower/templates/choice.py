@@ -1,8 +1,10 @@
-"""Which dot-product instructions the target profile allows for a step."""
+"""What kernel selection needs in every family: the step as a dot product, and the instructions it may use."""
 
 from __future__ import annotations
 
-from bitwright.compiler.program.ops import Program, QConv, Step
+from bitwright.compiler.errors import InternalError
+from bitwright.compiler.lower.templates.geometry import DotGeometry, geometry_of
+from bitwright.compiler.program.ops import Dot, Program, QConv, Step
 from bitwright.targets.schema import Combo, Profile
 
 INTEGERS = ("s8", "u8", "s16")
@@ -26,3 +28,15 @@ def available_intrinsics(step: Step, program: Program, profile: Profile) -> tupl
 def _reads(combo: Combo, profile: Profile, *, signed: bool) -> bool:
     space = profile.qspaces.get(combo.act)
     return space is not None and space.float_type is None and space.bits == 8 and space.signed == signed
+
+
+def dot_of(step: Step, program: Program) -> tuple[Dot, DotGeometry]:
+    """Return the step as a dot product with its loop bounds.
+
+    Raises:
+        InternalError: The step is not a dot product.
+    """
+    if not isinstance(step, Dot):
+        what = f"{type(step).__name__} is not a dot product"
+        raise InternalError(what, where=step.name)
+    return step, geometry_of(step, program)
