@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,10 +51,19 @@ def load_function(spec: str) -> tuple[Callable[..., Any], Path]:
     return function, path
 
 
+class _LeavesNothing(SourceFileLoader):
+    """Runs a script without writing a __pycache__ into the user's folder."""
+
+    def set_data(self, path: Any, data: Any, *, _mode: int = 0o666) -> None:
+        """Drop the byte code that Python would keep."""
+
+
 def _run(path: Path) -> ModuleType:
     # A name of its own: two scripts called data.py must not share a module.
     name = f"_bitwright_user_{abs(hash(path.resolve()))}_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, path.resolve())
+    script = path.resolve()
+    loader = _LeavesNothing(name, str(script))
+    module_spec = importlib.util.spec_from_file_location(name, script, loader=loader)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     folder = str(path.resolve().parent)
