@@ -81,8 +81,8 @@ def collect(
         for name in tensors
     }
     with observe(model, list(statistics), threads=threads) as observed:
-        size = 1 if isinstance(method, MovingAverage) else _batch_size(observed, dataset, batch_bytes)
-        for done, batch in _counted(dataset, size):
+        size = 1 if isinstance(method, MovingAverage) else batch_size(observed, dataset, batch_bytes)
+        for done, batch in counted_batches(dataset, size):
             for name, value in observed.run(batch):
                 statistics[name].update(value)
             if progress is not None:
@@ -91,7 +91,7 @@ def collect(
     return statistics
 
 
-def _batch_size(observed: ObservedModel, dataset: Dataset, batch_bytes: int) -> int:
+def batch_size(observed: ObservedModel, dataset: Dataset, batch_bytes: int) -> int:
     """Choose a batch size by running one sample and measuring what comes out."""
     first = next(iter(dataset.batches(1)), None)
     if first is None:
@@ -111,7 +111,7 @@ def _runs(observed: ObservedModel, dataset: Dataset, size: int) -> bool:
     return True
 
 
-def _counted(dataset: Dataset, size: int) -> Iterator[tuple[int, Batch]]:
+def counted_batches(dataset: Dataset, size: int) -> Iterator[tuple[int, Batch]]:
     """Yield every batch with the number of samples done after it."""
     done, total = 0, len(dataset)
     # A sample of a model with a fixed batch is longer than one.
