@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +37,7 @@ class OperatorRow:
     Attributes:
         node: Its name.
         op: Operator type.
-        format: ``"int8"`` or ``"float"``.
+        format: ``"float"`` or the name of a format.
         role: The profile's role of the operator, "" without an integer kernel.
         reason: Why this format.
         macs: Multiply-accumulates of one call.
@@ -47,7 +47,7 @@ class OperatorRow:
 
     node: str
     op: str
-    format: Literal["int8", "float"]
+    format: str
     role: str
     reason: str
     macs: int
@@ -206,7 +206,7 @@ def _row(
         macs = node_macs(unit.head, shapes)
         real = estimate(unit.head, shapes, profile, runtime, "float")
         seconds = (
-            estimate(unit.head, shapes, profile, runtime, "int8", float_output=writes_float)
+            estimate(unit.head, shapes, profile, runtime, _format(unit, integer), float_output=writes_float)
             if integer
             else real
         )
@@ -214,7 +214,7 @@ def _row(
         return OperatorRow(
             unit.name,
             unit.head.op_type,
-            _format(integer),
+            _format(unit, integer),
             unit.role,
             selection.reasons.get(unit.name, ""),
             0,
@@ -222,11 +222,13 @@ def _row(
             None,
         )
     reason = selection.reasons.get(unit.name, "")
-    return OperatorRow(unit.name, unit.head.op_type, _format(integer), unit.role, reason, macs, seconds, real)
+    return OperatorRow(
+        unit.name, unit.head.op_type, _format(unit, integer), unit.role, reason, macs, seconds, real
+    )
 
 
-def _format(integer: bool) -> Literal["int8", "float"]:
-    return "int8" if integer else "float"
+def _format(unit: Unit, integer: bool) -> str:
+    return unit.combo.format if integer and unit.combo is not None else "float"
 
 
 def _saved_bytes(selection: Selection, profile: Profile) -> int:

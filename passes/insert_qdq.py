@@ -36,9 +36,7 @@ class InsertQDQ:
 
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite ``model`` in place."""
-        integer = {
-            n: d for n in model.graph if (d := self.plan.nodes.get(node_label(n))) and d.format == "int8"
-        }
+        integer = {n: d for n in model.graph if (d := self.plan.nodes.get(node_label(n))) and d.integer}
         if any(_is_dequantized(v) for n in integer for v in activations_of(n)):
             return PassResult(model, 0, ("the activations are quantized already",))
         fresh = FreshNames(model)

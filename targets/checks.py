@@ -19,7 +19,17 @@ Path = tuple[str | int, ...]
 PROVENANCE_KEYS = (*NUMBER_SECTIONS, "runtimes", "cores", "codegen", "limits", "budgets")
 DEFAULT_PROVENANCE = {"source": "default of the profile schema", "confidence": "estimate"}
 
-_RANGES = {"s4": (-8, 7), "u4": (0, 15), "s8": (-128, 127), "u8": (0, 255), "s16": (-32768, 32767)}
+_RANGES = {
+    "s2": (-2, 1),
+    "u2": (0, 3),
+    "s3": (-4, 3),
+    "s4": (-8, 7),
+    "u4": (0, 15),
+    "s8": (-128, 127),
+    "u8": (0, 255),
+    "s16": (-32768, 32767),
+    "u16": (0, 65535),
+}
 _ACCUMULATOR_BITS = {"s16": 16, "s32": 32}
 
 
@@ -202,8 +212,10 @@ def _known_keys(path: Path) -> tuple[str, ...]:
 
 
 def element_type(space: QSpace) -> str:
-    """Return the scalar type a qspace stores, e.g. ``u8``."""
-    return space.float_type or f"{'s' if space.signed else 'u'}{space.bits}"
+    """Return the scalar type of a qspace's values, e.g. ``u8``."""
+    if space.codebook in ("e4m3", "e5m2"):
+        return f"f8{space.codebook}"
+    return space.float_type or space.codebook or f"{'s' if space.signed else 'u'}{space.bits}"
 
 
 def holds(row_type: str, stored: str) -> bool:
@@ -234,6 +246,7 @@ def examine(profile: Profile, root: Mapping) -> list[Finding]:
         *_provenance(profile),
         *_rows(profile),
         *_memory(profile),
+        *_spaces(profile),
         *_runtime("artifact", profile.runtimes.artifact, profile),
         *_runtime("onnxruntime", profile.runtimes.onnxruntime, profile),
     ]
@@ -264,6 +277,17 @@ def _memory(profile: Profile) -> Iterator[Broken]:
             yield ("memory", index, "size_bytes"), what, "list memory nearest (smallest) first"
 
 
+def _spaces(profile: Profile) -> Iterator[Broken]:
+    for name, space in profile.qspaces.items():
+        grouped = space.granularity == "group"
+        if grouped != bool(space.groups):
+            fix = "write 'groups: [32]'" if grouped else "write 'granularity: group', or remove 'groups'"
+            yield ("qspaces", name), "granularity 'group' and 'groups' go together", fix
+        if space.stored_bits is not None and space.stored_bits < space.bits:
+            what = f"{space.bits}-bit values do not fit elements of {space.stored_bits} bits"
+            yield ("qspaces", name, "stored_bits"), what, f"write 'stored_bits: {space.bits}' or remove it"
+
+
 def _runtime(name: str, runtime: Runtime, profile: Profile) -> Iterator[Broken]:
     base: Path = ("runtimes", name)
     if name == "onnxruntime" and runtime.execution_provider is None:
@@ -277,7 +301,11 @@ def _runtime(name: str, runtime: Runtime, profile: Profile) -> Iterator[Broken]:
                 (nearest(first, tuple(runtime.ops))),
             )
     for op, rule in runtime.ops.items():
+        formats = [combo.format for combo in rule.combos]
         for index, combo in enumerate(rule.combos):
+            if combo.format in formats[:index]:
+                what = f"two kernels have the format '{combo.format}'"
+                yield (*base, "ops", op, "combos", index), what, "remove the slower one"
             path = (*base, "ops", op, "combos", index)
             names = list(_unknown_names(combo, path, profile))
             yield from names
@@ -310,8 +338,8 @@ def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator
     if combo.weight is None or rule.role == "table":
         return
     act, weight = profile.qspace(combo.act), profile.qspace(combo.weight)
-    if act.float_type or weight.float_type:
-        yield path, "an anchor's act and weight must be integer qspaces", "leave float operators out of ops"
+    if act.float_type or weight.float_type or act.codebook or weight.codebook:
+        yield from _float_combo(combo, act, weight, path)
         return
     rows = [profile.compute_row(name) for name in combo.intrinsics]
     for index, row in enumerate(rows):
@@ -324,6 +352,14 @@ def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator
         allowed = profile.limits.max_reduction
         what = f"{allowed} products can overflow the accumulator; the most that fit are {most}"
         yield (*path, "act"), what, f"write 'limits: {{max_reduction: {most}}}' or a smaller number"
+
+
+def _float_combo(combo: Combo, act: QSpace, weight: QSpace, path: Path) -> Iterator[Broken]:
+    if act.float_type == "f32" and weight.float_type == "f32":
+        yield path, "an anchor's weight must be narrower than float32", "leave float operators out of ops"
+    if combo.format in ("int8", "int8-dynamic", "int8-row", "w4a8", "w8a16"):
+        what = f"format '{combo.format}' multiplies integers"
+        yield (*path, "format"), what, "name the format of a weight-only kernel, or an integer act and weight"
 
 
 def _row(row: ComputeRow, act: QSpace, weight: QSpace, path: Path) -> Iterator[Broken]:

@@ -5,7 +5,8 @@ Unknown keys are errors. Units are part of a key's name (``_hz``, ``_bytes``, ``
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +18,28 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 Confidence = Literal["measured", "datasheet", "estimate"]
-ScalarType = Literal["s8", "u8", "s4", "u4", "s16", "s32", "f16", "bf16", "f32"]
+ScalarType = Literal[
+    "s2", "s4", "u4", "s8", "u8", "s16", "u16", "s32", "f8e4m3", "f8e5m2", "f16", "bf16", "f32"
+]
+# What a kernel multiplies: ``float`` is implied everywhere.
+Format = Literal[
+    "int8",  # 8-bit weights, 8-bit activations with scales from calibration
+    "int8-dynamic",  # the same with one activation scale a call, computed from the input
+    "int8-row",  # the same with one activation scale a row (token)
+    "w4a8",  # 4-bit weights on 8-bit kernels
+    "w8a16",  # 8-bit weights, 16-bit activations
+    "fp8",  # 8-bit floating point weights and activations
+    "w8",  # weight-only, float activations: 8, 4, 2 bits in groups
+    "w4",
+    "w2",
+    "nf4",  # weight-only with a table of 16, 3 or 2 values
+    "ternary",
+    "binary",
+    "fp16-weights",  # weights stored in half precision, computed in float32
+    "fp16",  # computed in half precision
+    "bf16",
+]
+FORMATS: tuple[str, ...] = get_args(Format)
 
 
 class Strict(BaseModel):
@@ -113,16 +135,29 @@ class QSpace(Strict):
         bits: Integer width.
         signed: Integer signedness.
         symmetric: Zero point fixed (0 for signed, 128 for unsigned).
-        granularity: One scale a tensor or one a channel.
+        granularity: One scale a tensor, one a channel, or one for every ``groups`` weights of a channel.
+        groups: Group lengths the kernel takes, best first; for ``granularity: group`` only.
         narrow: Leave out the smallest integer, as in [-127, 127].
+        stored_bits: Width of the elements in the file where the runtime has no narrower type for this kernel.
+        codebook: The values are looked up in a fixed table instead of being integers times a scale.
+        dynamic: The scale comes from the input itself: one a tensor or one a row, at run time.
     """
 
     float_type: Literal["f32", "f16", "bf16"] | None = None
-    bits: Literal[4, 8, 16] = 8
+    bits: Literal[1, 2, 3, 4, 8, 16] = 8
     signed: bool = True
     symmetric: bool = False
-    granularity: Literal["tensor", "channel"] = "tensor"
+    granularity: Literal["tensor", "channel", "group"] = "tensor"
+    groups: tuple[Annotated[int, Field(ge=16, le=256)], ...] = ()
     narrow: bool = False
+    stored_bits: Literal[2, 4, 8] | None = None
+    codebook: Literal["nf4", "ternary", "binary", "e4m3", "e5m2"] | None = None
+    dynamic: Literal["tensor", "row"] | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its scale has to be learned from data."""
+        return self.float_type is None and self.dynamic is None
 
 
 class Combo(Strict):
@@ -133,8 +168,10 @@ class Combo(Strict):
         weight: qspace of the constant weight; None for operators without one.
         out: qspaces the operator can write, best first.
         intrinsics: Compute rows it runs on, best first.
+        format: The name recipes and plans know it by.
     """
 
+    format: Format = "int8"
     act: str
     weight: str | None = None
     out: tuple[str, ...] = Field(min_length=1)
@@ -158,6 +195,11 @@ class OpRule(Strict):
     combos: tuple[Combo, ...] = Field(min_length=1)
     scales: Literal["unified", "free"] = "free"
     min_macs: int = Field(default=0, ge=0)
+
+    def combo_for(self, formats: Sequence[str]) -> Combo | None:
+        """Return the kernel of the first format that there is one for."""
+        found = (combo for name in formats for combo in self.combos if combo.format == name)
+        return next(found, None)
 
 
 class Runtime(Strict):

@@ -27,7 +27,6 @@ from bitwright.targets.checks import element_type, holds
 from bitwright.targets.schema import Combo, ComputeRow, MemoryLevel, Profile, QSpace, Runtime
 
 RuntimeName = Literal["artifact", "onnxruntime"]
-Format = Literal["int8", "float"]
 Kind = Literal["gemm", "conv", "depthwise", "elementwise"]
 
 _FLOAT_BYTES = 4
@@ -38,7 +37,7 @@ def estimate(
     shapes: Shapes,
     profile: Profile,
     runtime: RuntimeName,
-    fmt: Format,
+    fmt: str,
     *,
     float_inputs: Collection[str] = (),
     float_output: bool = False,
@@ -50,20 +49,20 @@ def estimate(
         shapes: Static shapes of tensors whose dimensions are symbolic in the model.
         profile: The target.
         runtime: Which table of integer kernels applies.
-        fmt: The format it would run in.
-        float_inputs: For int8: inputs that arrive in float and are quantized first.
-        float_output: For int8: the result is written as float32 (the accumulator is still scaled once).
+        fmt: The format it would run in: ``"float"``, or one that the profile has a kernel for.
+        float_inputs: For integers: inputs that arrive in float and are quantized first.
+        float_output: For integers: the result is written as float32 (the accumulator is still scaled once).
 
     Raises:
-        ProfileError: ``int8`` for an operator that has no integer kernel, or no compute row fits.
+        ProfileError: The operator has no kernel for the format, or no compute row fits.
         ModelError: A shape is unknown.
     """
-    combo = _combo(node, getattr(profile.runtimes, runtime), runtime) if fmt == "int8" else None
+    combo = _combo(node, getattr(profile.runtimes, runtime), runtime, fmt) if fmt != "float" else None
     compute = 0.0
     if macs := node_macs(node, shapes):
-        rows = _integer_rows(combo, profile) if combo is not None else _float_rows(profile)
+        rows = _rows(combo, profile) if combo is not None else _float_rows(profile)
         compute = _compute_s(node, macs, rows, shapes, profile)
-    moved = traffic(node, shapes, fmt, float_output=float_output)
+    moved = traffic(node, shapes, widths(combo, profile), float_output=float_output)
     seconds = profile.overheads.per_op_s + max(compute, _memory_s(moved, bool(macs), profile))
     if fmt == "float":
         return seconds
@@ -89,42 +88,76 @@ def work_kind(node: ir.Node, shapes: Shapes) -> Kind:
     return "gemm" if is_op(node, "Gemm", "MatMul") else "elementwise"
 
 
-def traffic(node: ir.Node, shapes: Shapes, fmt: Format, *, float_output: bool = False) -> int:
+def widths(combo: Combo | None, profile: Profile) -> tuple[float, float]:
+    """Return the bytes of one activation and of one weight in a kernel's format; float32 without a kernel."""
+    if combo is None:
+        return _FLOAT_BYTES, _FLOAT_BYTES
+    act, weight = profile.qspace(combo.act), profile.qspace(combo.weight or combo.act)
+    return _width(act), _width(weight)
+
+
+def _width(space: QSpace) -> float:
+    if space.float_type is not None:
+        return _FLOAT_BYTES if space.float_type == "f32" else 2
+    scales = _FLOAT_BYTES / space.groups[0] if space.groups else 0.0
+    return (space.stored_bits or max(space.bits, 2)) / 8 + scales
+
+
+def traffic(
+    node: ir.Node,
+    shapes: Shapes,
+    bytes_each: tuple[float, float] = (_FLOAT_BYTES, _FLOAT_BYTES),
+    *,
+    float_output: bool = False,
+) -> float:
     """Return the bytes that one call reads and writes at least once.
 
-    In int8, activations and a constant weight take one byte an element; biases and anything else
-    constant keep four.
+    Args:
+        node: Any node whose inputs and outputs have known shapes.
+        shapes: Static shapes of tensors whose dimensions are symbolic in the model.
+        bytes_each: Bytes of one activation and of one element of a constant weight, from :func:`widths`;
+            biases and anything else constant take four.
+        float_output: The result is written as float32.
     """
-    narrow = 1 if fmt == "int8" else _FLOAT_BYTES
-    total = 0
+    activation, weight = bytes_each
+    total = 0.0
     for index, value in enumerate(node.inputs):
         if value is None or not value.name:
             continue
-        constant = constant_array(value) is not None
-        parameter = constant and not (index == 1 and is_op(node, "Conv", "Gemm", "MatMul"))
-        total += prod(shape_of(value, shapes, node)) * (_FLOAT_BYTES if parameter else narrow)
-    return total + _elements(node.outputs, shapes, node) * (_FLOAT_BYTES if float_output else narrow)
+        each = activation
+        if constant_array(value) is not None:
+            is_weight = index == 1 and is_op(node, "Conv", "Gemm", "MatMul")
+            each = weight if is_weight else _FLOAT_BYTES
+        total += prod(shape_of(value, shapes, node)) * each
+    return total + _elements(node.outputs, shapes, node) * (_FLOAT_BYTES if float_output else activation)
 
 
 def _elements(values: Collection[ir.Value], shapes: Shapes, node: ir.Node) -> int:
     return sum(prod(shape_of(v, shapes, node)) for v in values if v.name)
 
 
-def _combo(node: ir.Node, runtime: Runtime, name: str) -> Combo:
+def _combo(node: ir.Node, runtime: Runtime, name: str, fmt: str) -> Combo:
     rule = runtime.ops.get(node.op_type)
     if rule is None:
         what = f"{name} has no integer kernel for {node.op_type}"
         raise ProfileError(
             what, where=f"node '{node_label(node)}'", fix=nearest(node.op_type, tuple(runtime.ops))
         )
-    return rule.combos[0]
+    combo = rule.combo_for((fmt,))
+    if combo is None:
+        what = f"{name} has no {fmt} kernel for {node.op_type}"
+        known: list[str] = [c.format for c in rule.combos]
+        raise ProfileError(what, where=f"node '{node_label(node)}'", fix=nearest(fmt, known))
+    return combo
 
 
-def _integer_rows(combo: Combo, profile: Profile) -> list[ComputeRow]:
-    """Return the rows a combo names; if it names none, any row that fits may be used."""
+def _rows(combo: Combo, profile: Profile) -> list[ComputeRow]:
+    """Return the rows a combo names; if it names none, any row that fits; float ones for float activations."""
     if combo.intrinsics:
         return [profile.compute_row(name) for name in combo.intrinsics]
     act, weight = profile.qspace(combo.act), profile.qspace(combo.weight or combo.act)
+    if act.float_type is not None:
+        return _float_rows(profile)
     return [row for row in profile.compute if _fits(row, act, weight)]
 
 
@@ -163,7 +196,7 @@ def _parts(level: MemoryLevel, profile: Profile) -> int:
     return profile.cores if level.per_core else 1
 
 
-def _memory_s(moved: int, has_macs: bool, profile: Profile) -> float:
+def _memory_s(moved: float, has_macs: bool, profile: Profile) -> float:
     level = holding_level(moved, profile)
     share = 1.0 if has_macs else profile.efficiency.elementwise
     return moved / (level.bytes_per_s * _parts(level, profile) * share)

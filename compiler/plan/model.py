@@ -14,7 +14,7 @@ class ActivationQuant:
 
     Attributes:
         tensor: Name of the float tensor in the normalized model.
-        dtype: ``"uint8"`` or ``"int8"``.
+        dtype: ``"uint8"``, ``"int8"``, ``"uint16"`` or ``"int16"``; ``"float8_e4m3fn"`` or ``"float8_e5m2"``.
         scale: Positive scale, float32 value.
         zero_point: Integer of ``dtype``.
         low: Calibrated lower end of the range (real units), <= 0.
@@ -41,15 +41,24 @@ class WeightQuant:
 
     Attributes:
         tensor: Initializer name.
-        dtype: ``"int8"``.
-        axis: Channel axis of the scales, or None for one scale.
-        scale: float32 array, one per channel (or one element).
+        dtype: Element type in the file, e.g. ``"int8"``, ``"int4"``, ``"uint4"``, ``"int2"``, ``"float16"``.
+        axis: Channel axis of the scales, the axis that is cut into groups, or None for one scale.
+        scale: float32 array: one per channel (or one element); with groups, of the weight's rank, ``axis``
+            divided by ``group`` (rounded up).
+        zero_point: Integers of ``scale``'s shape; None where it is the middle of the type.
+        group: Weights along ``axis`` that share a scale; 0 without groups.
+        bits: Width of the integers really used, at most that of ``dtype``.
+        codebook: Name of the table of values that the integers index, or "".
     """
 
     tensor: str
     dtype: str
     axis: int | None
     scale: np.ndarray
+    zero_point: np.ndarray | None = None
+    group: int = 0
+    bits: int = 8
+    codebook: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class NodeDecision:
     Attributes:
         node: Node name.
         op: Operator type.
-        format: ``"int8"`` or ``"float"``.
+        format: ``"float"`` or one of :data:`bitwright.targets.schema.FORMATS`.
         role: The profile's role of the operator, or "" when it has none.
         reason: Why, in words a user understands.
         inputs: Activation inputs that are read as integers.
@@ -73,7 +82,7 @@ class NodeDecision:
 
     node: str
     op: str
-    format: Literal["int8", "float"]
+    format: str
     role: str
     reason: str
     inputs: tuple[str, ...] = ()
@@ -83,6 +92,11 @@ class NodeDecision:
     estimated_s: float = 0.0
     estimated_float_s: float = 0.0
     constant_weight: bool = False
+
+    @property
+    def integer(self) -> bool:
+        """Whether it reads integers (a weight-only format does not)."""
+        return bool(self.inputs)
 
 
 @dataclass

@@ -10,14 +10,14 @@ import onnx_ir as ir
 
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.cost import Shapes, node_macs
-from bitwright.compiler.graph.model import constant_array
-from bitwright.compiler.graph.operands import stored_weight, table_of, weight_array, weight_of
+from bitwright.compiler.graph.operands import weight_of
 from bitwright.compiler.plan.cost import estimate
-from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan, WeightQuant
-from bitwright.compiler.plan.quantizers import activation_params, weight_scale, widen_for_bias
+from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan
+from bitwright.compiler.plan.quantizers import activation_params
 from bitwright.compiler.plan.selection import Selection, select
 from bitwright.compiler.plan.ties import tie_groups
-from bitwright.compiler.plan.units import Unit, build_units
+from bitwright.compiler.plan.units import INT8, FormatChoice, Unit, build_units
+from bitwright.compiler.plan.weights import plan_weight
 from bitwright.targets.schema import Profile, Runtime
 
 RuntimeName = Literal["artifact", "onnxruntime"]
@@ -36,6 +36,7 @@ def plan_selection(
     shapes: Shapes,
     *,
     keep_float: frozenset[str] = frozenset(),
+    formats: FormatChoice = INT8,
 ) -> Selection:
     """Choose what runs on integers; needs no data.
 
@@ -45,9 +46,10 @@ def plan_selection(
         runtime: Which of the profile's tables to plan for.
         shapes: Static shape of every tensor at the planning sizes.
         keep_float: Names of nodes that must stay in float.
+        formats: Which of the target's formats may be used.
     """
     table = runtime_of(profile, runtime)
-    units = build_units(model, table, profile)
+    units = build_units(model, table, profile, formats)
     first = select(units, profile, keep_float=keep_float)
     small = frozenset(u.name for u in first.integer if u.rule and macs_of(u, shapes) < u.rule.min_macs)
     return select(units, profile, keep_float=keep_float | small) if small else first
@@ -74,6 +76,7 @@ def make_plan(
     shapes: Shapes,
     *,
     method: str,
+    group: int | None = None,
 ) -> Plan:
     """Write down every decision.
 
@@ -84,11 +87,12 @@ def make_plan(
         runtime: The table the selection was made for.
         shapes: Static shape of every tensor at the planning sizes.
         method: Calibration method, for the record.
+        group: Weights that share a scale in grouped formats; None takes the kernel's first choice.
     """
     plan = Plan(profile.name, runtime)
     plan.activations = _activations(selection, ranges, profile, method)
     for unit in selection.units:
-        decision = _decide(unit, selection, plan, profile)
+        decision = _decide(unit, selection, plan, profile, group)
         if unit.role:
             decision = _with_costs(decision, unit, plan, profile, shapes)
         plan.nodes[unit.name] = decision
@@ -100,11 +104,9 @@ def _with_costs(
 ) -> NodeDecision:
     """Add the cost model's figures; an operator whose shapes are unknown keeps zeros."""
 
-    def seconds(fmt: Literal["int8", "float"]) -> float:
-        is_float = decision.output == "float"
-        return estimate(
-            unit.head, shapes, profile, plan.runtime, fmt, float_output=is_float and fmt == "int8"
-        )
+    def seconds(fmt: str) -> float:
+        is_float = decision.output == "float" and fmt != "float"
+        return estimate(unit.head, shapes, profile, plan.runtime, fmt, float_output=is_float)
 
     try:
         return replace(
@@ -154,7 +156,9 @@ def _activations(
     return result
 
 
-def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> NodeDecision:
+def _decide(
+    unit: Unit, selection: Selection, plan: Plan, profile: Profile, group: int | None
+) -> NodeDecision:
     if unit not in selection.integer:
         reason = selection.reasons.get(unit.name, "")
         return NodeDecision(
@@ -166,45 +170,15 @@ def _decide(unit: Unit, selection: Selection, plan: Plan, profile: Profile) -> N
             constant_weight=weight_of(unit.head) is not None,
         )
     output = "int" if unit.output.name in plan.activations else "float"
+    assert unit.combo is not None
     return NodeDecision(
         unit.name,
         unit.head.op_type,
-        "int8",
+        unit.combo.format,
         unit.role,
         selection.reasons[unit.name],
         inputs=tuple(v.name or "" for v in unit.activations),
         output=output,  # type: ignore[arg-type]
-        weight=_plan_weight(unit, plan, profile),
+        weight=plan_weight(unit, plan, profile, group),
         constant_weight=weight_of(unit.head) is not None,
     )
-
-
-def _weight_axis(unit: Unit, per_channel: bool) -> int | None:
-    if not per_channel:
-        return None
-    return 0 if unit.head.op_type == "Conv" else 1
-
-
-def _plan_weight(unit: Unit, plan: Plan, profile: Profile) -> str:
-    """Register the unit's weight; its key is the initializer, the view of it, and its input's scale if biased."""
-    weight = weight_of(unit.head) or table_of(unit.head)
-    if weight is None or unit.combo is None or unit.combo.weight is None:
-        return ""
-    space = profile.qspace(unit.combo.weight)
-    axis = _weight_axis(unit, space.granularity == "channel")
-    array = weight_array(weight)
-    scale = weight_scale(array, axis, space)
-    bias = (
-        constant_array(unit.head.inputs[2]) if len(unit.head.inputs) > 2 and unit.role == "anchor" else None
-    )
-    if bias is not None:
-        scale = widen_for_bias(scale, bias, plan.activations[unit.activations[0].name or ""].scale)
-    stored = stored_weight(weight)
-    name = (stored.name if stored is not None else None) or ""
-    key = name if weight is stored else f"{name} (transposed)"
-    key = f"{name} (table)" if unit.role == "table" else key
-    known = plan.weights.get(key)
-    if known is not None and (known.scale.shape != scale.shape or (known.scale != scale).any()):
-        key = f"{key} for {unit.name}"
-    plan.weights[key] = WeightQuant(key, "int8", axis, scale)
-    return key

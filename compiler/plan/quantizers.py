@@ -10,6 +10,9 @@ from bitwright.targets.schema import QSpace
 # Below this a float32 division by the scale overflows for values of order one, and denormal scales lose precision.
 SMALLEST_SCALE = float(np.float32(2.0**-100))
 
+# Largest finite values of the 8-bit floating point types.
+FLOAT8_LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
+
 # Half of int32: the bias may take one half, the accumulated products the other.
 BIAS_LIMIT = 2**30
 
@@ -22,11 +25,31 @@ def integer_dtype(space: QSpace) -> str:
     return f"{'int' if space.signed else 'uint'}{space.bits}"
 
 
+_CODEBOOK_TYPES = {
+    "nf4": "uint4",
+    "ternary": "int2",
+    "binary": "int2",
+    "e4m3": "float8_e4m3fn",
+    "e5m2": "float8_e5m2",
+}
+
+
+def stored_dtype(space: QSpace) -> str:
+    """Return the element type that weights of a qspace have in the file, e.g. ``"int4"``."""
+    if space.float_type is not None:
+        return {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}[space.float_type]
+    if space.codebook is not None and space.stored_bits is None:
+        return _CODEBOOK_TYPES[space.codebook]
+    return f"{'int' if space.signed else 'uint'}{space.stored_bits or space.bits}"
+
+
 def activation_params(low: float, high: float, space: QSpace) -> tuple[str, float, int]:
     """Return (dtype, scale, zero_point) that covers ``[low, high]`` and represents 0 exactly.
 
     The range is widened to contain 0 (padding and Relu need an exact zero). An empty range gets scale 1.
     """
+    if space.codebook is not None:
+        return stored_dtype(space), _scale(max(-low, high), FLOAT8_LARGEST[space.codebook]), 0
     dtype = integer_dtype(space)
     info = np.iinfo(dtype)
     low, high = min(float(low), 0.0), max(float(high), 0.0)
@@ -39,7 +62,7 @@ def activation_params(low: float, high: float, space: QSpace) -> tuple[str, floa
     return dtype, scale, zero_point
 
 
-def _scale(extent: float, steps: int) -> float:
+def _scale(extent: float, steps: float) -> float:
     if extent == 0.0:
         return 1.0
     return max(float(np.float32(extent / steps)), SMALLEST_SCALE)
@@ -50,13 +73,50 @@ def weight_scale(weight: np.ndarray, axis: int | None, space: QSpace) -> np.ndar
 
     Channels of zeros get scale 1: their integers are zero whatever the scale.
     """
-    largest = float(np.iinfo(integer_dtype(space)).max)
+    largest = largest_value(space)
     others = tuple(k for k in range(weight.ndim) if k != axis)
     over = others if axis is not None else None
     # Not max(abs(w)), which would copy the weight.
     bound = np.maximum(weight.max(axis=over, initial=0.0), -weight.min(axis=over, initial=0.0))
-    scale = np.asarray(bound, np.float32).reshape(-1) / np.float32(largest)
+    return _not_zero(np.asarray(bound, np.float32).reshape(-1) / np.float32(largest))
+
+
+def _not_zero(scale: np.ndarray) -> np.ndarray:
     return np.where(scale == 0, np.float32(1.0), np.maximum(scale, np.float32(SMALLEST_SCALE)))
+
+
+def largest_value(space: QSpace) -> float:
+    """Return the largest magnitude a weight may have in steps of its scale (on both sides of zero)."""
+    if space.codebook is not None:
+        return FLOAT8_LARGEST.get(space.codebook, 1.0)
+    return float(2 ** (space.bits - 1) - 1) if space.bits > 1 else 1.0
+
+
+def grouped_scale(
+    weight: np.ndarray, axis: int, group: int, space: QSpace
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return max-abs scales (and zero points if the qspace is asymmetric) of groups along ``axis`` of a matrix.
+
+    Args:
+        weight: float32, rank 2.
+        axis: The axis that is cut into groups; the last group may be short.
+        group: Weights of a group.
+        space: A qspace with granularity ``group``.
+
+    Returns:
+        Scales, and integers of the same shape or None: the weight's shape with ``axis`` divided by ``group``.
+    """
+    length = weight.shape[axis]
+    starts = np.arange(0, length, group)
+    high = np.maximum.reduceat(weight, starts, axis=axis)
+    low = np.minimum.reduceat(weight, starts, axis=axis)
+    if space.symmetric or space.codebook is not None:
+        return _not_zero(np.maximum(high, -low).astype(np.float32) / np.float32(largest_value(space))), None
+    high, low = np.maximum(high, 0), np.minimum(low, 0)
+    scale = _not_zero((high - low).astype(np.float32) / np.float32(2**space.bits - 1))
+    smallest = -(2 ** (space.bits - 1)) if space.signed else 0
+    zero = np.clip(np.rint(smallest - low / scale), smallest, smallest + 2**space.bits - 1)
+    return scale, zero.astype(np.int8 if space.signed else np.uint8)
 
 
 def widen_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:

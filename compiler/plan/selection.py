@@ -61,11 +61,11 @@ class _Neighbours:
 
 
 def _prefers_integer_output(unit: Unit, profile: Profile) -> bool:
-    return unit.combo is not None and profile.qspace(unit.combo.out[0]).float_type is None
+    return unit.combo is not None and profile.qspace(unit.combo.out[0]).calibrated
 
 
 def _writes_only_integers(unit: Unit, profile: Profile) -> bool:
-    return unit.combo is not None and all(profile.qspace(q).float_type is None for q in unit.combo.out)
+    return unit.combo is not None and all(profile.qspace(q).calibrated for q in unit.combo.out)
 
 
 def _follower_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> str | None:
@@ -164,6 +164,9 @@ def select(units: list[Unit], profile: Profile, *, keep_float: frozenset[str] = 
 def _why_integer(unit: Unit) -> str:
     if unit.role == "table":
         return "a constant table, stored in 8 bits and dequantized behind the look-up"
+    if unit.role == "anchor" and not unit.reads_integers:
+        assert unit.combo is not None
+        return f"a constant-weight operator with a kernel for the format {unit.combo.format}"
     if unit.role == "anchor":
         return "a constant-weight operator with an integer kernel"
     if unit.role == "follower":

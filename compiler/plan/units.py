@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -10,6 +11,35 @@ from bitwright.compiler.graph.model import constant_array, node_label, only_cons
 from bitwright.compiler.graph.operands import activations_of, weight_array, weight_of
 from bitwright.compiler.plan.support import why_unsupported
 from bitwright.targets.schema import Combo, OpRule, Profile, Runtime
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """Which of the target's formats may be used, best first; what none of them covers stays in float.
+
+    Attributes:
+        anchors: For operators with a constant weight.
+        others: For followers and carriers.
+        tables: For embedding tables.
+        by_node: Format of single nodes, by label; overrides the rest. ``"float"`` keeps a node in float.
+    """
+
+    anchors: tuple[str, ...] = ("int8",)
+    others: tuple[str, ...] = ("int8",)
+    tables: tuple[str, ...] = ("int8",)
+    by_node: Mapping[str, str] = field(default_factory=dict)
+
+    def allowed(self, node: ir.Node, rule: OpRule) -> tuple[str, ...]:
+        """Return the formats to try for a node."""
+        label = node_label(node)
+        if label in self.by_node:
+            return (self.by_node[label],)
+        if rule.role == "table":
+            return self.tables
+        return self.anchors if rule.role == "anchor" else self.others
+
+
+INT8 = FormatChoice()
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +52,7 @@ class Unit:
         rule: The profile's rule for the head, or None if the operator is absent from the table.
         combo: The kernel that would run, or None if the unit must stay in float.
         why_float: Why ``combo`` is None.
+        reads_integers: The kernel reads activations whose scale is known beforehand.
     """
 
     head: ir.Node
@@ -29,6 +60,7 @@ class Unit:
     rule: OpRule | None
     combo: Combo | None
     why_float: str = ""
+    reads_integers: bool = True
 
     @property
     def output(self) -> ir.Value:
@@ -37,8 +69,8 @@ class Unit:
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
-        """The values the unit would read as integers."""
-        return activations_of(self.head)
+        """The values the unit would read as integers: none if its kernel takes float activations."""
+        return activations_of(self.head) if self.reads_integers else ()
 
     @property
     def role(self) -> str:
@@ -85,24 +117,42 @@ def fused_tail(head: ir.Node, fusions: tuple[tuple[str, ...], ...]) -> tuple[ir.
     return best
 
 
-def _unit(node: ir.Node, runtime: Runtime, profile: Profile) -> Unit:
+def _unit(node: ir.Node, runtime: Runtime, profile: Profile, formats: FormatChoice) -> Unit:
     rule = runtime.ops.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
         return Unit(node, (), None, None, f"{node.op_type} has no integer kernel on this target")
     reason = why_unsupported(node, rule, profile.limits)
     if reason is not None:
         return Unit(node, (), rule, None, reason)
-    return Unit(node, fused_tail(node, runtime.fusions), rule, rule.combos[0])
+    allowed = formats.allowed(node, rule)
+    combo = rule.combo_for(allowed)
+    if combo is None:
+        wanted = " or ".join(f for f in allowed if f != "float")
+        why = (
+            f"{node.op_type} has no {wanted} kernel on this target" if wanted else "kept in float by the plan"
+        )
+        return Unit(node, (), rule, None, why)
+    reads_integers = profile.qspace(combo.act).calibrated
+    return Unit(node, fused_tail(node, runtime.fusions), rule, combo, reads_integers=reads_integers)
 
 
-def build_units(model: ir.Model, runtime: Runtime, profile: Profile) -> list[Unit]:
-    """Cut the main graph into units, in graph order; a node inside a unit's tail has no unit of its own."""
+def build_units(
+    model: ir.Model, runtime: Runtime, profile: Profile, formats: FormatChoice = INT8
+) -> list[Unit]:
+    """Cut the main graph into units, in graph order; a node inside a unit's tail has no unit of its own.
+
+    Args:
+        model: A normalized model.
+        runtime: The profile's table that is planned for.
+        profile: The target.
+        formats: Which kernels may be used.
+    """
     units: list[Unit] = []
     fused: set[ir.Node] = set()
     for node in model.graph:
         if node in fused:
             continue
-        unit = _unit(node, runtime, profile)
+        unit = _unit(node, runtime, profile, formats)
         fused.update(unit.tail)
         units.append(unit)
     return units

@@ -107,7 +107,7 @@ def _model(c: Compilation) -> dict[str, Any]:
 
 def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
     anchors = [d for d in plan.nodes.values() if d.role == "anchor" and d.constant_weight]
-    integer = [d for d in anchors if d.format == "int8"]
+    integer = [d for d in anchors if d.format != "float"]
     ledger = size_ledger(c.model, c.quantized)
     outputs = [] if c.model is None else [value.name or "" for value in c.model.graph.outputs]
     total = sum(d.macs for d in anchors)

@@ -62,7 +62,7 @@ def _bar(row: Mapping[str, Any], x: float, step: float, top: float) -> Markup:
     y = _height(max(0.0, min(row["sqnr_db"], top)), top)
     gap = max(step * 0.25, step - WIDEST_BAR)
     tip = element("title", f"{row['node']} ({row['op']}, {row['format']}): {decibel_text(row['sqnr_db'])}")
-    kind = "int8" if row["format"] == "int8" else "float"
+    kind = "float" if row["format"] == "float" else "int8"
     height = max(PLOT_HEIGHT - y, 1.0)
     return element(
         "rect", tip, x=x + gap / 2, y=y, width=step - gap, height=height, rx=2, class_=f"bar {kind}"

@@ -256,7 +256,7 @@ BROKEN_PROFILES = {
     ),
     "0 bits": (
         HEAD + "qspaces: {a8: {bits: 0}}\n",
-        "board.yaml:5:16: qspaces.a8.bits: must be 4, 8 or 16, not the number 0\n  fix: known: 16, 4, 8",
+        "board.yaml:5:16: qspaces.a8.bits: must be 1, 2, 3, 4, 8 or 16, not the number 0\n  fix: known: 1, 16, 2, 3, 4, 8",
     ),
     "unknown family": (
         HEAD + "family: arm_cp\n",

@@ -169,11 +169,11 @@ def test_memory_bound_call(machine: Profile) -> None:
     # One row by 1000 x 1000: 4 MB of float weights from dram at 1 GB/s take 4 ms, the arithmetic 0.1 ms.
     wide = node("MatMul(x, w)", "float[1,1000] x, float[1000,1000] w", "float[1,1000]")
     moved = 4 * (1000 + 1_000_000 + 1000)
-    assert traffic(wide, {}, "float") == moved
+    assert traffic(wide, {}) == moved
     assert estimate(wide, {}, machine, "onnxruntime", "float") == pytest.approx(1e-6 + moved / 1e9)
     # int8 reads a quarter; float output writes 4 bytes an element.
-    assert traffic(wide, {}, "int8") == moved // 4
-    assert traffic(wide, {}, "int8", float_output=True) == moved // 4 + 3000
+    assert traffic(wide, {}, (1, 1)) == moved // 4
+    assert traffic(wide, {}, (1, 1), float_output=True) == moved // 4 + 3000
 
 
 def test_small_tensors_live_in_the_near_level(machine: Profile) -> None:
@@ -192,8 +192,8 @@ def test_bias_and_other_constants_keep_four_bytes() -> None:
         "float[1,2]",
         "<float[2,2] w = {1, 2, 3, 4}, float[2] b = {1, 2}>",
     )
-    assert traffic(gemm, {}, "int8") == 2 + 4 + 2 * 4 + 2
-    assert traffic(gemm, {}, "float") == 4 * 10
+    assert traffic(gemm, {}, (1, 1)) == 2 + 4 + 2 * 4 + 2
+    assert traffic(gemm, {}) == 4 * 10
 
 
 def test_inputs_that_arrive_in_float_are_quantized(machine: Profile) -> None:

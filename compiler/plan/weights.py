@@ -1,0 +1,84 @@
+"""How each constant weight is quantized: its element type, the axis of its scales, and max-abs scales to start from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from bitwright.compiler.graph.model import constant_array
+from bitwright.compiler.graph.operands import stored_weight, table_of, weight_array, weight_of
+from bitwright.compiler.plan.model import Plan, WeightQuant
+from bitwright.compiler.plan.quantizers import grouped_scale, stored_dtype, weight_scale, widen_for_bias
+from bitwright.compiler.plan.units import Unit
+from bitwright.targets.schema import Profile, QSpace
+
+
+def channel_axis(unit: Unit) -> int:
+    """Return the axis of a weight's output channels."""
+    return 0 if unit.head.op_type == "Conv" else 1
+
+
+def plan_weight(unit: Unit, plan: Plan, profile: Profile, group: int | None = None) -> str:
+    """Register a unit's weight in ``plan.weights`` and return its key, "" if the unit has none.
+
+    The key is the initializer, the view of it, and its input's scale if biased: two readers that need different
+    scales get two entries.
+
+    Args:
+        unit: An anchor or a table.
+        plan: Has the activations already.
+        profile: The target.
+        group: Wanted group length for grouped scales; None takes the first that the kernel offers.
+    """
+    weight = weight_of(unit.head) or table_of(unit.head)
+    if weight is None or unit.combo is None or unit.combo.weight is None:
+        return ""
+    space = profile.qspace(unit.combo.weight)
+    quant = _quant(unit, weight_array(weight), space, group)
+    bias = _bias(unit)
+    if bias is not None and unit.activations and quant.axis is not None and not quant.group:
+        input_scale = plan.activations[unit.activations[0].name or ""].scale
+        quant = replace(quant, scale=widen_for_bias(quant.scale, bias, input_scale))
+    key = _key(unit)
+    known = plan.weights.get(key)
+    if known is not None and not _same(known, quant):
+        key = f"{key} for {unit.name}"
+    plan.weights[key] = replace(quant, tensor=key)
+    return key
+
+
+def _quant(unit: Unit, array: np.ndarray, space: QSpace, group: int | None) -> WeightQuant:
+    dtype = stored_dtype(space)
+    axis = channel_axis(unit) if space.granularity != "tensor" else None
+    if space.float_type is not None:
+        return WeightQuant("", dtype, None, np.ones(1, np.float32), bits=16)
+    common = {"bits": space.bits, "codebook": space.codebook or ""}
+    if space.granularity != "group":
+        return WeightQuant("", dtype, axis, weight_scale(array, axis, space), **common)  # type: ignore[arg-type]
+    length = group if group in space.groups else space.groups[0]
+    scale, zero_point = grouped_scale(array, 1 - channel_axis(unit), length, space)
+    return WeightQuant("", dtype, 1 - channel_axis(unit), scale, zero_point, length, **common)  # type: ignore[arg-type]
+
+
+def _bias(unit: Unit) -> np.ndarray | None:
+    head = unit.head
+    return constant_array(head.inputs[2]) if len(head.inputs) > 2 and unit.role == "anchor" else None
+
+
+def _key(unit: Unit) -> str:
+    weight = weight_of(unit.head) or table_of(unit.head)
+    stored = stored_weight(weight)
+    name = (stored.name if stored is not None else None) or ""
+    if unit.role == "table":
+        return f"{name} (table)"
+    return name if weight is stored else f"{name} (transposed)"
+
+
+def _same(first: WeightQuant, second: WeightQuant) -> bool:
+    return (
+        (first.dtype, first.axis, first.group, first.bits, first.codebook)
+        == (second.dtype, second.axis, second.group, second.bits, second.codebook)
+        and first.scale.shape == second.scale.shape
+        and bool((first.scale == second.scale).all())
+    )
