@@ -15,13 +15,15 @@ PHASES = (
     "normalize",
     "shapes",
     "plan",
+    "migrate",
     "calibrate",
     "allocate",
     "quantize",
     "audit",
     "specialize",
 )
-RECIPES = ("int8",)
+BUDGETS = ("latency", "size", "ram", "energy")
+LOSSES = ("sqnr", "cosine", "kl", "eval")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Options:
         target: Profile name or file.
         data: Calibration data as the command line takes it, or arrays in memory.
         output: Output folder (compile) or file (quantize).
-        recipe: Quantization recipe.
+        recipe: Name of a shipped recipe, or the path of a recipe or of a plan.yaml.
         method: Calibration method, e.g. ``"minmax"`` or ``"percentile:99.99"``.
         samples: Calibrate on at most this many samples; None uses all.
         dims: Named dynamic dimensions -> size the artifact is compiled for.
@@ -45,6 +47,13 @@ class Options:
         dump: Folder for a numbered model after every phase.
         threads: Threads for calibration and timing.
         golden: Samples kept in the bundle and used for verification.
+        budget: Upper bounds: ``latency`` (seconds), ``size`` (bytes of weights), ``ram`` (bytes of activations),
+            ``energy`` (joules) of one call.
+        loss: What the allocator predicts the loss by: ``sqnr``, ``cosine``, ``kl`` or ``eval``.
+        scheduler: Address of a dask scheduler that sensitivities are measured on; None: processes of this machine.
+        workers: Processes that sensitivities are measured with.
+        group: Weights that share a scale in grouped formats; None: the recipe's.
+        cache: Folder that keeps measured sensitivities for the next run.
         gate: Measure int8 against float in ONNX Runtime and keep what is faster (quantize only).
         timeout_s: Limit for lowering.
     """
@@ -65,16 +74,21 @@ class Options:
     dump: Path | None = None
     threads: int = 1
     golden: int = 2
+    budget: Mapping[str, float] = field(default_factory=dict)
+    loss: str = "sqnr"
+    scheduler: str | None = None
+    workers: int = 1
+    group: int | None = None
+    cache: Path | None = None
     gate: bool = True
     timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            msg = f"unknown recipe '{self.recipe}'"
-            raise UsageError(msg, where="--recipe", fix=nearest(self.recipe, RECIPES))
-        if self.stop_after is not None and self.stop_after not in PHASES:
-            msg = f"unknown phase '{self.stop_after}'"
-            raise UsageError(msg, where="--stop-after", fix=nearest(self.stop_after, PHASES))
+        for name in self.budget:
+            _one_of(name, BUDGETS, "budget", "--budget")
+        _one_of(self.loss, LOSSES, "loss", "--loss")
+        if self.stop_after is not None:
+            _one_of(self.stop_after, PHASES, "phase", "--stop-after")
         if self.max_drop is not None and self.evaluate is None:
             msg = "a drop of which metric?"
             raise UsageError(msg, where="--max-drop", fix="name one with --eval FILE.py:FUNC")
@@ -88,3 +102,12 @@ class Options:
         if self.samples is not None and self.samples < 1:
             msg = "at least one sample is needed"
             raise UsageError(msg, where="--samples", fix="pass 1 or more")
+        if self.loss == "eval" and self.evaluate is None:
+            msg = "the loss 'eval' needs a metric"
+            raise UsageError(msg, where="--loss", fix="name one with --eval FILE.py:FUNC")
+
+
+def _one_of(value: str, known: tuple[str, ...], what: str, option: str) -> None:
+    if value not in known:
+        msg = f"unknown {what} '{value}'"
+        raise UsageError(msg, where=option, fix=nearest(value, known))

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from bitwright.compiler.errors import ProfileError, nearest
-from bitwright.targets.checks import Finding, examine, validate
+from bitwright.targets.checks import examine, validate
 from bitwright.targets.extends import Source, is_file_name, resolve, sibling
 from bitwright.targets.schema import FAMILIES, Profile
+from bitwright.targets.schema_errors import Finding
 from bitwright.targets.x86_cpu.detect import describe_host
 from bitwright.targets.yaml_reader import Mapping, Scalar, parse, read_file
 

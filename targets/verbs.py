@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from bitwright.compiler.errors import ProfileError, UsageError, nearest
-from bitwright.targets.checks import Finding
 from bitwright.targets.extends import OWN_KEYS
 from bitwright.targets.loader import inspect_profile, load_profile, profile_names
 from bitwright.targets.schema import NAME_PATTERN, Profile
+from bitwright.targets.schema_errors import Finding
 
 SCHEMA_URI = "https://json-schema.org/draft/2020-12/schema"
 

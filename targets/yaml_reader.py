@@ -77,12 +77,13 @@ class Mapping:
 Node = Scalar | Sequence | Mapping
 
 
-def read_file(path: Path, shown: str) -> Mapping:
+def read_file(path: Path, shown: str, *, limit: int = MAX_BYTES) -> Mapping:
     """Read a YAML file whose top level is a mapping.
 
     Args:
-        path: The file; anything but a regular file of at most 64 KiB is refused before it is parsed.
+        path: The file; anything but a regular file of at most ``limit`` bytes is refused before it is parsed.
         shown: Its name in messages.
+        limit: Most bytes; a profile is a page of text.
 
     Raises:
         ProfileError: The file cannot be read or breaks a rule of this reader.
@@ -93,13 +94,13 @@ def read_file(path: Path, shown: str) -> Mapping:
                 "there is no such file" if not path.exists() else "not a regular file", where=shown
             )
         with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+            data = stream.read(limit + 1)
     except OSError as error:
         msg = f"cannot be read ({error.strerror})"
         raise ProfileError(msg, where=shown) from error
-    if len(data) > MAX_BYTES:
-        what = "larger than 64 KiB; a profile is a page of text"
-        raise ProfileError(what, where=shown, fix="check that this is a target profile")
+    if len(data) > limit:
+        what = f"larger than {limit // 1024} KiB"
+        raise ProfileError(what, where=shown, fix="check that this is the right file")
     return parse(_decode(data, shown), shown)
 
 

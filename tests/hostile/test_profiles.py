@@ -194,7 +194,7 @@ def test_alias_bomb_is_refused_at_its_first_anchor() -> None:
 def test_file_larger_than_the_cap_is_not_parsed(tmp_path: Path) -> None:
     message = refused_profile(tmp_path, "a: " + "[" * 70000)
     assert message == (
-        "board.yaml: larger than 64 KiB; a profile is a page of text\n  fix: check that this is a target profile"
+        "board.yaml: larger than 64 KiB\n  fix: check that this is the right file"
     )
 
 
@@ -277,7 +277,7 @@ BROKEN_PROFILES = {
     ),
     "name of a profile": (
         HEAD.replace("name: board", "name: ../board"),
-        "board.yaml:2:1: name: the text '../board' is not a profile name\n"
+        "board.yaml:2:1: name: the text '../board' is not a name\n"
         "  fix: use lower-case letters, digits, '-', '_' and '.', at most 64",
     ),
     "missing name": (

@@ -407,7 +407,7 @@ def test_good_yaml_keeps_values_and_places() -> None:
 
 
 def test_the_reader_agrees_with_pyyaml_on_everything_shipped() -> None:
-    from bitwright.targets.checks import plain
+    from bitwright.targets.schema_errors import plain
 
     for path in [*builtin_files().values(), *fragment_files().values()]:
         assert plain(read_file(path, path.name)) == yaml.safe_load(path.read_text("utf-8")), path.name

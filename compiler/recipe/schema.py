@@ -1,0 +1,78 @@
+"""A recipe: which formats may be used and which methods prepare them; named ones are shipped, others are YAML files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bitwright.targets.schema import NAME_PATTERN, Format, Strict
+
+Candidate = Literal[Format, "float"]
+
+
+class Migrate(Strict):
+    """Rewrites that preserve the function and make it easier to quantize.
+
+    Attributes:
+        equalize: Even out the channels of neighbouring layers (cross-layer equalization).
+        smooth: Move activation outliers into weights (SmoothQuant), strength chosen per input.
+        disassemble: Share of extra channels that outlier channels may be split into (QLLM); 0 leaves them.
+        awq: Protect the weights that meet large activations (AWQ); for weight-only formats.
+        split_outliers: Outlier input channels of a layer that are multiplied in float (LLM.int8); 0 for none.
+    """
+
+    equalize: bool = True
+    smooth: bool = True
+    disassemble: Annotated[float, Field(ge=0, le=0.25)] = 0.03
+    awq: bool = False
+    split_outliers: Annotated[int, Field(ge=0, le=256)] = 0
+
+
+class Rounding(Strict):
+    """From a float weight to integers.
+
+    Attributes:
+        scales: From the largest magnitude, or searched for the least square error.
+        method: Round to nearest, or with the error fed forward (GPTQ).
+        refine: Improve the integers by coordinate descent on the layer's output error.
+        correct_bias: Take the mean error of a layer's output off its bias.
+    """
+
+    scales: Literal["max", "mse"] = "mse"
+    method: Literal["nearest", "gptq"] = "gptq"
+    refine: bool = False
+    correct_bias: bool = True
+
+
+class Recipe(Strict):
+    """A whole recipe.
+
+    Attributes:
+        schema_version: Version of this schema, YAML key ``schema``.
+        name: What reports call it.
+        description: One line.
+        formats: Formats of operators with a constant weight, best first.
+        choose: With several formats, ``first``: each operator runs in the first that the target has a kernel for;
+            ``allocate``: the allocator chooses one for each group of layers, under budgets.
+        others: Formats of the operators between them.
+        tables: Formats of embedding tables.
+        group: Weights that share a scale in grouped formats; absent: the kernel's first choice.
+        migrate: Rewrites before rounding.
+        rounding: How weights are rounded.
+        refine_ranges: Improve activation ranges by the error of the model's outputs.
+        nodes: Format of single nodes, by name.
+    """
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str = Field(pattern=NAME_PATTERN)
+    description: str = ""
+    formats: tuple[Candidate, ...] = Field(min_length=1)
+    choose: Literal["first", "allocate"] = "first"
+    others: tuple[Format, ...] = ("int8",)
+    tables: tuple[Candidate, ...] = ("int8",)
+    group: Annotated[int, Field(ge=16, le=256)] | None = None
+    migrate: Migrate = Migrate()
+    rounding: Rounding = Rounding()
+    refine_ranges: bool = False
+    nodes: dict[str, Candidate] = {}
