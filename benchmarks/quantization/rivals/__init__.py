@@ -1,0 +1,1 @@
+"""One module per tool; each has ``quantize(job)``, runs in its own process and writes ``job.output``."""
