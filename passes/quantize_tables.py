@@ -44,7 +44,7 @@ class QuantizeTables:
                 continue
             quant = self.plan.weights[decision.weight]
             if decision.weight not in stored:
-                integers = round_to_nearest(table, quant.scale, quant.axis, quant.dtype)
+                integers = round_to_nearest(table, quant)
                 stored[decision.weight] = add_initializer(
                     model.graph, fresh(f"{_stem(node)}_quantized"), integers
                 )

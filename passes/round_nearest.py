@@ -1,8 +1,9 @@
-"""Replace the weights that the plan quantizes by integers (round to nearest) and a DequantizeLinear."""
+"""Replace the weights that the plan quantizes by integers (round to nearest) and what dequantizes them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,38 +11,78 @@ import onnx_ir as ir
 from bitwright.compiler.graph.model import FreshNames, node_label
 from bitwright.compiler.graph.operands import weight_array, weight_of
 from bitwright.compiler.plan.model import Plan, WeightQuant
+from bitwright.compiler.rounding.grid import codebook
 from bitwright.passes.contract import PassResult
-from bitwright.passes.rewriting import add_initializer
+from bitwright.passes.stored_weights import (
+    FLOAT_TYPES,
+    expand,
+    integer_range,
+    is_indexed,
+    store_weight,
+    stored_type,
+)
 
 BLOCK = 1 << 18  # elements that are rounded at a time: the steps in between are copies of what they work on
 
 
-def round_to_nearest(weight: np.ndarray, scale: np.ndarray, axis: int | None, dtype: str) -> np.ndarray:
-    """Return ``clip(rint(w / s), -qmax, qmax)``; rounding is half to even, the smallest integer stays unused.
+def round_to_nearest(weight: np.ndarray, quant: WeightQuant) -> np.ndarray:
+    """Return what is stored of a weight: ``clip(rint(w / s) + z)``, rounding half to even.
+
+    Of a codebook the nearest value is taken: its position for NF4, itself for ternary and binary. A weight in half
+    precision is returned as it is.
 
     Args:
         weight: float32, of at least one dimension.
-        scale: float32, one per index of ``axis``, or one element when ``axis`` is None.
-        axis: Channel axis of the scales.
-        dtype: ``"int8"``.
+        quant: Its scales, zero points and format.
     """
-    largest = np.iinfo(dtype).max
-    shape = [1] * weight.ndim
-    if axis is not None:
-        shape[axis] = -1
-    divisors = scale.astype(np.float32).reshape(shape)
-    integers: np.ndarray = np.empty(weight.shape, dtype)
+    if quant.dtype in FLOAT_TYPES:
+        return weight
+    integers: np.ndarray = np.empty(weight.shape, _array_type(quant))
     rows = max(1, BLOCK // max(1, weight[:1].size))
+    if quant.group and quant.axis == 0:
+        rows = -(-rows // quant.group) * quant.group
     for start in range(0, len(weight), rows):
-        part = slice(start, start + rows)
-        steps = weight[part].astype(np.float32) / (divisors[part] if axis == 0 else divisors)
-        integers[part] = np.clip(np.rint(steps), -largest, largest)
+        part = weight[start : start + rows]
+        integers[start : start + rows] = _round(part, _rows(quant, start, len(part)))
+    return integers
+
+
+def _array_type(quant: WeightQuant) -> np.dtype[np.generic]:
+    """Return the numpy type that the integers are rounded to; 4 and 2 bits are packed when they are written."""
+    if quant.dtype.startswith("float8"):
+        return stored_type(quant.dtype)
+    return np.dtype(np.uint8 if quant.dtype.startswith("uint") else np.int8)
+
+
+def _rows(quant: WeightQuant, start: int, count: int) -> WeightQuant:
+    """Return the entry of ``count`` rows of a weight."""
+    if quant.axis != 0:
+        return quant
+    each = quant.group or 1
+    part = slice(start // each, -(-(start + count) // each))
+    zero_point = None if quant.zero_point is None else quant.zero_point[part]
+    return replace(quant, scale=quant.scale[part], zero_point=zero_point)
+
+
+def _round(weight: np.ndarray, quant: WeightQuant) -> np.ndarray:
+    steps = weight.astype(np.float32) / expand(quant.scale.astype(np.float32), quant, weight.shape)
+    if quant.codebook:
+        grid = codebook(quant.codebook)
+        return grid.index(steps) if is_indexed(quant) else grid.nearest(steps)
+    middle = 2 ** (quant.bits - 1) if quant.dtype.startswith("uint") else 0
+    zero = (
+        np.int16(middle)
+        if quant.zero_point is None
+        else expand(quant.zero_point.astype(np.int16), quant, weight.shape)
+    )
+    low, high = integer_range(quant)
+    integers: np.ndarray = np.clip(np.rint(steps) + zero, low, high)
     return integers
 
 
 @dataclass(frozen=True)
 class RoundNearest:
-    """Quantize the weight operand of every node that the plan runs on integers.
+    """Quantize the weight operand of every node that the plan gives a format.
 
     Attributes:
         plan: Names the weight of each node and its scales.
@@ -57,7 +98,7 @@ class RoundNearest:
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite ``model`` in place."""
         fresh = FreshNames(model)
-        done: dict[str, ir.Value] = {}
+        done: dict[str, Callable[[], ir.Value]] = {}
         changed = 0
         for node in list(model.graph):
             decision = self.plan.nodes.get(node_label(node))
@@ -65,36 +106,9 @@ class RoundNearest:
             if decision is None or not decision.weight or weight is None:
                 continue
             if decision.weight not in done:
-                done[decision.weight] = _dequantized(model, node, self.plan.weights[decision.weight], fresh)
-            node.replace_input_with(1, done[decision.weight])
+                quant = self.plan.weights[decision.weight]
+                integers = round_to_nearest(weight_array(weight), quant)
+                done[decision.weight] = store_weight(model, weight.name or "weight", integers, quant, fresh)
+            node.replace_input_with(1, done[decision.weight]())
             changed += 1
         return PassResult(model, changed)
-
-
-def _dequantized(model: ir.Model, node: ir.Node, quant: WeightQuant, fresh: FreshNames) -> ir.Value:
-    weight = node.inputs[1]
-    assert weight is not None
-    array = round_to_nearest(weight_array(weight), quant.scale, quant.axis, quant.dtype)
-    per_tensor = quant.axis is None
-    scale = quant.scale.reshape(()) if per_tensor else quant.scale
-    zero = np.zeros(scale.shape, quant.dtype)
-    stem = weight.name or "weight"
-    inputs = [
-        add_initializer(model.graph, fresh(f"{stem}_quantized"), array),
-        add_initializer(model.graph, fresh(f"{stem}_scale"), scale.astype(np.float32)),
-        add_initializer(model.graph, fresh(f"{stem}_zero_point"), zero),
-    ]
-    attributes = [] if per_tensor else [ir.AttrInt64("axis", int(quant.axis or 0))]
-    dequantize = ir.Node(
-        "", "DequantizeLinear", inputs, attributes, num_outputs=1, name=fresh(f"{stem}_DequantizeLinear")
-    )
-    result = dequantize.outputs[0]
-    result.name = fresh(f"{stem}_dequantized")
-    result.dtype, result.shape = ir.DataType.FLOAT, ir.Shape(array.shape)
-    model.graph.insert_before(_first(model, node), dequantize)
-    return result
-
-
-def _first(model: ir.Model, node: ir.Node) -> ir.Node:
-    """Constants may be read by any later node, so their DequantizeLinear goes to the front of the graph."""
-    return next(iter(model.graph), node)

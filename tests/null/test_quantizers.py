@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitwright.compiler.plan.model import WeightQuant
 from bitwright.compiler.plan.quantizers import BIAS_LIMIT, activation_params, weight_scale, widen_for_bias
 from bitwright.passes.round_nearest import round_to_nearest
 from bitwright.targets.schema import QSpace
@@ -56,9 +57,8 @@ def test_weight_scales_per_channel_and_dead_channels() -> None:
 
 def test_rounding_is_half_to_even_and_leaves_out_the_smallest_integer() -> None:
     weight = np.float32([[0.5, 1.5, -0.5, -200.0, 200.0]])
-    np.testing.assert_array_equal(
-        round_to_nearest(weight, np.float32([1.0]), None, "int8"), np.int8([[0, 2, 0, -127, 127]])
-    )
+    quant = WeightQuant("w", "int8", None, np.float32([1.0]))
+    np.testing.assert_array_equal(round_to_nearest(weight, quant), np.int8([[0, 2, 0, -127, 127]]))
 
 
 def test_a_bias_that_would_overflow_widens_only_its_channel() -> None:
