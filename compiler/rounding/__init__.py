@@ -1,0 +1,1 @@
+"""Choosing scales and rounding weights, with numpy alone: arrays in, arrays out."""

@@ -1,0 +1,151 @@
+"""GPTQ: rounding one input at a time, each error made good by the inputs that are still to be rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitwright.compiler.errors import DataError
+from bitwright.compiler.rounding.grid import Quantizer
+from bitwright.compiler.rounding.objective import DAMPING, check_weights, damped, output_error
+
+BLOCK = 128
+LARGEST_DAMPING = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """How rounding errors pass on, for all weights that multiply one input.
+
+    Attributes:
+        objective: The damped moment H, float64, shape (G, K, K).
+        order: Inputs in the order they are rounded, shape (G, K).
+        share: float32, shape (G, K, K), strictly lower triangular: the part of the j-th error, in rounding
+            order, that is added to the i-th weight.
+        damping: What made the factorization succeed.
+    """
+
+    objective: NDArray[np.float64]
+    order: NDArray[np.intp]
+    share: NDArray[np.float32]
+    damping: float
+
+
+def factorize(second: NDArray[np.float64], *, damping: float = DAMPING, act_order: bool = True) -> Feedback:
+    """Factor the second moment of an input.
+
+    GPTQ (Frantar et al. 2022, section 3.3, steps 1 to 3) adds ``e_j U_ji / U_jj`` to the later weights, U the upper
+    Cholesky factor of H^-1. With ``H = M M^T``, M upper triangular, the same feedback is
+    ``sum_j M_ji / M_ii (w_j - q_j)``: no inverse is needed, and H is factored once (Chen et al. 2025, "The Geometry
+    of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm").
+
+    Args:
+        second: E[x x^T], float64, shape (G, K, K).
+        damping: Share of the mean diagonal that is added; times 10, up to 1, while the factorization fails.
+        act_order: Round inputs of large power first (the rule of GPTQ's reference code), else in storage order.
+
+    Raises:
+        DataError: The moment is not finite, or no damping makes it positive definite.
+    """
+    while True:
+        objective = damped(second, damping)
+        order = _order(objective, act_order)
+        try:
+            share = _share(objective, order)
+        except np.linalg.LinAlgError:
+            if damping * 10 > LARGEST_DAMPING:
+                msg = "the second moment of an input is not positive definite, whatever the damping"
+                raise DataError(msg, where="calibration data", fix="give more or other samples") from None
+            damping *= 10
+            continue
+        return Feedback(objective, order, share, damping)
+
+
+def _order(objective: NDArray[np.float64], act_order: bool) -> NDArray[np.intp]:
+    diagonal = np.einsum("gkk->gk", objective)
+    if act_order:
+        return np.argsort(-diagonal, axis=1, kind="stable")
+    return np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
+
+
+def _share(objective: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.float32]:
+    reverse = order[:, ::-1]
+    rows = np.take_along_axis(objective, reverse[:, :, None], axis=1)
+    lower = np.linalg.cholesky(np.take_along_axis(rows, reverse[:, None, :], axis=2))
+    upper = lower[:, ::-1, ::-1]
+    share = np.swapaxes(upper, 1, 2) / np.einsum("gkk->gk", upper)[:, :, None]
+    return np.tril(share, -1).astype(np.float32)
+
+
+def gptq(
+    weights: NDArray[np.float32], feedback: Feedback, quantizer: Quantizer, *, block: int = BLOCK
+) -> NDArray[np.float32]:
+    """Round weight matrices so that ``(w - q)^T H (w - q)`` is small.
+
+    Scales and zero points are fixed before ("static groups"), so the order of rounding does not touch the layout.
+    A column whose error would be larger than with rounding to nearest is rounded to nearest: the result is never
+    the worse one. An input that was always zero takes part in no feedback and is rounded to nearest, too, since
+    it may not be zero for ever.
+
+    Args:
+        weights: float32, shape (G, K, N).
+        feedback: From :func:`factorize`, of the same G and K.
+        quantizer: Grid, scales, zero points.
+        block: Rows that are rounded before their errors are added to the rest by one matrix product (section
+            3.3, step 2).
+
+    Returns:
+        Levels, float32, shape (G, K, N).
+
+    Raises:
+        ModelError: A weight is not finite.
+    """
+    check_weights(weights)
+    nearest = quantizer.nearest(weights)
+    levels = _with_feedback(weights, feedback, quantizer, block)
+    better = _error(feedback, weights, quantizer, levels) <= _error(feedback, weights, quantizer, nearest)
+    return np.where(better[:, None, :], levels, nearest)
+
+
+def _error(
+    feedback: Feedback, weights: NDArray[np.float32], quantizer: Quantizer, levels: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    return output_error(feedback.objective, weights - quantizer.dequantize(levels))
+
+
+def _with_feedback(
+    weights: NDArray[np.float32], feedback: Feedback, quantizer: Quantizer, block: int
+) -> NDArray[np.float32]:
+    depth = weights.shape[1]
+    order = feedback.order[:, :, None]
+    scale = _ordered(quantizer.row_scale(depth), order, weights.shape)
+    zero = _ordered(quantizer.row_zero_point(depth), order, weights.shape)
+    target = np.take_along_axis(weights, order, axis=1)
+    levels = np.empty_like(target)
+    residual = np.zeros_like(target)  # w - q of what is rounded
+    for start in range(0, depth, block):
+        stop = min(start + block, depth)
+        wanted = target[:, start:stop] + feedback.share[:, start:stop, :start] @ residual[:, :start]
+        for k in range(start, stop):
+            row = wanted[:, k - start]
+            if k > start:
+                inside = feedback.share[:, k : k + 1, start:k]
+                row = row + (inside @ residual[:, start:k])[:, 0]
+            levels[:, k] = quantizer.grid.nearest(row / scale[:, k] + zero[:, k])
+            residual[:, k] = target[:, k] - (levels[:, k] - zero[:, k]) * scale[:, k]
+    result = np.empty_like(levels)
+    np.put_along_axis(result, order, levels, axis=1)
+    return result
+
+
+def _ordered(
+    values: NDArray[np.float32] | np.float32, order: NDArray[np.intp], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return per-row values in rounding order, as a view of shape (G, K, N)."""
+    array = np.asarray(values, np.float32)
+    if array.ndim == 3 and array.shape[1] > 1:
+        whole = np.broadcast_to(array, (shape[0], shape[1], array.shape[2]))
+        array = np.take_along_axis(whole, order, axis=1)
+    return np.broadcast_to(array, shape)
