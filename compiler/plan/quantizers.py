@@ -110,6 +110,8 @@ def grouped_scale(
     starts = np.arange(0, length, group)
     high = np.maximum.reduceat(weight, starts, axis=axis)
     low = np.minimum.reduceat(weight, starts, axis=axis)
+    if space.codebook in ("ternary", "binary"):
+        return _not_zero(_few_levels_scale(weight, axis, group, zero=space.codebook == "ternary")), None
     if space.symmetric or space.codebook is not None:
         return _not_zero(np.maximum(high, -low).astype(np.float32) / np.float32(largest_value(space))), None
     high, low = np.maximum(high, 0), np.minimum(low, 0)
@@ -117,6 +119,30 @@ def grouped_scale(
     smallest = -(2 ** (space.bits - 1)) if space.signed else 0
     zero = np.clip(np.rint(smallest - low / scale), smallest, smallest + 2**space.bits - 1)
     return scale, zero.astype(np.int8 if space.signed else np.uint8)
+
+
+def _few_levels_scale(weight: np.ndarray, axis: int, group: int, *, zero: bool) -> np.ndarray:
+    """Return the scales of least square error for weights -s and s, and 0 if ``zero``.
+
+    Of ``n`` weights of which the ``k`` largest magnitudes become s and the others 0, s is best at their mean and the
+    error is the sum of squares less ``(sum of the k)^2 / k``; without zero, k = n (Rastegari et al. 2016,
+    "XNOR-Net", section 3.1; Li et al. 2016, "Ternary Weight Networks", equation 5, solved over all k).
+    """
+    length = weight.shape[axis]
+    blocks = -(-length // group)
+    magnitude = np.abs(np.moveaxis(weight, axis, 0)).astype(np.float32)
+    padded = np.zeros((blocks * group, magnitude.shape[1]), np.float32)
+    padded[:length] = magnitude
+    each = padded.reshape(blocks, group, -1)
+    if zero:
+        sums = np.cumsum(-np.sort(-each, axis=1), axis=1, dtype=np.float64)
+        counts = np.arange(1, group + 1)[:, None]
+        best = (sums**2 / counts).argmax(axis=1)[:, None]
+        scale = (np.take_along_axis(sums, best, 1) / (best + 1))[:, 0]
+    else:
+        members = np.minimum(length - np.arange(blocks) * group, group)
+        scale = each.sum(axis=1, dtype=np.float64) / members[:, None]
+    return np.moveaxis(scale.astype(np.float32), 0, axis)
 
 
 def widen_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.graph.model import constant_array, int_attribute, is_op, node_label, rank
 from bitwright.compiler.graph.operands import activations_of, table_of, weight_array, weight_of
-from bitwright.targets.schema import Limits, OpRule
+from bitwright.targets.schema import Limits, OpRule, QSpace
 
 # Below 256 KiB of float32 the extra nodes outweigh the bytes.
 SMALLEST_TABLE = 65536
+HALF_LARGEST = 65504.0
 
 
 def _parameters_constant(node: ir.Node) -> str | None:
@@ -152,3 +154,26 @@ def why_unsupported(node: ir.Node, rule: OpRule, limits: Limits) -> str | None:
     check = _RULES.get(node.op_type)
     reason = check(node) if check is not None else _parameters_constant(node)
     return None if reason is None else f"{reason} ({node_label(node)})"
+
+
+def possible_groups(space: QSpace, length: int) -> tuple[int, ...]:
+    """Return the group lengths, best first, that a weight with ``length`` values along its reduction can have.
+
+    A kernel that looks values up counts its groups through the whole matrix, so they must end with the columns.
+    """
+    return tuple(g for g in space.groups if space.codebook != "nf4" or length % g == 0)
+
+
+def why_weight_unfit(node: ir.Node, space: QSpace) -> str | None:
+    """Return why a weight cannot be stored in a format that its operator has a kernel for, or None if it can."""
+    weight = weight_of(node)
+    if weight is None:
+        return None
+    array = weight_array(weight)
+    if space.granularity == "group" and not possible_groups(space, array.shape[0]):
+        return (
+            f"groups of {', '.join(map(str, sorted(space.groups)))} do not divide its {array.shape[0]} inputs"
+        )
+    if space.float_type == "f16" and array.size and float(np.abs(array).max()) > HALF_LARGEST:
+        return f"its weights exceed {HALF_LARGEST:.0f}, the largest number in half precision"
+    return None

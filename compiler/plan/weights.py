@@ -10,6 +10,7 @@ from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.graph.operands import stored_weight, table_of, weight_array, weight_of
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import grouped_scale, stored_dtype, weight_scale, widen_for_bias
+from bitwright.compiler.plan.support import possible_groups
 from bitwright.compiler.plan.units import Unit
 from bitwright.targets.schema import Profile, QSpace
 
@@ -17,6 +18,23 @@ from bitwright.targets.schema import Profile, QSpace
 def channel_axis(unit: Unit) -> int:
     """Return the axis of a weight's output channels."""
     return 0 if unit.head.op_type == "Conv" else 1
+
+
+def group_axis(unit: Unit) -> int:
+    """Return the axis that groups of weights are cut along: the reduction's, of a table the row's."""
+    return 1 if unit.role == "table" else 1 - channel_axis(unit)
+
+
+def group_length(space: QSpace, length: int, wanted: int | None = None) -> int:
+    """Return how many weights share a scale.
+
+    Args:
+        space: A qspace with granularity ``group``.
+        length: Weights along the axis that is cut.
+        wanted: Taken if the kernel offers it.
+    """
+    allowed = possible_groups(space, length)
+    return wanted if wanted in allowed else allowed[0]
 
 
 def plan_weight(unit: Unit, plan: Plan, profile: Profile, group: int | None = None) -> str:
@@ -56,9 +74,10 @@ def _quant(unit: Unit, array: np.ndarray, space: QSpace, group: int | None) -> W
     common = {"bits": space.bits, "codebook": space.codebook or ""}
     if space.granularity != "group":
         return WeightQuant("", dtype, axis, weight_scale(array, axis, space), **common)  # type: ignore[arg-type]
-    length = group if group in space.groups else space.groups[0]
-    scale, zero_point = grouped_scale(array, 1 - channel_axis(unit), length, space)
-    return WeightQuant("", dtype, 1 - channel_axis(unit), scale, zero_point, length, **common)  # type: ignore[arg-type]
+    along = group_axis(unit)
+    length = group_length(space, array.shape[along], group)
+    scale, zero_point = grouped_scale(array, along, length, space)
+    return WeightQuant("", dtype, along, scale, zero_point, length, **common)  # type: ignore[arg-type]
 
 
 def _bias(unit: Unit) -> np.ndarray | None:
