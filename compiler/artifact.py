@@ -87,7 +87,7 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
     save_model(c.static, folder / STATIC_MODEL_FILE)
     session = config_for(runtime_of(c.profile, "onnxruntime"))
     (folder / SESSION_FILE).write_text(session.to_json() + "\n")
-    (folder / PLAN_FILE).write_text(plan_to_yaml(c.plan))
+    (folder / PLAN_FILE).write_text(plan_to_yaml(c.plan, c.recipe.as_plain()))
     lib = folder / LIBRARY_FOLDER
     if not c.lowering.segments:
         (lib / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.options import Options
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.plan.units import FormatChoice
+from bitwright.compiler.recipe.loader import LoadedRecipe, load_recipe
 from bitwright.targets.schema import Profile
 
 if TYPE_CHECKING:
@@ -69,8 +72,13 @@ class Compilation:
         options: What the user asked for.
         profile: The target.
         progress: Where to report.
+        recipe: How to quantize; read from the options.
         source: The model as it was read.
-        model: The normalized float model.
+        normalized: The normalized float model, before anything was migrated.
+        model: The float model that is quantized: normalized, scales migrated.
+        moments: What the data says about the inputs of weighted operators, by node.
+        formats: Which formats the nodes may run in.
+        migrations: What each rewrite of the migration did.
         dataset: Calibration samples.
         selection: What runs on integers.
         statistics: By tensor name.
@@ -94,11 +102,16 @@ class Compilation:
     options: Options
     profile: Profile
     progress: Progress = field(default_factory=Silent)
+    recipe: LoadedRecipe = field(init=False)
     source: SourceModel | None = None
+    normalized: ir.Model | None = None
     model: ir.Model | None = None
     dataset: Dataset | None = None
     selection: Selection | None = None
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
+    moments: dict[str, InputMoments] = field(default_factory=dict)
+    formats: FormatChoice = field(default_factory=FormatChoice)
+    migrations: dict[str, tuple[str, ...]] = field(default_factory=dict)
     plan: Plan | None = None
     quantized: ir.Model | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)
@@ -114,6 +127,9 @@ class Compilation:
     verification: Verification | None = None
     float_s: float | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.recipe = load_recipe(self.options.recipe)
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler import frontend
+from bitwright.compiler import frontend, migration
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
@@ -16,7 +16,7 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.ort.no_regret import WORTHWHILE, kinds, no_regret
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
 from bitwright.compiler.ort.timing import PairedTiming, time_reopened
-from bitwright.compiler.plan.planner import observed_tensors, plan_selection, runtime_of
+from bitwright.compiler.plan.planner import observed_tensors, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.report.content import report_content
 from bitwright.targets.loader import load_profile
@@ -58,8 +58,11 @@ def run_phases(c: Compilation) -> None:
         frontend.normalize_model(c, notes)
     with c.recorded("shapes") as notes:
         frontend.choose_shapes(c, notes)
-    with c.recorded("plan"):
+    with c.recorded("plan") as notes:
+        notes.extend(frontend.check_recipe(c, "onnxruntime"))
         c.selection = frontend.select_units(c, "onnxruntime")
+    with c.recorded("migrate") as notes:
+        migration.migrate(c, "onnxruntime", notes)
     with c.recorded("calibrate") as notes:
         frontend.calibrate(c, observed_tensors(c.selection), notes)
     with c.recorded("gate") as notes:
@@ -97,13 +100,8 @@ def _config(c: Compilation) -> SessionConfig:
 
 
 def _build(c: Compilation, keep: frozenset[str]) -> ir.Model:
-    selection = _select(c, keep)
+    selection = frontend.reselect(c, "onnxruntime", keep)
     return frontend.quantized_model(c, frontend.allocate(c, selection, "onnxruntime"))
-
-
-def _select(c: Compilation, keep: frozenset[str]) -> Selection:
-    assert c.model is not None
-    return plan_selection(c.model, c.profile, "onnxruntime", c.shapes, keep_float=keep | c.options.keep_float)
 
 
 def _gated(c: Compilation, notes: list[str]) -> Selection:
@@ -129,7 +127,7 @@ def _gated(c: Compilation, notes: list[str]) -> Selection:
     notes.extend(
         f"{t.subject}: {t.ratio:.2f} of the time{'' if t.adopted else ', rejected'}" for t in c.gate.trials
     )
-    return _select(c, keep)
+    return frontend.reselect(c, "onnxruntime", keep)
 
 
 def _time(c: Compilation, notes: list[str]) -> None:

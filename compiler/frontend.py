@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import numpy as np
@@ -32,12 +32,15 @@ from bitwright.compiler.plan.planner import (
 )
 from bitwright.compiler.plan.quantizers import levels_of
 from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.plan.units import FormatChoice
+from bitwright.compiler.recipe.schema import Recipe
 from bitwright.compiler.shape_choice import choose_dims, static_shapes
 from bitwright.passes.insert_qdq import InsertQDQ
 from bitwright.passes.normalize import normalize
 from bitwright.passes.quantize_tables import QuantizeTables
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.round_nearest import RoundNearest
+from bitwright.targets.schema import Runtime
 
 # Folding BatchNorm and biases reorders float32 sums; a real mistake shows up as errors of order one.
 NORMALIZE_BOUND = 1e-3
@@ -69,7 +72,7 @@ def normalize_model(c: Compilation, notes: list[str]) -> None:
     """Bring the model into normal form and check that it still computes the same."""
     assert c.source is not None and c.dataset is not None
     original = c.source.model
-    c.model = original.clone()
+    c.model = c.normalized = original.clone()
     runtime = runtime_of(c.profile, "artifact")
     notes.extend(normalize(c.model, runtime.opset).notes)
     sample = next(iter(c.dataset.batches(1)))
@@ -95,18 +98,78 @@ def choose_shapes(c: Compilation, notes: list[str]) -> None:
 
 def select_units(c: Compilation, runtime: RuntimeName) -> Selection:
     """Choose what runs on integers in one of the two runtimes."""
-    assert c.model is not None
-    _check_names(c)
-    return plan_selection(c.model, c.profile, runtime, c.shapes, keep_float=c.options.keep_float)
+    check_names(c, early=True)
+    c.formats = format_choice(c.recipe.recipe, runtime_of(c.profile, runtime))
+    return reselect(c, runtime)
 
 
-def _check_names(c: Compilation) -> None:
+def reselect(c: Compilation, runtime: RuntimeName, keep: frozenset[str] = frozenset()) -> Selection:
+    """Choose again what runs on integers: the model or the formats have changed, or more is to stay in float."""
     assert c.model is not None
-    names = [node_label(node) for node in c.model.graph]
-    for name in c.options.keep_float:
-        if name not in names:
-            msg = f"the model has no node '{name}'"
-            raise UsageError(msg, where="--keep-float", fix=nearest(name, names))
+    kept = keep | c.options.keep_float
+    return plan_selection(c.model, c.profile, runtime, c.shapes, keep_float=kept, formats=c.formats)
+
+
+def format_choice(recipe: Recipe, runtime: Runtime) -> FormatChoice:
+    """Return the formats a recipe allows."""
+    formats = recipe.formats
+    if recipe.choose == "allocate":  # the allocator starts from the first that can run, not from float
+        formats = tuple(f for f in formats if f in runtime.formats())
+    return FormatChoice(formats, recipe.others, recipe.tables, recipe.nodes)
+
+
+def check_recipe(c: Compilation, runtime: RuntimeName) -> list[str]:
+    """Refuse a recipe the target has no kernels for; return notes about formats that are left out.
+
+    Raises:
+        UsageError: None of the recipe's formats runs on the target.
+    """
+    recipe, table = c.recipe.recipe, runtime_of(c.profile, runtime)
+    available = table.formats()
+    wanted = [f for f in dict.fromkeys((*recipe.formats, *recipe.nodes.values())) if f != "float"]
+    missing = [f for f in wanted if f not in available]
+    if wanted and missing == wanted:
+        raise _refused(c, runtime, missing[0])
+    return [f"format {f} has no kernel on {c.profile.name}: left out" for f in missing]
+
+
+def _refused(c: Compilation, runtime: RuntimeName, missing: str) -> UsageError:
+    other: RuntimeName = "onnxruntime" if runtime == "artifact" else "artifact"
+    place = {"artifact": "the compiled artifact", "onnxruntime": "ONNX Runtime"}
+    verb = {"artifact": "compile", "onnxruntime": "quantize"}
+    what = f"{place[runtime]} has no kernel for the format {missing} on {c.profile.name}"
+    fix = f"formats there: {', '.join(runtime_of(c.profile, runtime).formats())}"
+    if missing in runtime_of(c.profile, other).formats():
+        fix += f"; {place[other]} has it: bitwright {verb[other]} --recipe {c.recipe.recipe.name}"
+    return UsageError(what, where="--recipe", fix=fix)
+
+
+def check_names(c: Compilation, *, early: bool = False) -> None:
+    """Refuse names that the user gave and the model, normalized or migrated, does not have.
+
+    Args:
+        c: The compilation.
+        early: Only names on the command line: a plan may name what the migration is still to make.
+    """
+    assert c.normalized is not None and c.model is not None
+    nodes = list(dict.fromkeys(node_label(n) for model in (c.normalized, c.model) for n in model.graph))
+    recipe = f"--recipe {c.options.recipe}"
+    tensors = [v.name or "" for n in c.model.graph for v in n.outputs] + [
+        v.name or "" for v in c.model.graph.inputs
+    ]
+    _check_known("node", c.options.keep_float, nodes, "--keep-float")
+    if early:
+        return
+    _check_known("node", c.recipe.recipe.nodes, nodes, recipe)
+    _check_known("tensor", c.recipe.ranges, tensors, recipe)
+
+
+def _check_known(what: str, names: Iterable[str], known: list[str], where: str) -> None:
+    present = set(known)
+    for name in names:
+        if name not in present:
+            msg = f"the model has no {what} '{name}'"
+            raise UsageError(msg, where=where, fix=nearest(name, known))
 
 
 class Limited:
@@ -124,13 +187,19 @@ class Limited:
         return islice(self._dataset.batches(size), self._samples // size)
 
 
+def samples_of(c: Compilation) -> Dataset | Limited:
+    """Return the calibration samples that the user wants to be used."""
+    assert c.dataset is not None
+    return c.dataset if c.options.samples is None else Limited(c.dataset, c.options.samples)
+
+
 def calibrate(c: Compilation, tensors: tuple[str, ...], notes: list[str]) -> None:
     """Learn activation ranges in one streaming pass."""
     assert c.model is not None and c.dataset is not None
     missing = tuple(t for t in tensors if t not in c.statistics)
     if not missing:
         return
-    data = c.dataset if c.options.samples is None else Limited(c.dataset, c.options.samples)
+    data = samples_of(c)
     c.statistics |= collect(
         c.model,
         data,
@@ -145,20 +214,24 @@ def calibrate(c: Compilation, tensors: tuple[str, ...], notes: list[str]) -> Non
 def ranges_of(c: Compilation, tensors: tuple[str, ...]) -> Ranges:
     """Turn the statistics into ranges."""
     method: Method = parse_method(c.options.method)
-    ranges: Mapping[str, tuple[float, float]] = {
-        name: range_from(c.statistics[name], method, levels=levels_of(8), symmetric=False) for name in tensors
+    found: Mapping[str, tuple[float, float]] = {
+        name: c.recipe.ranges[name]
+        if name in c.recipe.ranges
+        else range_from(c.statistics[name], method, levels=levels_of(8), symmetric=False)
+        for name in tensors
     }
-    return ranges
+    return found
 
 
 def allocate(c: Compilation, selection: Selection, runtime: RuntimeName) -> Plan:
     """Give every site its format and its scales."""
     ranges = ranges_of(c, observed_tensors(selection))
-    return make_plan(selection, ranges, c.profile, runtime, c.shapes, method=c.options.method)
+    group = c.options.group or c.recipe.recipe.group
+    return make_plan(selection, ranges, c.profile, runtime, c.shapes, method=c.options.method, group=group)
 
 
 def quantized_model(c: Compilation, plan: Plan) -> ir.Model:
-    """Round the weights and insert Q/DQ into a copy of the normalized model."""
+    """Round the weights and insert Q/DQ into a copy of the float model."""
     assert c.model is not None
     model = c.model.clone()
     QuantizeTables(plan).run(model)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bitwright.compiler import artifact, frontend
+from bitwright.compiler import artifact, frontend, migration
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
@@ -29,10 +29,16 @@ def shapes(c: Compilation, notes: list[str]) -> None:
 
 def plan(c: Compilation, notes: list[str]) -> None:
     """Choose what runs on integers in the compiled artifact."""
+    notes.extend(frontend.check_recipe(c, "artifact"))
     c.selection = frontend.select_units(c, "artifact")
     anchors = [u for u in c.selection.units if u.role == "anchor" and weight_of(u.head) is not None]
     integer = sum(u in c.selection.integer for u in anchors)
     notes.append(f"{integer} of {len(anchors)} constant-weight operators run on integers")
+
+
+def migrate(c: Compilation, notes: list[str]) -> None:
+    """Rewrite the float model into an equal one that is easier to quantize."""
+    migration.migrate(c, "artifact", notes)
 
 
 def calibrate(c: Compilation, notes: list[str]) -> None:
@@ -70,6 +76,7 @@ FRONT: tuple[tuple[str, Phase], ...] = (
     ("normalize", frontend.normalize_model),
     ("shapes", shapes),
     ("plan", plan),
+    ("migrate", migrate),
     ("calibrate", calibrate),
     ("allocate", allocate),
     ("quantize", quantize),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.compiler.errors import nearest
-from bitwright.targets.extends import NUMBER_SECTIONS
+from bitwright.targets.extends import NUMBER_SECTIONS, OPTIONAL_NUMBER_SECTIONS
 from bitwright.targets.schema import Combo, ComputeRow, OpRule, Profile, QSpace, Runtime
 from bitwright.targets.schema_errors import Finding, Path, place, plain, validated
 from bitwright.targets.yaml_reader import Mapping
 
-PROVENANCE_KEYS = (*NUMBER_SECTIONS, "runtimes", "cores", "codegen", "limits", "budgets")
+PROVENANCE_KEYS = (*NUMBER_SECTIONS, *OPTIONAL_NUMBER_SECTIONS, "runtimes", "cores", "codegen", "limits", "budgets")
 DEFAULT_PROVENANCE = {"source": "default of the profile schema", "confidence": "estimate"}
 
 _RANGES = {
@@ -74,6 +74,7 @@ def examine(profile: Profile, root: Mapping) -> list[Finding]:
         *_provenance(profile),
         *_rows(profile),
         *_memory(profile),
+        *_energy(profile),
         *_spaces(profile),
         *_runtime("artifact", profile.runtimes.artifact, profile),
         *_runtime("onnxruntime", profile.runtimes.onnxruntime, profile),
@@ -103,6 +104,19 @@ def _memory(profile: Profile) -> Iterator[Broken]:
         if far.size_bytes <= near.size_bytes:
             what = f"'{far.name}' is listed behind '{near.name}' but is not larger"
             yield ("memory", index, "size_bytes"), what, "list memory nearest (smallest) first"
+
+
+def _energy(profile: Profile) -> Iterator[Broken]:
+    if profile.energy is None:
+        return
+    sections = {
+        "pj_per_mac": (profile.energy.pj_per_mac, [r.name for r in profile.compute], "compute row"),
+        "pj_per_byte": (profile.energy.pj_per_byte, [r.name for r in profile.memory], "memory level"),
+    }
+    for key, (given, known, what) in sections.items():
+        for name in given:
+            if name not in known:
+                yield ("energy", key, name), f"unknown {what} '{name}'", nearest(name, known)
 
 
 def _spaces(profile: Profile) -> Iterator[Broken]:

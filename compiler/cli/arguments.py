@@ -23,7 +23,33 @@ Data = Annotated[
         "-d", "--data", help="Samples: an .npz, a folder of .npz files, or FILE.py:FUNC.", metavar="DATA"
     ),
 ]
-Recipe = Annotated[str, typer.Option("--recipe", help="Quantization recipe.")]
+Recipe = Annotated[
+    str,
+    typer.Option("--recipe", help="A recipe's name ('bitwright recipes'), a recipe's file, or a plan.yaml."),
+]
+Group = Annotated[
+    int | None,
+    typer.Option("--group", min=16, max=256, help="Weights that share a scale in grouped formats."),
+]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="NAME=AMOUNT",
+        help="Bounds of one call: latency=8ms,size=2MB,ram=512KB,energy=1mJ.",
+    ),
+]
+Loss = Annotated[
+    str, typer.Option("--loss", help="What the allocator predicts the loss by: sqnr, cosine, kl or eval.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="tcp://HOST:PORT", help="Measure sensitivities on a dask cluster."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that measure sensitivities.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Folder that keeps measured sensitivities for the next run.")
+]
 Method = Annotated[
     str, typer.Option("--method", help="How ranges are chosen: mse, minmax, percentile:99.99, entropy, ...")
 ]

@@ -9,7 +9,7 @@ import typer
 
 from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
-from bitwright.compiler.cli.parsing import check_place, parse_dims, parse_drop
+from bitwright.compiler.cli.parsing import check_place, parse_budget, parse_dims, parse_drop
 from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
@@ -33,6 +33,12 @@ def compile_verb(
     max_drop: arg.MaxDrop = None,
     random_data: arg.RandomData = False,
     stop_after: arg.StopAfter = None,
+    group: arg.Group = None,
+    budget: arg.Budget = None,
+    loss: arg.Loss = "sqnr",
+    scheduler: arg.Scheduler = None,
+    workers: arg.Workers = 1,
+    cache: arg.Cache = None,
     dump: arg.Dump = None,
     dry_run: arg.DryRun = False,
     threads: arg.Threads = 1,
@@ -50,6 +56,12 @@ def compile_verb(
         "evaluate": evaluate,
         "max_drop": parse_drop(max_drop),
         "random_data": random_data,
+        "group": group,
+        "budget": parse_budget(budget or ()),
+        "loss": loss,
+        "scheduler": scheduler,
+        "workers": workers,
+        "cache": cache,
         "stop_after": stop_after,
         "dump": dump,
         "threads": threads,
@@ -156,6 +168,12 @@ def quantize_verb(
     evaluate: arg.Evaluate = None,
     max_drop: arg.MaxDrop = None,
     random_data: arg.RandomData = False,
+    group: arg.Group = None,
+    budget: arg.Budget = None,
+    loss: arg.Loss = "sqnr",
+    scheduler: arg.Scheduler = None,
+    workers: arg.Workers = 1,
+    cache: arg.Cache = None,
     gate: arg.Gate = True,
     report: arg.Page = None,
     dry_run: arg.DryRun = False,
@@ -175,6 +193,12 @@ def quantize_verb(
         evaluate=evaluate,
         max_drop=parse_drop(max_drop),
         random_data=random_data,
+        group=group,
+        budget=parse_budget(budget or ()),
+        loss=loss,
+        scheduler=scheduler,
+        workers=workers,
+        cache=cache,
         threads=threads,
         gate=gate,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from bitwright.compiler.errors import UsageError
+from bitwright.compiler.errors import UsageError, nearest
 
 
 def parse_drop(text: str | None) -> float | None:
@@ -54,6 +55,49 @@ def parse_dims(entries: Iterable[str]) -> dict[str, int]:
             what = f"'{name}' has two sizes, {dims[name]} and {size}"
             raise UsageError(what, where="--dim", fix="an artifact has one size: leave one out")
     return dims
+
+
+_UNITS = {
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+    "energy": {"j": 1.0, "mj": 1e-3, "uj": 1e-6, "nj": 1e-9},
+}
+_UNITS["ram"] = _UNITS["size"]
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+
+
+def parse_budget(entries: Iterable[str]) -> dict[str, float]:
+    """Return the bounds of ``latency=8ms,size=2MB,ram=512KB,energy=1mJ`` in seconds, bytes and joules.
+
+    Raises:
+        UsageError: An unknown quantity or unit, no number, or a quantity that comes twice.
+    """
+    budget: dict[str, float] = {}
+    for entry in (part.strip() for text in entries for part in text.split(",")):
+        name, equals, amount = entry.partition("=")
+        if not equals or name not in _UNITS:
+            what = f"'{entry}' is not one of latency=8ms, size=2MB, ram=512KB, energy=1mJ"
+            raise UsageError(what, where="--budget", fix=nearest(name, tuple(_UNITS)))
+        if name in budget:
+            what = f"'{name}' comes twice"
+            raise UsageError(what, where="--budget", fix="leave one out")
+        budget[name] = _quantity(name, amount.strip())
+    return budget
+
+
+def _quantity(name: str, amount: str) -> float:
+    units = _UNITS[name]
+    found = _QUANTITY.fullmatch(amount)
+    if found is None or found[2].lower() not in units:
+        what = f"'{amount}' is not a number with a unit of {name}"
+        raise UsageError(
+            what, where="--budget", fix=f"units: {', '.join(units)}, e.g. {name}=8{next(iter(units))}"
+        )
+    value = float(found[1]) * units[found[2].lower()]
+    if value <= 0:
+        what = f"{name} must be more than nothing"
+        raise UsageError(what, where="--budget", fix="write a positive number")
+    return value
 
 
 def check_place(path: Path, option: str) -> None:

@@ -112,7 +112,7 @@ def _with_costs(
         return replace(
             decision,
             macs=node_macs(unit.head, shapes),
-            estimated_s=seconds(decision.format),
+            estimated_s=seconds(decision.format if unit.combo is not None else "float"),
             estimated_float_s=seconds("float"),
         )
     except ModelError:
@@ -164,7 +164,7 @@ def _decide(
         return NodeDecision(
             unit.name,
             unit.head.op_type,
-            "float",
+            unit.float_format,
             unit.role,
             reason,
             constant_weight=weight_of(unit.head) is not None,

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from bitwright.compiler.graph.model import constant_array, node_label, only_consumer
 from bitwright.compiler.graph.operands import activations_of, weight_array, weight_of
-from bitwright.compiler.plan.support import why_unsupported
+from bitwright.compiler.plan.support import why_unsupported, why_weight_unfit
 from bitwright.targets.schema import Combo, OpRule, Profile, Runtime
 
 
@@ -29,14 +29,18 @@ class FormatChoice:
     tables: tuple[str, ...] = ("int8",)
     by_node: Mapping[str, str] = field(default_factory=dict)
 
-    def allowed(self, node: ir.Node, rule: OpRule) -> tuple[str, ...]:
+    def allowed(self, node: ir.Node, rule: OpRule | None) -> tuple[str, ...]:
         """Return the formats to try for a node."""
         label = node_label(node)
         if label in self.by_node:
             return (self.by_node[label],)
-        if rule.role == "table":
+        if rule is not None and rule.role == "table":
             return self.tables
-        return self.anchors if rule.role == "anchor" else self.others
+        return self.anchors if rule is not None and rule.role == "anchor" else self.others
+
+    def float_format(self, node: ir.Node, rule: OpRule | None, runtime: Runtime) -> str:
+        """Return the floating point format of a node without a kernel in an integer format."""
+        return next((f for f in self.allowed(node, rule) if f in runtime.float_formats), "float")
 
 
 INT8 = FormatChoice()
@@ -53,6 +57,7 @@ class Unit:
         combo: The kernel that would run, or None if the unit must stay in float.
         why_float: Why ``combo`` is None.
         reads_integers: The kernel reads activations whose scale is known beforehand.
+        float_format: Without a combo: ``"float"``, or the half-precision format it is computed in.
     """
 
     head: ir.Node
@@ -61,6 +66,7 @@ class Unit:
     combo: Combo | None
     why_float: str = ""
     reads_integers: bool = True
+    float_format: str = "float"
 
     @property
     def output(self) -> ir.Value:
@@ -119,21 +125,43 @@ def fused_tail(head: ir.Node, fusions: tuple[tuple[str, ...], ...]) -> tuple[ir.
 
 def _unit(node: ir.Node, runtime: Runtime, profile: Profile, formats: FormatChoice) -> Unit:
     rule = runtime.ops.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    narrow = formats.float_format(node, rule, runtime)
     if rule is None:
-        return Unit(node, (), None, None, f"{node.op_type} has no integer kernel on this target")
+        why = f"{node.op_type} has no integer kernel on this target"
+        return Unit(node, (), None, None, why, float_format=narrow)
     reason = why_unsupported(node, rule, profile.limits)
     if reason is not None:
-        return Unit(node, (), rule, None, reason)
+        return Unit(node, (), rule, None, reason, float_format=narrow)
     allowed = formats.allowed(node, rule)
-    combo = rule.combo_for(allowed)
+    combo, why = _kernel(node, rule, allowed, profile)
     if combo is None:
-        wanted = " or ".join(f for f in allowed if f != "float")
-        why = (
-            f"{node.op_type} has no {wanted} kernel on this target" if wanted else "kept in float by the plan"
-        )
-        return Unit(node, (), rule, None, why)
+        why = why or _why_no_kernel(node, allowed, narrow)
+        return Unit(node, (), rule, None, why, float_format=narrow)
     reads_integers = profile.qspace(combo.act).calibrated
     return Unit(node, fused_tail(node, runtime.fusions), rule, combo, reads_integers=reads_integers)
+
+
+def _kernel(
+    node: ir.Node, rule: OpRule, allowed: tuple[str, ...], profile: Profile
+) -> tuple[Combo | None, str]:
+    """Return the kernel of the first format that the weight can be stored in, or None and why there is none."""
+    unfit = ""
+    for name in allowed:
+        combo = rule.combo_for((name,))
+        if combo is None:
+            continue
+        why = why_weight_unfit(node, profile.qspace(combo.weight)) if combo.weight else None
+        if why is None:
+            return combo, ""
+        unfit = unfit or f"{why} ({node_label(node)})"
+    return None, unfit
+
+
+def _why_no_kernel(node: ir.Node, allowed: tuple[str, ...], narrow: str) -> str:
+    if narrow != "float":
+        return f"computed in {narrow}"
+    wanted = " or ".join(f for f in allowed if f != "float")
+    return f"{node.op_type} has no {wanted} kernel on this target" if wanted else "kept in float by the plan"
 
 
 def build_units(

@@ -32,6 +32,10 @@ class LoadedRecipe:
     target: str = ""
     runtime: str = ""
 
+    def as_plain(self) -> dict[str, Any]:
+        """Return the recipe for a plan.yaml: without what the plan itself says node by node."""
+        return self.recipe.model_dump(mode="json", by_alias=True, exclude={"nodes"}, exclude_none=True)
+
 
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the shipped recipes."""

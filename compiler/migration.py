@@ -1,0 +1,72 @@
+"""Phase migrate: rewrites that keep the function and make it easier to quantize, proven by running both models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from bitwright.compiler.calibrate.moments import collect_moments
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.errors import InternalError
+from bitwright.compiler.frontend import check_names, reselect, samples_of
+from bitwright.compiler.graph.operands import weight_of
+from bitwright.compiler.moments import InputMoments
+from bitwright.compiler.ort.equality import relative_difference
+from bitwright.compiler.plan.planner import RuntimeName
+from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.shape_choice import static_shapes
+from bitwright.passes.contract import Pass
+
+# The rewrites scale by float32 factors and multiply by their reciprocals: a few roundings, not a different function.
+BOUND = 1e-3
+
+
+def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
+    """Run the recipe's rewrites on a copy of the normalized model."""
+    assert c.model is not None and c.normalized is not None and c.selection is not None
+    c.model = c.normalized.clone()
+    for rewrite in _rewrites(c, c.selection):
+        result = rewrite.run(c.model)
+        c.migrations[rewrite.name] = result.notes
+        notes.append(f"{rewrite.name}: {result.changed} changes")
+        notes.extend(result.notes)
+        if result.changed:
+            c.shapes = static_shapes(c.model, c.dims)
+            c.selection = reselect(c, runtime)
+    if any(c.migrations):
+        _check_function(c, c.normalized, c.model, notes)
+    check_names(c)
+
+
+def _rewrites(c: Compilation, selection: Selection) -> Iterator[Pass]:
+    """Yield the rewrites one after the other: each sees the moments of the model that the one before it left."""
+    yield from ()
+
+
+def moments_of(c: Compilation, selection: Selection) -> dict[str, InputMoments]:
+    """Collect the moments of every operator whose constant weight is quantized."""
+    assert c.model is not None
+    anchors = [
+        u.name for u in selection.units if u.combo is not None and u.role == "anchor" and weight_of(u.head)
+    ]
+    return collect_moments(
+        c.model,
+        samples_of(c),
+        anchors,
+        threads=c.options.threads,
+        progress=lambda done, total: c.progress.step(done, total, "samples"),
+    )
+
+
+def _check_function(c: Compilation, before: ir.Model, after: ir.Model, notes: list[str]) -> None:
+    sample = next(iter(samples_of(c).batches(1)))
+    difference = relative_difference(before, after, sample, threads=c.options.threads)
+    notes.append(f"largest relative difference to the model before: {difference:.2e}")
+    if difference > BOUND:
+        msg = f"migrating scales changed the model's outputs by {difference:.2e} (allowed {BOUND:.0e})"
+        raise InternalError(
+            msg,
+            where=str(c.options.model),
+            fix="please report this model; --recipe int8-nearest migrates nothing",
+        )
