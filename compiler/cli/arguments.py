@@ -84,7 +84,7 @@ OutputFolder = Annotated[
     typer.Option("-o", "--output", help="Output folder; one below it for each of several targets."),
 ]
 OutputModel = Annotated[
-    Path | None, typer.Option("-o", "--output", help="The file to write; MODEL.int8.onnx unless named.")
+    Path | None, typer.Option("-o", "--output", help="The file to write; MODEL.RECIPE.onnx unless named.")
 ]
 StopAfter = Annotated[
     str | None, typer.Option("--stop-after", metavar="PHASE", help="Stop after this phase.")

@@ -9,8 +9,9 @@ import typer
 
 from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
-from bitwright.compiler.cli.parsing import check_place, parse_budget, parse_dims, parse_drop
+from bitwright.compiler.cli.parsing import check_place
 from bitwright.compiler.cli.progress import TerminalProgress
+from bitwright.compiler.cli.quantization import Quantization
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
 
@@ -22,49 +23,19 @@ def compile_verb(
     out: Output,
     model: arg.Model,
     target: arg.Targets,
-    data: arg.Data = None,
+    quantization: Quantization,
     output: arg.OutputFolder = None,
-    recipe: arg.Recipe = "int8",
-    method: arg.Method = "mse",
-    samples: arg.Samples = None,
-    dim: arg.Dims = None,
-    keep_float: arg.KeepFloat = None,
-    evaluate: arg.Evaluate = None,
-    max_drop: arg.MaxDrop = None,
-    random_data: arg.RandomData = False,
     stop_after: arg.StopAfter = None,
-    group: arg.Group = None,
-    budget: arg.Budget = None,
-    loss: arg.Loss = "sqnr",
-    scheduler: arg.Scheduler = None,
-    workers: arg.Workers = 1,
-    cache: arg.Cache = None,
     dump: arg.Dump = None,
     dry_run: arg.DryRun = False,
-    threads: arg.Threads = 1,
     timeout: arg.Timeout = 1800.0,
 ) -> None:
     """Compile a model for one or more targets: library, runner, Q/DQ model, report, proof."""
-    values: dict[str, Any] = {
+    values = {
+        **quantization.values(),
         "model": model,
-        "data": data,
-        "recipe": recipe,
-        "method": method,
-        "samples": samples,
-        "dims": parse_dims(dim or ()),
-        "keep_float": frozenset(keep_float or ()),
-        "evaluate": evaluate,
-        "max_drop": parse_drop(max_drop),
-        "random_data": random_data,
-        "group": group,
-        "budget": parse_budget(budget or ()),
-        "loss": loss,
-        "scheduler": scheduler,
-        "workers": workers,
-        "cache": cache,
         "stop_after": stop_after,
         "dump": dump,
-        "threads": threads,
         "timeout_s": timeout,
     }
     if output is None and not dry_run and stop_after is None:
@@ -158,55 +129,26 @@ def quantize_verb(
     out: Output,
     model: arg.Model,
     target: arg.Target,
-    data: arg.Data = None,
+    quantization: Quantization,
     output: arg.OutputModel = None,
-    recipe: arg.Recipe = "int8",
-    method: arg.Method = "mse",
-    samples: arg.Samples = None,
-    dim: arg.Dims = None,
-    keep_float: arg.KeepFloat = None,
-    evaluate: arg.Evaluate = None,
-    max_drop: arg.MaxDrop = None,
-    random_data: arg.RandomData = False,
-    group: arg.Group = None,
-    budget: arg.Budget = None,
-    loss: arg.Loss = "sqnr",
-    scheduler: arg.Scheduler = None,
-    workers: arg.Workers = 1,
-    cache: arg.Cache = None,
     gate: arg.Gate = True,
     report: arg.Page = None,
     dry_run: arg.DryRun = False,
-    threads: arg.Threads = 1,
 ) -> None:
     """Quantize a model for ONNX Runtime: one Q/DQ file and the session options that make it fast."""
-    options = Options(
-        model=model,
-        target=target,
-        data=data,
-        output=output or model.with_name(f"{model.name.removesuffix('.onnx')}.int8.onnx"),
-        recipe=recipe,
-        method=method,
-        samples=samples,
-        dims=parse_dims(dim or ()),
-        keep_float=frozenset(keep_float or ()),
-        evaluate=evaluate,
-        max_drop=parse_drop(max_drop),
-        random_data=random_data,
-        group=group,
-        budget=parse_budget(budget or ()),
-        loss=loss,
-        scheduler=scheduler,
-        workers=workers,
-        cache=cache,
-        threads=threads,
-        gate=gate,
+    output = output or model.with_name(
+        f"{model.name.removesuffix('.onnx')}.{_stem(quantization.recipe)}.onnx"
     )
+    options = Options(model=model, target=target, output=output, gate=gate, **quantization.values())
     if dry_run:
         _dry_run(out, [options], "onnxruntime")
         return
     _check_files(options, report)
     _quantize(out, options, report)
+
+
+def _stem(recipe: str) -> str:
+    return Path(recipe).stem
 
 
 def _check_files(options: Options, report: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import is_dataclass
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_type_hints
 
@@ -31,7 +32,8 @@ def verb(app: typer.Typer, name: str) -> Callable[[Verb], Verb]:
     """Return a decorator that registers a function as a verb.
 
     The function's first parameter, ``out``, is the :class:`Output` of this run; the others are its arguments and
-    options. The printing options are added to every verb.
+    options; a parameter that is a dataclass stands for its fields, so that verbs can share a list of options. The
+    printing options are added to every verb.
     """
 
     def register(function: Verb) -> Verb:
@@ -41,14 +43,26 @@ def verb(app: typer.Typer, name: str) -> Callable[[Verb], Verb]:
     return register
 
 
+def _options(group: Any) -> list[Parameter]:
+    """Return the parameters of a dataclass of options."""
+    return list(signature(group).parameters.values())
+
+
 def _with_common_options(function: Verb) -> Verb:
     hints = get_type_hints(function, include_extras=True)
-    own = [p for p in signature(function).parameters.values() if p.name != "out"]
+    given = [p for p in signature(function).parameters.values() if p.name != "out"]
+    groups = {p.name: hints[p.name] for p in given if is_dataclass(hints[p.name])}
+    own = [q for p in given for q in (_options(groups[p.name]) if p.name in groups else [p])]
+    hints |= {
+        k: v for group in groups.values() for k, v in get_type_hints(group, include_extras=True).items()
+    }
 
     def run(**values: Any) -> None:
         out: Output = values.pop("context").find_root().obj
         out.json, out.quiet = values.pop("json"), values.pop("quiet")
         out.verbose, out.debug = values.pop("verbose"), values.pop("debug")
+        for name, group in groups.items():
+            values[name] = group(**{p.name: values.pop(p.name) for p in _options(group)})
         # A user's script may print; stdout belongs to results.
         with redirect_stdout(sys.stderr):
             function(out, **values)

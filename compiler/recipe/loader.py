@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bitwright.compiler.errors import ProfileError, UsageError, nearest
 from bitwright.compiler.recipe.schema import Recipe
 from bitwright.targets.schema_errors import plain, validated
@@ -40,6 +42,12 @@ class LoadedRecipe:
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the shipped recipes."""
     return tuple(sorted(path.stem for path in _HERE.glob("*.yaml")))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as YAML with every setting written out."""
+    data = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return yaml.safe_dump(data, sort_keys=False, width=120, default_flow_style=None)
 
 
 def is_recipe_file(name: str) -> bool:

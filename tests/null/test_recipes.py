@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bitwright.compiler.errors import UsageError
-from bitwright.compiler.recipe.loader import load_recipe, recipe_names
+from bitwright.compiler.recipe.loader import load_recipe, recipe_names, recipe_text
 from bitwright.targets.schema import FORMATS
 
 
@@ -88,3 +88,11 @@ def test_a_plan_is_read_back_as_a_recipe(tmp_path: Path) -> None:
     assert loaded.recipe.nodes == {"conv1": "float"}  # operators without a role have no choice
     assert loaded.ranges == {"x": (-1.5, 2.0)}
     assert (loaded.target, loaded.runtime) == ("x86-avx2", "artifact")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_printed_recipe_loads_to_itself(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name).recipe
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe_text(recipe))
+    assert load_recipe(str(path)).recipe == recipe
