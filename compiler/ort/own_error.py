@@ -1,0 +1,89 @@
+"""Each layer's own error: what it adds when everything before it is exact.
+
+The error that is seen at a layer of a quantized model is mostly inherited. To tell the two apart the quantized model
+is cut at every layer's output: each piece is fed the float model's values and compared with them. One session runs
+all pieces, one run a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.graph.model import FreshNames
+from bitwright.compiler.ort.layer_error import NoiseMeter, with_outputs
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
+
+
+def own_errors(
+    float_model: ir.Model,
+    quantized: ir.Model,
+    tensors: Sequence[str],
+    feeds: Iterable[Mapping[str, np.ndarray]],
+    *,
+    threads: int = 1,
+) -> dict[str, float]:
+    """Return the SQNR in dB of each named tensor if only the layers since the named tensors before it are quantized.
+
+    A tensor's own rounding belongs to the layer that reads it.
+
+    Args:
+        float_model: The float model.
+        quantized: The model made from it; a tensor that it does not have under its name is left out.
+        tensors: Names of float tensors that nodes of ``float_model`` write: the outputs of its layers.
+        feeds: A few samples.
+        threads: For ONNX Runtime.
+    """
+    pieces, made = cut_at(quantized, _in_both(float_model, quantized, tensors))
+    if not made:
+        return {}
+    config = SessionConfig(threads=threads)
+    reference = open_session(with_outputs(float_model, list(made)), config)
+    actual = open_session(pieces, config)
+    meter = NoiseMeter()
+    for sample in feeds:
+        exact = run(reference, sample)
+        found = run(actual, {**sample, **exact})
+        for name, output in made.items():
+            meter.add(name, exact[name], found[output])
+    return meter.sqnr_db()
+
+
+def _in_both(float_model: ir.Model, quantized: ir.Model, tensors: Sequence[str]) -> list[str]:
+    floats, others = (
+        {
+            v.name
+            for n in m.graph
+            for v in n.outputs
+            if v.dtype in (None, ir.DataType.FLOAT) and not v.is_graph_output()
+        }
+        for m in (float_model, quantized)
+    )
+    return [t for t in dict.fromkeys(tensors) if t in floats and t in others]
+
+
+def cut_at(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
+    """Return a copy in which every named tensor is an input, and the names under which its values are outputs.
+
+    Readers of a named tensor read the input; the node that writes it writes an output of a new name. The graph's
+    own outputs are left out.
+
+    Args:
+        model: The model; weights are shared with the copy, not copied.
+        tensors: Names of tensors that nodes of the main graph write.
+    """
+    copy = model.clone()
+    fresh = FreshNames(copy)
+    values = {v.name: v for n in copy.graph for v in n.outputs}
+    made: dict[str, str] = {}
+    copy.graph.outputs.clear()
+    for name in tensors:
+        written = values[name]
+        fed = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=None)
+        ir.convenience.replace_all_uses_with(written, fed)
+        written.name = made[name] = fresh(f"{name}_made")
+        copy.graph.inputs.append(fed)
+        copy.graph.outputs.append(written)
+    return copy, made
