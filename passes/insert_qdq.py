@@ -7,16 +7,27 @@ quantizer inside a fused chain.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler.graph.model import FreshNames, constant_array, node_label
+from bitwright.compiler.errors import ModelError
+from bitwright.compiler.graph.model import STANDARD_DOMAINS, FreshNames, constant_array, node_label
 from bitwright.compiler.graph.operands import activations_of
 from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan
 from bitwright.passes.contract import PassResult
 from bitwright.passes.rewriting import add_initializer
+from bitwright.passes.stored_weights import stored_type
+
+# Opsets that brought QuantizeLinear to wider types than 8-bit integers.
+OPSET_OF_TYPE = {"uint16": 21, "int16": 21, "float8_e4m3fn": 19, "float8_e5m2": 19}
+
+
+def activation_opset(quants: Iterable[ActivationQuant]) -> int:
+    """Return the oldest opset whose quantizers write all of these activations, 0 if any will do."""
+    return max((OPSET_OF_TYPE.get(q.dtype, 0) for q in quants), default=0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,12 @@ class InsertQDQ:
         return "insert_qdq"
 
     def run(self, model: ir.Model) -> PassResult:
-        """Rewrite ``model`` in place."""
+        """Rewrite ``model`` in place.
+
+        Raises:
+            ModelError: The model's opset is older than the quantizers of the plan's types.
+        """
+        _require_opset(model, activation_opset(self.plan.activations.values()))
         integer = {n: d for n in model.graph if (d := self.plan.nodes.get(node_label(n))) and d.integer}
         if any(_is_dequantized(v) for n in integer for v in activations_of(n)):
             return PassResult(model, 0, ("the activations are quantized already",))
@@ -46,6 +62,15 @@ class InsertQDQ:
         for quant in self.plan.activations.values():
             _quantize_activation(model, values[quant.tensor], quant, integer, fresh)
         return PassResult(model, len(self.plan.activations))
+
+
+def _require_opset(model: ir.Model, needed: int) -> None:
+    opset = next((model.opset_imports[d] for d in STANDARD_DOMAINS if d in model.opset_imports), 0)
+    if opset < needed:
+        msg = f"16-bit integers and 8-bit floats as activations need opset {needed}, the model has {opset}"
+        raise ModelError(
+            msg, where=model.graph.name or "model", fix=f"raise the model to opset {needed} first"
+        )
 
 
 def _is_dequantized(value: ir.Value) -> bool:
@@ -73,11 +98,12 @@ def _quantize_activation(
 ) -> None:
     stem = value.name or "tensor"
     scale = add_initializer(model.graph, fresh(f"{stem}_scale"), np.asarray(quant.scale, np.float32))
+    stored = stored_type(quant.dtype)
     zero = add_initializer(
-        model.graph, fresh(f"{stem}_zero_point"), np.asarray(quant.zero_point, quant.dtype)
+        model.graph, fresh(f"{stem}_zero_point"), np.asarray(quant.zero_point).astype(stored)
     )
     readers = list(value.uses())
-    quantize = _node("QuantizeLinear", [value, scale, zero], stem, ir.DataType[quant.dtype.upper()], fresh)
+    quantize = _node("QuantizeLinear", [value, scale, zero], stem, ir.DataType.from_numpy(stored), fresh)
     quantize.outputs[0].name = fresh(f"{stem}_quantized")
     dequantize = _node("DequantizeLinear", [quantize.outputs[0], scale, zero], stem, ir.DataType.FLOAT, fresh)
     for node, index in readers:
@@ -117,7 +143,10 @@ def _quantize_bias(
     array = constant_array(bias)
     if bias is None or array is None or not decision.weight:
         return
-    input_scale = np.float32(plan.activations[decision.inputs[0]].scale)
+    activation = plan.activations[decision.inputs[0]]
+    if activation.dtype.startswith("float8"):  # products of floats are summed with a float bias
+        return
+    input_scale = np.float32(activation.scale)
     scale = (input_scale * plan.weights[decision.weight].scale).astype(np.float32)
     if scale.size == 1:
         scale = np.repeat(scale, array.size)
