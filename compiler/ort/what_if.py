@@ -1,0 +1,79 @@
+"""What single layers cost the outputs: the quantized model is run again with one layer's rounding taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.ort.layer_error import PERFECT_DB, NoiseMeter
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.passes.restore_float import Part, RestoreFloat
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What the outputs would gain.
+
+    Attributes:
+        node: The layer.
+        gain_db: Gain in SQNR, of the output that gains most, if the layer were computed in float.
+        inputs_db: If only its inputs were not rounded.
+        weights_db: If only its weights were not rounded.
+    """
+
+    node: str
+    gain_db: float
+    inputs_db: float
+    weights_db: float
+
+
+def what_if_float(
+    float_model: ir.Model, quantized: ir.Model, nodes: Sequence[str], feeds: Feeds, *, threads: int = 1
+) -> tuple[WhatIf, ...]:
+    """Measure what each of a few layers costs the outputs, the most expensive first.
+
+    Args:
+        float_model: The float model.
+        quantized: The Q/DQ model made from it.
+        nodes: Names of layers to try, each alone.
+        feeds: A few samples.
+        threads: For ONNX Runtime.
+    """
+    config = SessionConfig(threads=threads)
+    reference = open_session(float_model, config)
+    exact = [run(reference, sample) for sample in feeds]
+
+    def noise(model: ir.Model) -> dict[str, float]:
+        return _noise(model, feeds, exact, config)
+
+    def gain(node: str, *parts: Part) -> float:
+        model = quantized.clone()
+        RestoreFloat(frozenset([node]), float_model, frozenset(parts)).run(model)
+        found = noise(model)
+        return max((found[name] - base[name] for name in base), default=0.0)
+
+    base = noise(quantized)
+    trials = [
+        WhatIf(node, gain(node, "weights", "inputs"), gain(node, "inputs"), gain(node, "weights"))
+        for node in nodes
+    ]
+    return tuple(sorted(trials, key=lambda t: -t.gain_db))
+
+
+def _noise(
+    model: ir.Model, feeds: Feeds, exact: Sequence[Mapping[str, np.ndarray]], config: SessionConfig
+) -> dict[str, float]:
+    """Return the SQNR in dB of every floating-point output; one that is exact counts as 200 dB."""
+    session = open_session(model, config)
+    meter = NoiseMeter()
+    for sample, values in zip(feeds, exact, strict=True):
+        found = run(session, sample)
+        for name, value in values.items():
+            if value.dtype.kind == "f" and value.size:
+                meter.add(name, value, found[name])
+    return {name: min(value, PERFECT_DB) for name, value in meter.sqnr_db().items()}
