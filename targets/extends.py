@@ -14,6 +14,7 @@ from bitwright.targets.yaml_reader import Mapping, Mark, Node, Scalar, Sequence
 MAX_LEVELS = 8
 MAX_FILES = 64
 NUMBER_SECTIONS = ("clock_hz", "compute", "memory", "efficiency", "overheads")
+OPTIONAL_NUMBER_SECTIONS = ("energy", "measured")
 OWN_KEYS = ("schema", "name", "description", "extends", "abstract")
 """Keys that belong to one file and are never inherited."""
 
@@ -128,7 +129,7 @@ def check_own_keys(own: Mapping) -> None:
 def _check_provenance(own: Mapping) -> None:
     given = own.entries.get("provenance")
     sources = given.entries if isinstance(given, Mapping) else {}
-    for section in (*NUMBER_SECTIONS, "runtimes"):
+    for section in (*NUMBER_SECTIONS, *OPTIONAL_NUMBER_SECTIONS, "runtimes"):
         node = own.entries.get(section)
         if node is None or (isinstance(node, Scalar) and node.value is None) or section in sources:
             continue

@@ -40,6 +40,11 @@ Format = Literal[
     "bf16",
 ]
 FORMATS: tuple[str, ...] = get_args(Format)
+MeasuredFormat = Literal["float"] | Format
+# Shapes of the inputs ("c": constant, "s": scalar) ">" of the outputs, operators fused behind, "q" or "f": writes
+# integers or float.
+SIGNATURE_PATTERN = r"^[0-9x,sc]*>[0-9x,s]*(\+[A-Za-z0-9]+)*( [qf])?$"
+Signature = Annotated[str, Field(pattern=SIGNATURE_PATTERN)]
 
 
 class Strict(BaseModel):
@@ -110,6 +115,67 @@ class Overheads(Strict):
     quantize_cycles_per_element: NonNegative = 1.0
     requantize_cycles_per_element: NonNegative = 0.5
     layout_change_cycles_per_element: NonNegative = 1.0
+
+
+class Energy(Strict):
+    """What one operation and one byte cost, in picojoules; without this section no energy is estimated.
+
+    Attributes:
+        pj_per_mac: Compute row -> picojoules of one multiply-accumulate.
+        pj_per_byte: Memory level -> picojoules of one byte read or written.
+        static_w: Power drawn while the model runs, whatever it computes.
+    """
+
+    pj_per_mac: dict[str, NonNegative] = Field(min_length=1)
+    pj_per_byte: dict[str, NonNegative] = Field(min_length=1)
+    static_w: NonNegative = 0.0
+
+
+class WorkFit(Strict):
+    """Seconds of one call, fitted to micro-benchmarks: ``call_s + mac_s * macs + byte_s * bytes``.
+
+    Attributes:
+        call_s: Seconds of a call, however small.
+        mac_s: Seconds of a multiply-accumulate.
+        byte_s: Seconds of a byte read or written.
+        points: Measurements it was fitted to.
+        error: Median relative residual of these.
+    """
+
+    call_s: NonNegative
+    mac_s: NonNegative
+    byte_s: NonNegative
+    points: Count
+    error: NonNegative
+
+
+class MeasuredTimes(Strict):
+    """Seconds that one runtime takes on the target, written by ``bitwright targets probe``.
+
+    Attributes:
+        machine: What was measured on.
+        versions: Package -> version.
+        date: ISO date.
+        threads: Threads that computed.
+        call_s: Seconds of an empty call of the runtime.
+        times: Operator -> format -> signature of the call -> seconds; overrides everything else.
+        fits: Kind of work -> format -> fitted model for shapes that were not measured.
+    """
+
+    machine: str
+    versions: dict[str, str] = {}
+    date: str
+    threads: Count = 1
+    call_s: NonNegative = 0.0
+    times: dict[str, dict[MeasuredFormat, dict[Signature, NonNegative]]] = {}
+    fits: dict[str, dict[MeasuredFormat, WorkFit]] = {}
+
+
+class Measured(Strict):
+    """Measured times of the two runtimes."""
+
+    artifact: MeasuredTimes | None = None
+    onnxruntime: MeasuredTimes | None = None
 
 
 class Requantize(Strict):
@@ -212,6 +278,7 @@ class Runtime(Strict):
         session_config: ``session_config_entries`` that make the file fast.
         disabled_optimizers: ONNX Runtime optimizers that would undo the integers.
         opset: Opset the model is written in.
+        float_formats: Half-precision formats it computes any operator in.
     """
 
     ops: dict[str, OpRule]
@@ -220,6 +287,12 @@ class Runtime(Strict):
     session_config: dict[str, str] = {}
     disabled_optimizers: tuple[str, ...] = ()
     opset: int = 21
+    float_formats: tuple[Literal["fp16", "bf16"], ...] = ()
+
+    def formats(self) -> tuple[str, ...]:
+        """Return every format that some operator with a constant weight can run in."""
+        anchors = (rule for rule in self.ops.values() if rule.role == "anchor")
+        return tuple(dict.fromkeys([*(c.format for r in anchors for c in r.combos), *self.float_formats]))
 
 
 class Runtimes(Strict):
@@ -302,6 +375,8 @@ class Profile(Strict):
     efficiency: Efficiency = Efficiency()
     memory: tuple[MemoryLevel, ...] = Field(min_length=1)
     overheads: Overheads = Overheads()
+    energy: Energy | None = None
+    measured: Measured | None = None
     numerics: Numerics = Numerics()
     qspaces: dict[str, QSpace]
     runtimes: Runtimes

@@ -57,10 +57,15 @@ def optimized_graph(model: ir.Model | Path, config: SessionConfig) -> ir.Model:
     with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
         path = Path(folder) / "optimized.onnx"
         open_session(model, config, optimized_path=path)
-        loaded = ir.load(path)
-        for value in loaded.graph.initializers.values():
-            value.const_value = None  # they may lie in a file that is gone with the session
-        return loaded
+        return read_optimized(path)
+
+
+def read_optimized(path: Path) -> ir.Model:
+    """Read a graph that ONNX Runtime wrote, without the values of its weights."""
+    loaded = ir.load(path)
+    for value in loaded.graph.initializers.values():
+        value.const_value = None  # they may lie in a file that is gone with the session
+    return loaded
 
 
 def audit(model: ir.Model | Path, config: SessionConfig) -> Audit:

@@ -67,7 +67,9 @@ def config_for(runtime: Runtime, *, threads: int = 1) -> SessionConfig:
     )
 
 
-def _options(config: SessionConfig, optimized_path: Path | None) -> ort.SessionOptions:
+def _options(
+    config: SessionConfig, optimized_path: Path | None, profile_prefix: Path | None
+) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
@@ -78,11 +80,18 @@ def _options(config: SessionConfig, optimized_path: Path | None) -> ort.SessionO
         options.add_session_config_entry(key, value)
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
     return options
 
 
 def open_session(
-    model: ir.Model | Path, config: SessionConfig | None = None, *, optimized_path: Path | None = None
+    model: ir.Model | Path,
+    config: SessionConfig | None = None,
+    *,
+    optimized_path: Path | None = None,
+    profile_prefix: Path | None = None,
 ) -> ort.InferenceSession:
     """Open a model.
 
@@ -90,13 +99,14 @@ def open_session(
         model: A model in memory or a file.
         config: Session options.
         optimized_path: Where ONNX Runtime shall write its optimized graph.
+        profile_prefix: Record a profile, in a file whose name starts like this.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
     """
     config = config or SessionConfig()
     arguments = {
-        "sess_options": _options(config, optimized_path),
+        "sess_options": _options(config, optimized_path, profile_prefix),
         "providers": [config.provider],
         "disabled_optimizers": list(config.disabled_optimizers) or None,
     }

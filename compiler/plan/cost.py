@@ -1,6 +1,6 @@
-"""The roofline that decides whether integers pay: a pure function of node, shapes and target profile.
+"""What a call costs on a target: measured where the profile holds measurements, else a roofline.
 
-Seconds of a call = launch overhead + max(arithmetic, memory) + conversions at the borders, where
+The roofline is a pure function of node, shapes and profile. Seconds of a call = launch overhead + max(arithmetic, memory) + conversions at the borders, where
 
 - arithmetic = MACs, with the reduction rounded up to what the instruction takes, over
   MACs/cycle x share reached x clock x cores, for the best compute row;
@@ -14,7 +14,7 @@ and no overlap between nodes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from math import ceil, prod
 from typing import Literal
 
@@ -23,13 +23,26 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ProfileError, nearest
 from bitwright.compiler.graph.cost import Shapes, is_depthwise, node_macs, reduction, shape_of
 from bitwright.compiler.graph.model import constant_array, is_op, node_label
+from bitwright.compiler.plan.measured import Estimate, fitted, look_up
+from bitwright.compiler.plan.signature import QUANTIZE, boundary_signature, fit_names, signature
+from bitwright.compiler.plan.units import fused_tail
 from bitwright.targets.checks import element_type, holds
-from bitwright.targets.schema import Combo, ComputeRow, MemoryLevel, Profile, QSpace, Runtime
+from bitwright.targets.schema import (
+    Combo,
+    ComputeRow,
+    MeasuredTimes,
+    MemoryLevel,
+    Profile,
+    QSpace,
+    Runtime,
+)
 
 RuntimeName = Literal["artifact", "onnxruntime"]
 Kind = Literal["gemm", "conv", "depthwise", "elementwise"]
 
 _FLOAT_BYTES = 4
+_HALF_BYTES = 2
+_BOUNDARY_BYTES = _FLOAT_BYTES + 1
 
 
 def estimate(
@@ -42,7 +55,27 @@ def estimate(
     float_inputs: Collection[str] = (),
     float_output: bool = False,
 ) -> float:
-    """Return the estimated seconds of one call of a node.
+    """Return the estimated seconds of one call of a node; the arguments are those of :func:`estimate_call`."""
+    found = estimate_call(
+        node, shapes, profile, runtime, fmt, float_inputs=float_inputs, float_output=float_output
+    )
+    return found.seconds
+
+
+def estimate_call(
+    node: ir.Node,
+    shapes: Shapes,
+    profile: Profile,
+    runtime: RuntimeName,
+    fmt: str,
+    *,
+    float_inputs: Collection[str] = (),
+    float_output: bool = False,
+) -> Estimate:
+    """Return the estimated seconds of one call of a node and of what is fused behind it, and their source.
+
+    A time measured for exactly this call comes first, then the model fitted to measurements of other shapes, then
+    the roofline.
 
     Args:
         node: Any node whose inputs and outputs have known shapes.
@@ -57,18 +90,100 @@ def estimate(
         ProfileError: The operator has no kernel for the format, or no compute row fits.
         ModelError: A shape is unknown.
     """
-    combo = _combo(node, getattr(profile.runtimes, runtime), runtime, fmt) if fmt != "float" else None
+    combo = _combo(node, _kernels(profile, runtime), runtime, fmt)
+    found = _from_measurements(node, shapes, profile, runtime, fmt, combo, float_output=float_output)
+    if found is None:
+        found = Estimate(
+            _roofline_s(node, shapes, profile, fmt, combo, float_output=float_output), "modelled"
+        )
+    for value in node.inputs:
+        if combo is not None and value is not None and value.name in float_inputs:
+            found += boundary(shape_of(value, shapes, node), profile, runtime, fmt, QUANTIZE)
+    return found
+
+
+def boundary(
+    shape: Sequence[int], profile: Profile, runtime: RuntimeName, fmt: str, operator: str
+) -> Estimate:
+    """Return the estimated seconds of converting one tensor between float and the integers of a format.
+
+    Args:
+        shape: Of the tensor.
+        profile: The target.
+        runtime: Which of the two runtimes.
+        fmt: Format of the operators that read or wrote the integers.
+        operator: :data:`~bitwright.compiler.plan.signature.QUANTIZE` or ``DEQUANTIZE``.
+    """
+    elements = prod(shape)
+    times = _times(profile, runtime)
+    if times is not None:
+        known = look_up(times, operator, fmt, boundary_signature(shape))
+        if known is not None:
+            return Estimate(known, "measured")
+        near = fitted(times, (operator,), fmt, 0, elements * _BOUNDARY_BYTES)
+        if near is not None:
+            return Estimate(near, "fitted")
+    return Estimate(profile.overheads.per_op_s + quantize_s(elements, profile), "modelled")
+
+
+def _times(profile: Profile, runtime: RuntimeName) -> MeasuredTimes | None:
+    if profile.measured is None:
+        return None
+    return profile.measured.artifact if runtime == "artifact" else profile.measured.onnxruntime
+
+
+def _kernels(profile: Profile, name: RuntimeName) -> Runtime:
+    return profile.runtimes.artifact if name == "artifact" else profile.runtimes.onnxruntime
+
+
+def call_overhead(profile: Profile, runtime: RuntimeName) -> float:
+    """Return the measured seconds of an empty call of the runtime; 0 where nothing was measured."""
+    times = _times(profile, runtime)
+    return 0.0 if times is None else times.call_s
+
+
+def _from_measurements(
+    node: ir.Node,
+    shapes: Shapes,
+    profile: Profile,
+    runtime: RuntimeName,
+    fmt: str,
+    combo: Combo | None,
+    *,
+    float_output: bool,
+) -> Estimate | None:
+    times = _times(profile, runtime)
+    if times is None:
+        return None
+    tail = fused_tail(node, _kernels(profile, runtime).fusions)
+    writes = "" if combo is None else "f" if float_output else "q"
+    known = look_up(times, node.op_type, fmt, signature(node, shapes, tail, writes=writes))
+    if known is not None:
+        return Estimate(known, "measured")
+    moved = traffic(node, shapes, bytes_each(fmt, combo, profile), float_output=float_output)
+    near = fitted(times, fit_names(node, shapes), fmt, node_macs(node, shapes), moved)
+    return None if near is None else Estimate(near, "fitted")
+
+
+def bytes_each(fmt: str, combo: Combo | None, profile: Profile) -> tuple[float, float]:
+    """Return the bytes of an activation and of a weight; a half-precision format without a kernel takes two."""
+    if combo is None and fmt != "float":
+        return _HALF_BYTES, _HALF_BYTES
+    return widths(combo, profile)
+
+
+def _roofline_s(
+    node: ir.Node, shapes: Shapes, profile: Profile, fmt: str, combo: Combo | None, *, float_output: bool
+) -> float:
     compute = 0.0
     if macs := node_macs(node, shapes):
-        rows = _rows(combo, profile) if combo is not None else _float_rows(profile)
-        compute = _compute_s(node, macs, rows, shapes, profile)
-    moved = traffic(node, shapes, widths(combo, profile), float_output=float_output)
+        compute = _compute_s(node, macs, _rows(combo, profile), shapes, profile)
+    moved = traffic(node, shapes, bytes_each(fmt, combo, profile), float_output=float_output)
     seconds = profile.overheads.per_op_s + max(compute, _memory_s(moved, bool(macs), profile))
-    if fmt == "float":
+    if combo is None:
         return seconds
     cycles = profile.overheads.requantize_cycles_per_element * _elements(node.outputs, shapes, node)
-    entering = [v for v in node.inputs if v is not None and v.name in float_inputs]
-    return seconds + cycles_s(cycles, profile) + quantize_s(_elements(entering, shapes, node), profile)
+    return seconds + cycles_s(cycles, profile)
 
 
 def quantize_s(elements: int, profile: Profile) -> float:
@@ -136,23 +251,28 @@ def _elements(values: Collection[ir.Value], shapes: Shapes, node: ir.Node) -> in
     return sum(prod(shape_of(v, shapes, node)) for v in values if v.name)
 
 
-def _combo(node: ir.Node, runtime: Runtime, name: str, fmt: str) -> Combo:
+def _combo(node: ir.Node, runtime: Runtime, name: str, fmt: str) -> Combo | None:
+    """Return the kernel of a format; None for float and for half precision that needs no kernel of its own."""
+    if fmt == "float":
+        return None
     rule = runtime.ops.get(node.op_type)
+    found = None if rule is None else rule.combo_for((fmt,))
+    if found is not None or fmt in runtime.float_formats:
+        return found
     if rule is None:
         what = f"{name} has no integer kernel for {node.op_type}"
         raise ProfileError(
             what, where=f"node '{node_label(node)}'", fix=nearest(node.op_type, tuple(runtime.ops))
         )
-    combo = rule.combo_for((fmt,))
-    if combo is None:
-        what = f"{name} has no {fmt} kernel for {node.op_type}"
-        known: list[str] = [c.format for c in rule.combos]
-        raise ProfileError(what, where=f"node '{node_label(node)}'", fix=nearest(fmt, known))
-    return combo
+    what = f"{name} has no {fmt} kernel for {node.op_type}"
+    known: list[str] = [c.format for c in rule.combos]
+    raise ProfileError(what, where=f"node '{node_label(node)}'", fix=nearest(fmt, known))
 
 
-def _rows(combo: Combo, profile: Profile) -> list[ComputeRow]:
+def _rows(combo: Combo | None, profile: Profile) -> list[ComputeRow]:
     """Return the rows a combo names; if it names none, any row that fits; float ones for float activations."""
+    if combo is None:
+        return _float_rows(profile)
     if combo.intrinsics:
         return [profile.compute_row(name) for name in combo.intrinsics]
     act, weight = profile.qspace(combo.act), profile.qspace(combo.weight or combo.act)

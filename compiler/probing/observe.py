@@ -1,0 +1,114 @@
+"""One placement, measured in ONNX Runtime: an observation for every operator and every conversion in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.errors import ModelError
+from bitwright.compiler.graph.cost import Shapes, node_macs
+from bitwright.compiler.ort.attribution import Owner, attribute
+from bitwright.compiler.ort.profiling import profile_call
+from bitwright.compiler.ort.session import SessionConfig, config_for
+from bitwright.compiler.plan.cost import bytes_each, traffic
+from bitwright.compiler.plan.latency import Chain, Crossing, chains, crossings
+from bitwright.compiler.plan.observations import Observation
+from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.plan.signature import boundary_signature, fit_names, signature
+from bitwright.targets.schema import Profile
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A placement and the model that carries it out.
+
+    Attributes:
+        label: What it is, in words.
+        selection: Which units run in which format.
+        model: The Q/DQ model.
+        shapes: Static shape of every tensor of the normalized model.
+        feeds: Inputs of one call.
+    """
+
+    label: str
+    selection: Selection
+    model: ir.Model
+    shapes: Shapes
+    feeds: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What measuring a placement gave.
+
+    Attributes:
+        observations: Of every operator and conversion with known shapes.
+        call_s: Seconds of a call that belong to none of them.
+        seconds: Of the whole call.
+    """
+
+    observations: tuple[Observation, ...]
+    call_s: float
+    seconds: float
+
+
+def observe(placed: Placed, profile: Profile, *, threads: int, seconds: float, sessions: int = 3) -> Observed:
+    """Measure one placement with ONNX Runtime.
+
+    Args:
+        placed: What to run.
+        profile: The target; this machine must be it.
+        threads: Threads that compute.
+        seconds: About how long to measure.
+        sessions: Fresh sessions to take medians over.
+    """
+    table = profile.runtimes.onnxruntime
+    integers = bool(placed.selection.integer)
+    config = config_for(table, threads=threads) if integers else SessionConfig(threads=threads)
+    call = profile_call(placed.model, config, placed.feeds, seconds=seconds, sessions=sessions)
+    shares = attribute(call, placed.model, placed.selection, table, placed.shapes)
+    found: list[Observation] = []
+    rest = shares.rest_s
+    operators = {c.unit.name: c for c in chains(placed.selection, table)}
+    conversions = {(c.operator, c.value.name or ""): c for c in crossings(placed.selection)}
+    for owner, taken in shares.seconds.items():
+        try:
+            found.append(_observation(owner, taken, operators, conversions, placed.shapes, profile))
+        except ModelError:
+            rest += taken
+    return Observed(tuple(found), call.call_s + rest, call.seconds)
+
+
+def _observation(
+    owner: Owner,
+    taken: float,
+    operators: Mapping[str, Chain],
+    conversions: Mapping[tuple[str, str], Crossing],
+    shapes: Shapes,
+    profile: Profile,
+) -> Observation:
+    if owner.is_conversion:
+        return _conversion(conversions[owner.kind, owner.name], taken, shapes)
+    return _operator(operators[owner.name], taken, shapes, profile)
+
+
+def _operator(chain: Chain, taken: float, shapes: Shapes, profile: Profile) -> Observation:
+    head, combo = chain.unit.head, chain.unit.combo if chain.writes else None
+    moved = traffic(head, shapes, bytes_each(chain.format, combo, profile), float_output=chain.writes == "f")
+    key = signature(head, shapes, chain.tail, writes=chain.writes)
+    macs = node_macs(head, shapes)
+    return Observation(head.op_type, chain.format, key, fit_names(head, shapes), macs, moved, taken)
+
+
+def _conversion(crossing: Crossing, taken: float, shapes: Shapes) -> Observation:
+    name = crossing.value.name or ""
+    if name not in shapes:
+        what = f"the shape of '{name}' is unknown"
+        raise ModelError(what)
+    shape = shapes[name]
+    key, moved = boundary_signature(shape), 5 * prod(shape)
+    return Observation(crossing.operator, crossing.format, key, (crossing.operator,), 0, moved, taken)
