@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.ort.audit import Audit
     from bitwright.compiler.ort.no_regret import GateResult
     from bitwright.compiler.ort.timing import PairedTiming
+    from bitwright.compiler.ort.what_if import WhatIf
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -84,7 +85,9 @@ class Compilation:
         statistics: By tensor name.
         plan: Every decision.
         quantized: The Q/DQ model.
-        sqnr_db: Noise of every quantized tensor and output.
+        sqnr_db: Noise of every layer's output and of the model's outputs, everything before it quantized, too.
+        own_db: Noise that each layer adds to exact inputs, by the tensor it writes.
+        advice: What the worst layers cost the outputs.
         audit: What ONNX Runtime made of ``quantized``.
         accuracy: The user's metric before and after.
         timing: Quantized against float in ONNX Runtime.
@@ -115,6 +118,8 @@ class Compilation:
     plan: Plan | None = None
     quantized: ir.Model | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)
+    own_db: dict[str, float] = field(default_factory=dict)
+    advice: tuple[WhatIf, ...] = ()
     audit: Audit | None = None
     accuracy: Accuracy | None = None
     timing: PairedTiming | None = None

@@ -63,14 +63,15 @@ def layer_errors(
     Args:
         float_model: The normalized float model.
         quantized: The Q/DQ model made from it.
-        tensors: Names of quantized tensors of ``float_model``.
+        tensors: Names of tensors of ``float_model``; those that either model lacks are left out.
         feeds: A few samples.
         threads: For ONNX Runtime.
     """
     outputs = [o.name or "" for o in float_model.graph.outputs]
-    produced = {o.name for node in float_model.graph for o in node.outputs}
-    wanted = [t for t in tensors if t in produced and t not in outputs]
-    pairs = {t: _dequantized_name(quantized, t) for t in wanted} | {o: o for o in outputs}
+    produced = _produced(float_model) & _produced(quantized)
+    wanted = [t for t in dict.fromkeys(tensors) if t in produced and t not in outputs]
+    dequantized = _dequantized_names(quantized)
+    pairs = {t: dequantized.get(t, t) for t in wanted} | {o: o for o in outputs}
     config = SessionConfig(threads=threads)
     reference = open_session(with_outputs(float_model, list(pairs)), config)
     actual = open_session(with_outputs(quantized, list(dict.fromkeys(pairs.values()))), config)
@@ -83,9 +84,16 @@ def layer_errors(
     return meter.sqnr_db()
 
 
-def _dequantized_name(quantized: ir.Model, tensor: str) -> str:
+def _produced(model: ir.Model) -> set[str]:
+    return {o.name or "" for node in model.graph for o in node.outputs}
+
+
+def _dequantized_names(quantized: ir.Model) -> dict[str, str]:
+    """Return, for every quantized tensor, the name of its dequantized value."""
+    found: dict[str, str] = {}
     for node in quantized.graph:
-        if node.op_type == "QuantizeLinear" and node.inputs[0] is not None and node.inputs[0].name == tensor:
-            (reader, *_) = [use.node for use in node.outputs[0].uses()]
-            return reader.outputs[0].name or ""
-    return tensor
+        value = node.inputs[0] if node.op_type == "QuantizeLinear" else None
+        if value is not None and value.name:
+            reader = next(use.node for use in node.outputs[0].uses())
+            found[value.name] = reader.outputs[0].name or ""
+    return found
