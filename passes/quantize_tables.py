@@ -43,6 +43,8 @@ class QuantizeTables:
             if decision is None or decision.role != "table" or not decision.weight or table is None:
                 continue
             quant = self.plan.weights[decision.weight]
+            if quant.group:  # see block_tables
+                continue
             if decision.weight not in stored:
                 integers = round_to_nearest(table, quant)
                 stored[decision.weight] = add_initializer(

@@ -66,6 +66,15 @@ def integer_range(quant: WeightQuant) -> tuple[int, int]:
     return (-high, high) if symmetric else (-high - 1, high)
 
 
+def explicit_zero_point(quant: WeightQuant) -> np.ndarray | None:
+    """Return the zero points to write, None to write none: kernels of 8-bit products want them even if zero."""
+    if quant.zero_point is not None:
+        return quant.zero_point
+    if quant.dtype.startswith("uint"):
+        return np.full(quant.scale.shape, 2 ** (quant.bits - 1))
+    return None if quant.group else np.zeros(quant.scale.shape)
+
+
 def expand(blocks: np.ndarray, quant: WeightQuant, shape: tuple[int, ...]) -> np.ndarray:
     """Return scales or zero points in a form that broadcasts to a weight of ``shape``."""
     if quant.group:
@@ -133,7 +142,7 @@ class _Writer:
         inputs.append(
             self._initializer("scale", scale if quant.axis is not None else scale.reshape(()), "float32")
         )
-        zero = self._zero_point(scale.shape)
+        zero = explicit_zero_point(quant)
         if zero is not None:
             inputs.append(self._initializer("zero_point", zero.reshape(inputs[1].shape.numpy()), quant.dtype))  # type: ignore[union-attr]
         attributes = [] if quant.axis is None else [ir.AttrInt64("axis", quant.axis)]
@@ -142,15 +151,6 @@ class _Writer:
             return lambda: shared
         attributes.append(ir.AttrInt64("block_size", quant.group))
         return lambda: self._node("DequantizeLinear", inputs, array.shape, attributes)
-
-    def _zero_point(self, shape: tuple[int, ...]) -> NDArray[np.generic] | None:
-        """Return explicit zero points: kernels of 8-bit products want them even if they are zero."""
-        quant = self.quant
-        if quant.zero_point is not None:
-            return quant.zero_point
-        if quant.dtype.startswith("uint"):
-            return np.full(shape, 2 ** (quant.bits - 1))
-        return None if quant.group else np.zeros(shape)
 
     def indexed(self, array: NDArray[np.generic]) -> Callable[[], ir.Value]:
         quant = self.quant
