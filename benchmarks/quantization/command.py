@@ -35,7 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", default="", help="competitors whose name starts with one of these, by comma"
     )
-    parser.add_argument("--again", action="store_true", help="measure what the results hold already")
+    parser.add_argument(
+        "--again",
+        choices=("quantize", "measure"),
+        default="",
+        help="do again what the results hold: everything, or only the measuring of models kept by --keep",
+    )
     parser.add_argument("--results", type=Path, default=Path("quantization_results.jsonl"))
     parser.add_argument("--keep", type=Path, help="keep quantized models and logs in this folder")
     parser.add_argument("--nncf-python", help="a Python with nncf, onnx and onnxruntime")
@@ -43,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", type=Path, help="write the tables here instead of printing them")
     parser.add_argument("--picture", type=Path, help="write the picture (SVG) here")
     parser.add_argument("--rounds", type=int, default=3, help="paired: how often each quantizes")
+    parser.add_argument("--ours", default="bitwright-int8", help="paired: the setting of Bitwright")
+    parser.add_argument("--rival", default="nncf-transformer", help="paired: whom it is compared with")
     return parser
 
 
@@ -69,7 +76,10 @@ def _write(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run the command line."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.again == "measure" and arguments.keep is None:
+        parser.error("--again measure needs --keep")
     if "BITWRIGHT_ZOO" not in os.environ:
         print("set BITWRIGHT_ZOO to the folder with the models", file=sys.stderr)
         return 2
@@ -77,7 +87,7 @@ def main() -> int:
     if arguments.action == "paired":
         from quantization.paired import paired
 
-        print(paired(runner, rounds=arguments.rounds))
+        print(paired(runner, ours=arguments.ours, rival=arguments.rival, rounds=arguments.rounds))
         return 0
     if arguments.action == "run":
         starts = tuple(arguments.only.split(","))
@@ -87,7 +97,7 @@ def main() -> int:
             arguments.models.split(","),
             chosen,
             arguments.results,
-            again=lambda _: arguments.again,
+            again=arguments.again,
         )
     _write(arguments)
     return 0

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,9 @@ from quantization.results import append_result, read_results
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 MEASURE_LIMIT_S = 1800.0
+MEMORY_LIMIT_BYTES = 8e9
 # Every tool has one thread: wall times are then comparable on a machine that others use, too.
-ONE_THREAD = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Runner:
             environment={"PYTHONPATH": str(BENCHMARKS), "PYTHONWARNINGS": "ignore", **ONE_THREAD},
             log=log,
             time_limit_s=limit_s,
+            memory_limit_bytes=MEMORY_LIMIT_BYTES,
         )
 
     def quantize(self, competitor: Competitor, model: str, folder: Path) -> dict[str, Any]:
@@ -55,8 +57,10 @@ class Runner:
             competitor.time_limit_s,
         )
         row: dict[str, Any] = {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_bytes": usage.peak_bytes}
-        if usage.timed_out:
+        if usage.ended_for == "time":
             return row | {"error": f"no result within {competitor.time_limit_s:.0f} s"}
+        if usage.ended_for == "memory":
+            return row | {"error": f"ended when it held {MEMORY_LIMIT_BYTES / 1e9:.0f} GB of memory"}
         if not outcome.exists():
             return row | {"error": f"the process ended with code {usage.exit_code}"}
         return row | json.loads(outcome.read_text())
@@ -71,8 +75,8 @@ class Runner:
             MEASURE_LIMIT_S,
         )
         if not result.exists():
-            reason = "no result in time" if usage.timed_out else f"code {usage.exit_code}"
-            return {"error": f"the measuring process ended: {reason}"}
+            reason = f"its {usage.ended_for} limit" if usage.ended_for else f"code {usage.exit_code}"
+            return {"error": f"the measuring process ended at {reason}"}
         found: dict[str, Any] = json.loads(result.read_text())
         return found
 
@@ -89,6 +93,13 @@ class Runner:
                 shutil.copytree(folder, self.keep / model / competitor.name, dirs_exist_ok=True)
         return made
 
+    def remeasured(self, competitor: Competitor, model: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure a kept model again; what quantizing took stays as it was."""
+        assert self.keep is not None
+        folder = self.keep / model / competitor.name
+        taken = {k: row[k] for k in ("wall_s", "cpu_s", "call_s", "peak_bytes")}
+        return taken | self.measure(model, folder / "model.onnx", folder)
+
     def float_row(self, model: str) -> dict[str, Any]:
         """Measure the float model itself."""
         with tempfile.TemporaryDirectory() as scratch:
@@ -101,21 +112,31 @@ def compare(
     competitors: Iterable[Competitor],
     results: Path,
     *,
-    again: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+    again: Literal["", "quantize", "measure"] = "",
 ) -> None:
-    """Fill the results file; what it holds already is not measured again unless ``again(row)``."""
-    known = read_results(results)
+    """Fill the results file.
+
+    Args:
+        runner: Starts the processes.
+        models: Zoo names.
+        competitors: Who takes part.
+        results: The file; a row that it holds is left as it is unless ``again`` says otherwise.
+        again: ``"quantize"`` does everything anew, ``"measure"`` measures the models that ``runner`` kept.
+    """
     everyone = list(competitors)
-
-    def missing(key: tuple[str, str]) -> bool:
-        return key not in known or again(known[key])
-
     for model in models:
-        if missing((model, "fp32")):
+        known = read_results(results)
+        if (model, "fp32") not in known:
             append_result(results, {"model": model, "competitor": "fp32", **runner.float_row(model)})
         for competitor in everyone:
-            if model not in competitor.models or not missing((model, competitor.name)):
+            old = known.get((model, competitor.name))
+            if model not in competitor.models or (old is not None and not again):
                 continue
-            row = {"model": model, "competitor": competitor.name, **runner.row(competitor, model)}
-            append_result(results, row)
+            if again == "measure" and old is not None:
+                if "error" in old:
+                    continue
+                row = runner.remeasured(competitor, model, old)
+            else:
+                row = runner.row(competitor, model)
+            append_result(results, {"model": model, "competitor": competitor.name, **row})
             print(model, competitor.name, row.get("error", "ok"), file=sys.stderr, flush=True)

@@ -49,19 +49,25 @@ class Job:
     def samples(self) -> Iterator[Feeds]:
         """Yield the calibration samples, the same for every tool.
 
-        ``settings["equal_length"]`` keeps sequences of at least that many tokens and cuts them there, for calibrators
-        that cannot take inputs of different lengths.
+        ``settings["equal_length"]`` is for calibrators that cannot take inputs of different lengths: sequences are cut
+        to the median length, and shorter ones are left out.
         """
-        length = self.settings.get("equal_length")
-        for feeds in self.zoo.samples():
-            if length is None:
-                yield feeds
-            elif all(a.shape[1] >= length for a in feeds.values()):
-                yield {k: np.ascontiguousarray(a[:, :length]) for k, a in feeds.items()}
+        samples = self.zoo.samples()
+        if self.settings.get("equal_length"):
+            return _equal_length(list(samples))
+        return samples
 
     def to_json(self) -> str:
         """Return the text that :func:`read_job` reads."""
         return json.dumps(asdict(self))
+
+
+def _equal_length(samples: list[Feeds]) -> Iterator[Feeds]:
+    lengths = [min(a.shape[1] for a in feeds.values()) for feeds in samples]
+    wanted = int(np.median(lengths))
+    for feeds, length in zip(samples, lengths, strict=True):
+        if length >= wanted:
+            yield {k: np.ascontiguousarray(a[:, :wanted]) for k, a in feeds.items()}
 
 
 def read_job(text: str) -> Job:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quantization.child import last_words
-from quantization.fidelity import Fidelity
 from zoo import Feeds, ZooModel, load, model_named
 
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.ort.timing import time_reopened
+from quantization.child import last_words
+from quantization.fidelity import Fidelity
 
 SESSIONS, ROUNDS = 5, 7
 MINILM_LENGTHS = (128, 32)

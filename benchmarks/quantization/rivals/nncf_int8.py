@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nncf
 import onnx
+
 from quantization.job import Job
 
 

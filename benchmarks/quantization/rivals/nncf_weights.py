@@ -6,6 +6,7 @@ from typing import Any
 
 import nncf
 import onnx
+
 from quantization.job import Job
 from quantization.rivals.onnx_opset import at_opset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
 from quantization.job import Job
 from quantization.rivals.ort_static import preprocessed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
 from quantization.job import Job
 from quantization.rivals.onnx_opset import at_opset
 from quantization.rivals.ort_static import Reader

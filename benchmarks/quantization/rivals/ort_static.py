@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from zoo import Feeds
+
 from quantization.job import Job
 from quantization.rivals.onnx_opset import at_opset
-from zoo import Feeds
 
 PER_CHANNEL_OPSET = 13
 

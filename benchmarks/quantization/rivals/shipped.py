@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from quantization.job import Job
 from zoo import folder
+
+from quantization.job import Job
 
 
 def quantize(job: Job) -> None:
