@@ -127,8 +127,9 @@ def narrowed(array: np.ndarray, fmt: FloatFormat, lowest: float | None = None) -
 
 def fits(array: np.ndarray, fmt: FloatFormat) -> str:
     """Return "" if the narrow type can hold a constant, else why it cannot (infinities and zeros are no obstacle)."""
-    finite = np.abs(array[np.isfinite(array)], dtype=np.float64)
-    largest = float(finite.max(initial=0.0))
+    largest = float(max(array.max(initial=0.0), -array.min(initial=0.0)))
+    if not np.isfinite(largest):
+        largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
     if largest > fmt.largest:
         return f"a constant of {largest:.3g} overflows {fmt.name}"
     if 0 < largest < fmt.smallest_normal:
@@ -195,9 +196,10 @@ class Judge:
         self.fmt, self.ranges, self.limit = fmt, ranges, limit
         self.opset = next((model.opset_imports[d] for d in STANDARD_DOMAINS if d in model.opset_imports), 0)
         self.nodes = [node for graph in model.graphs() for node in graph]
-        self.counted = self._counted_values()
+        self._misfits: dict[ir.Value, str] = {}
         self.masks = self._mask_constants()
         self.masked = set(_behind_masks(self.masks))
+        self.counted = self._counted_values() - self.masked
         self.too_large = self._too_large()
 
     def decide(self, wanted: frozenset[str] | None) -> Decisions:
@@ -222,21 +224,16 @@ class Judge:
 
     def _keeps_float(self, node: ir.Node, ports: Ports) -> str:
         values = [node.inputs[k] for k in ports.inputs] + [node.outputs[k] for k in ports.outputs]
-        if any(v in self.counted for v in values):
+        if any(v in self.counted for v in values) and not self.masked.intersection(node.outputs):
             return "it computes on integers (positions, sizes, pixels)"
         if reason := self._guards(node):
             return reason
         bounds = self._bounds(node)
         for value in values:
-            array = frozen_array(value)
-            if array is None and value in self.too_large:
+            assert value is not None, "only present operands have ports"
+            if value in self.too_large:
                 return self.too_large[value]
-            if (
-                array is not None
-                and value not in self.masks
-                and value not in bounds
-                and (why := fits(array, self.fmt))
-            ):
+            if value not in self.masks and value not in bounds and (why := self._misfit(value)):
                 return why
         return ""
 
@@ -256,8 +253,11 @@ class Judge:
         return [v for v in found if v is not None and "overflows" in self._misfit(v)]
 
     def _misfit(self, value: ir.Value) -> str:
-        array = frozen_array(value)
-        return "" if array is None or array.dtype != np.float32 else fits(array, self.fmt)
+        """Return why the narrow type cannot hold a constant, "" for what is none."""
+        if value not in self._misfits:
+            array = frozen_array(value) if _is_float(value) else None
+            self._misfits[value] = "" if array is None else fits(array, self.fmt)
+        return self._misfits[value]
 
     def _counted_values(self) -> set[ir.Value]:
         found: set[ir.Value] = set()
