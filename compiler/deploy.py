@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler import frontend, migration
+from bitwright.compiler import frontend, migration, quantizing
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
@@ -65,11 +65,12 @@ def run_phases(c: Compilation) -> None:
         migration.migrate(c, "onnxruntime", notes)
     with c.recorded("calibrate") as notes:
         frontend.calibrate(c, observed_tensors(c.selection), notes)
+        migration.observe_inputs(c, c.selection)
     with c.recorded("gate") as notes:
         c.selection = _gated(c, notes)
     with c.recorded("quantize") as notes:
-        c.plan = frontend.allocate(c, c.selection, "onnxruntime")
-        c.quantized = frontend.quantized_model(c, c.plan)
+        c.plan = quantizing.with_searched_scales(c, frontend.allocate(c, c.selection, "onnxruntime"))
+        c.quantized = quantizing.quantized_model(c, c.plan, notes)
         if c.gate is not None and c.gate.all_float:
             _keep_the_input_unless_faster(c, notes)
     with c.recorded("audit") as notes:
@@ -101,7 +102,7 @@ def _config(c: Compilation) -> SessionConfig:
 
 def _build(c: Compilation, keep: frozenset[str]) -> ir.Model:
     selection = frontend.reselect(c, "onnxruntime", keep)
-    return frontend.quantized_model(c, frontend.allocate(c, selection, "onnxruntime"))
+    return quantizing.draft_model(c, frontend.allocate(c, selection, "onnxruntime"))
 
 
 def _gated(c: Compilation, notes: list[str]) -> Selection:

@@ -15,8 +15,11 @@ from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.ort.equality import relative_difference
 from bitwright.compiler.plan.planner import RuntimeName
 from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.recipe.schema import Recipe
 from bitwright.compiler.shape_choice import static_shapes
 from bitwright.passes.contract import Pass
+from bitwright.passes.disassemble_channels import DisassembleChannels
+from bitwright.passes.smooth_scales import SmoothScales
 
 # The rewrites scale by float32 factors and multiply by their reciprocals: a few roundings, not a different function.
 BOUND = 1e-3
@@ -40,16 +43,38 @@ def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
 
 
 def _rewrites(c: Compilation, selection: Selection) -> Iterator[Pass]:
-    """Yield the rewrites one after the other: each sees the moments of the model that the one before it left."""
-    yield from ()
+    """Yield the rewrites one after the other; those that need moments keep them in step with the model."""
+    wanted = c.recipe.recipe.migrate
+    if wanted.smooth or wanted.disassemble:
+        c.moments = moments_of(c, selection)
+    if wanted.smooth:
+        yield SmoothScales(c.moments)
+    if wanted.disassemble:
+        yield DisassembleChannels(c.moments, budget=wanted.disassemble)
+
+
+def needs_moments(recipe: Recipe) -> bool:
+    """Tell whether rounding by a recipe needs the moments of the inputs."""
+    rounding = recipe.rounding
+    return rounding.scales == "mse" or rounding.method == "gptq" or rounding.correct_bias
+
+
+def observe_inputs(c: Compilation, selection: Selection) -> None:
+    """Collect the moments that rounding needs of operators that have none yet."""
+    if needs_moments(c.recipe.recipe):
+        c.moments |= moments_of(c, selection)
 
 
 def moments_of(c: Compilation, selection: Selection) -> dict[str, InputMoments]:
-    """Collect the moments of every operator whose constant weight is quantized."""
+    """Collect the moments, where they are missing, of every operator whose constant weight is quantized."""
     assert c.model is not None
     anchors = [
-        u.name for u in selection.units if u.combo is not None and u.role == "anchor" and weight_of(u.head)
+        u.name
+        for u in selection.integer
+        if u.role == "anchor" and weight_of(u.head) is not None and u.name not in c.moments
     ]
+    if not anchors:
+        return {}
     return collect_moments(
         c.model,
         samples_of(c),

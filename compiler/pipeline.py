@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bitwright.compiler import artifact, frontend, migration
+from bitwright.compiler import artifact, frontend, migration, quantizing
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
@@ -45,6 +45,7 @@ def calibrate(c: Compilation, notes: list[str]) -> None:
     """Learn activation ranges from the data."""
     assert c.selection is not None
     frontend.calibrate(c, observed_tensors(c.selection), notes)
+    migration.observe_inputs(c, c.selection)
 
 
 def allocate(c: Compilation, notes: list[str]) -> None:
@@ -56,7 +57,8 @@ def allocate(c: Compilation, notes: list[str]) -> None:
 def quantize(c: Compilation, notes: list[str]) -> None:
     """Round the weights and insert Q/DQ."""
     assert c.plan is not None
-    c.quantized = frontend.quantized_model(c, c.plan)
+    c.plan = quantizing.with_searched_scales(c, c.plan)
+    c.quantized = quantizing.quantized_model(c, c.plan, notes)
 
 
 def audit(c: Compilation, notes: list[str]) -> None:

@@ -1,0 +1,88 @@
+"""From a plan to a quantized model: weights are rounded, Q/DQ inserted, low-bit kernels spelled out where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+import onnx_ir as ir
+
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.plan.model import Plan
+from bitwright.compiler.plan.weight_search import search_weight_scales
+from bitwright.passes.contract import Pass
+from bitwright.passes.correct_bias import CorrectBias
+from bitwright.passes.insert_qdq import InsertQDQ
+from bitwright.passes.narrow_floats import NarrowFloats
+from bitwright.passes.pack_bnb4 import PackBnb4
+from bitwright.passes.pack_nbits import PackNBits
+from bitwright.passes.quantize_dynamic import QuantizeDynamic
+from bitwright.passes.quantize_tables import QuantizeTables
+from bitwright.passes.raise_opset import RaiseOpset
+from bitwright.passes.remove_unused import RemoveUnused
+from bitwright.passes.round_gptq import RoundGPTQ
+from bitwright.passes.round_nearest import RoundNearest
+from bitwright.passes.stored_weights import needed_opset
+
+_GRANULARITY: Mapping[str, Literal["tensor", "row"]] = {"int8-dynamic": "tensor", "int8-row": "row"}
+_HALF = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+def with_searched_scales(c: Compilation, plan: Plan) -> Plan:
+    """Return the plan with the weight scales that the recipe wants."""
+    assert c.model is not None
+    if c.recipe.recipe.rounding.scales == "max":
+        return plan
+    return search_weight_scales(plan, c.model, c.moments)
+
+
+def quantized_model(c: Compilation, plan: Plan, notes: list[str] | None = None) -> ir.Model:
+    """Return a quantized copy of the float model, rounded as the recipe says."""
+    assert c.model is not None
+    return _run((*_rounding(c, plan), *_finishing(c, plan)), c.model, plan, notes)
+
+
+def draft_model(c: Compilation, plan: Plan) -> ir.Model:
+    """Return a quantized copy with weights rounded to nearest: as fast as the real one, made in no time."""
+    assert c.model is not None
+    return _run((QuantizeTables(plan), RoundNearest(plan), *_finishing(c, plan)), c.model, plan, None)
+
+
+def _run(rewrites: Iterable[Pass], source: ir.Model, plan: Plan, notes: list[str] | None) -> ir.Model:
+    model = source.clone()
+    opset = needed_opset(plan.weights.values())
+    if opset > (model.graph.opset_imports.get("") or 0):
+        model = RaiseOpset(opset).run(model).model
+    for rewrite in rewrites:
+        result = rewrite.run(model)
+        if notes is not None:
+            notes.extend(f"{rewrite.name}: {note}" for note in result.notes)
+    return model
+
+
+def _rounding(c: Compilation, plan: Plan) -> Iterator[Pass]:
+    """Yield the passes that turn float weights into integers."""
+    rounding = c.recipe.recipe.rounding
+    yield QuantizeTables(plan)
+    if rounding.method == "gptq":
+        yield RoundGPTQ(plan, c.moments, refine=rounding.refine)
+    yield RoundNearest(plan)
+    if rounding.correct_bias and c.model is not None:
+        yield CorrectBias(plan, c.moments, c.model)
+
+
+def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
+    """Yield the passes that give the graph the form its runtime executes."""
+    dynamic = {n: _GRANULARITY[d.format] for n, d in plan.nodes.items() if d.format in _GRANULARITY}
+    if dynamic:
+        yield QuantizeDynamic(dynamic)
+    yield InsertQDQ(plan)
+    for fmt, dtype in _HALF.items():
+        nodes = frozenset(n for n, d in plan.nodes.items() if d.format == fmt)
+        if nodes:
+            ranges = {name: (s.low, s.high) for name, s in c.statistics.items()}
+            yield NarrowFloats(dtype, nodes, ranges)
+    if plan.runtime == "onnxruntime":
+        yield PackNBits()
+        yield PackBnb4()
+    yield RemoveUnused()
