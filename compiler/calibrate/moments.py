@@ -50,7 +50,8 @@ class RowSample:
         kept = np.concatenate(self._kept)
         if len(kept) <= self._wanted:
             return kept
-        return kept[np.linspace(0, len(kept) - 1, self._wanted).round().astype(int)]
+        chosen: NDArray[np.float32] = kept[np.linspace(0, len(kept) - 1, self._wanted).round().astype(int)]
+        return chosen
 
 
 class MomentSums:

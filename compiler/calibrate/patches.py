@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -67,7 +68,7 @@ class RowGeometry:
         dilated = tuple(slice(None, None, d) for d in self.dilations)
         windows = windows[(slice(None), *steps, *dilated)]
         sizes = windows.shape[1 : 1 + len(self.kernel)]
-        chosen = np.unravel_index(spread(math.prod(sizes), limit, sizes[-1]), sizes)
+        chosen: tuple[Any, ...] = np.unravel_index(spread(math.prod(sizes), limit, sizes[-1]), sizes)
         picked = windows[(slice(None), *chosen)]  # (C, n, *kernel)
         grouped = picked.reshape(self.groups, -1, picked.shape[1], math.prod(self.kernel))
         return np.ascontiguousarray(grouped.transpose(2, 0, 1, 3)).reshape(-1, self.groups, self.depth)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.compiler.rounding.grid import Quantizer
-from bitwright.compiler.rounding.objective import check_weights, output_error
+from bitwright.compiler.rounding.objective import check_weights, normal_form, output_error
 
 SWEEPS = 4
 BLOCK = 128
@@ -44,7 +44,7 @@ def refine(
     """
     check_weights(weights)
     current = levels.copy()
-    form = objective.astype(np.float32)
+    form, _ = normal_form(objective)
     for _ in range(sweeps):
         if not _sweep(weights, current, form, quantizer, block):
             break
@@ -71,7 +71,7 @@ def _sweep(
             pull = gradient[:, k - start]
             if k > start:
                 pull = pull - (form[:, k : k + 1, start:k] @ moves[:, : k - start])[:, 0]
-            wanted = levels[:, k] + pull / form[:, k, k, None] / scale[:, k]
+            wanted: NDArray[np.float32] = levels[:, k] + pull / (form[:, k, k, None] * scale[:, k])
             step = _step(levels[:, k], wanted, quantizer)
             levels[:, k] += step
             moves[:, k - start] = step * scale[:, k]
@@ -86,10 +86,12 @@ def _step(
     """Return the change to the neighbouring level on the side of ``wanted`` where that is nearer."""
     grid = quantizer.grid
     if grid.uniform:
-        return np.clip(grid.nearest(wanted) - level, -1.0, 1.0)
+        step: NDArray[np.float32] = np.clip(grid.nearest(wanted) - level, -1.0, 1.0)
+        return step
     here = grid.index(level)
     there = here + np.clip(grid.index(wanted) - here, -1, 1)
-    return (grid.values[there] - level.astype(np.float64)).astype(np.float32)
+    change: NDArray[np.float32] = (grid.values[there] - level).astype(np.float32)
+    return change
 
 
 def _keep_better(

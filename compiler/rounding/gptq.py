@@ -33,7 +33,9 @@ class Feedback:
     damping: float
 
 
-def factorize(second: NDArray[np.float64], *, damping: float = DAMPING, act_order: bool = True) -> Feedback:
+def factorize(
+    second: NDArray[np.float64], *, damping: float = DAMPING, shrinkage: float = 0.0, act_order: bool = True
+) -> Feedback:
     """Factor the second moment of an input.
 
     GPTQ (Frantar et al. 2022, section 3.3, steps 1 to 3) adds ``e_j U_ji / U_jj`` to the later weights, U the upper
@@ -44,13 +46,15 @@ def factorize(second: NDArray[np.float64], *, damping: float = DAMPING, act_orde
     Args:
         second: E[x x^T], float64, shape (G, K, K).
         damping: Share of the mean diagonal that is added; times 10, up to 1, while the factorization fails.
+        shrinkage: Share of the correlations that is given up, see
+            :func:`bitwright.compiler.rounding.objective.shrinkage_of`.
         act_order: Round inputs of large power first (the rule of GPTQ's reference code), else in storage order.
 
     Raises:
         DataError: The moment is not finite, or no damping makes it positive definite.
     """
     while True:
-        objective = damped(second, damping)
+        objective = damped(second, damping, shrinkage)
         order = _order(objective, act_order)
         try:
             share = _share(objective, order)
@@ -76,7 +80,8 @@ def _share(objective: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[n
     lower = np.linalg.cholesky(np.take_along_axis(rows, reverse[:, None, :], axis=2))
     upper = lower[:, ::-1, ::-1]
     share = np.swapaxes(upper, 1, 2) / np.einsum("gkk->gk", upper)[:, :, None]
-    return np.tril(share, -1).astype(np.float32)
+    found: NDArray[np.float32] = np.tril(share, -1).astype(np.float32)
+    return found
 
 
 def gptq(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.errors import InternalError, UsageError, nearest
 
-Array = NDArray[np.float32] | NDArray[np.float64]
+Array = NDArray[np.floating]
 
 # Quantiles of the normal distribution, asymmetric around an exact zero (Dettmers et al. 2023, "QLoRA", appendix E).
 NF4_VALUES = (
@@ -80,8 +80,9 @@ class Grid:
         round-half-to-even of the mantissa.
         """
         if self.uniform:
-            found = np.rint(steps)
-            return np.clip(found, self.low, self.high, out=found)
+            found: Array = np.rint(steps)
+            np.clip(found, self.low, self.high, out=found)
+            return found
         return self.values[self.index(steps)].astype(steps.dtype)
 
     def index(self, steps: Array) -> NDArray[np.intp]:
@@ -89,7 +90,8 @@ class Grid:
         found = np.searchsorted(self._middles, steps, side="left")
         tie = steps == np.append(self._middles, np.inf)[found]
         odd = (found - int(np.abs(self.values).argmin())) % 2 != 0
-        return found + (tie & odd)
+        positions: NDArray[np.intp] = found + (tie & odd)
+        return positions
 
 
 def integer_grid(bits: int, *, signed: bool = True, narrow: bool = False) -> Grid:
@@ -178,7 +180,7 @@ class Quantizer:
     def nearest(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the nearest levels of weights (G, K, N), float32."""
         depth = weights.shape[1]
-        return self.grid.nearest(weights / self.row_scale(depth) + self.row_zero_point(depth))  # type: ignore[return-value]
+        return self.grid.nearest(weights / self.row_scale(depth) + self.row_zero_point(depth))
 
     def dequantize(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return ``(levels - zero_point) * scale``, float32, shape (G, K, N)."""

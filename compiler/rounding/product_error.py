@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 
 # Shares of the observed range that the activation quantizer may cover.
-COVERED = (1.0, 0.9, 0.8, 0.7)
+COVERED = (1.0, 0.85, 0.7)
 # Output columns that an error is measured on: it is a mean over columns, more only cost time.
 COLUMNS = 192
 

@@ -15,6 +15,8 @@ from bitwright.compiler.rounding.objective import check_weights
 # Shares of the max-abs scale that are tried. Few levels may want to give up much of the range, 256 next to none; a
 # codebook's levels are no even steps, so only trying tells where the weights meet them best.
 RATIOS = np.linspace(1.0, 0.3, 36)
+# With more levels than this no smaller share was ever the best.
+FEW_LEVELS, LOWEST_OF_MANY = 32, 0.7
 # Rounds of least squares between levels and scales behind the search.
 ROUNDS = 2
 SHIFTS = (-2, -1, 1, 2)
@@ -73,24 +75,24 @@ class _Blocks:
             low, high = low.min(keepdims=True), high.max(keepdims=True)
         return np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
 
-    def _levels(self, p: slice, n: slice, scale: Float32, zero: Float32) -> tuple[Float32, Float32, Float32]:
-        """Return (levels - zero point), scales and weights of one part."""
+    def _levels(self, p: slice, n: slice, scale: Float32, zero: Float32) -> tuple[Float32, Float32, Float64]:
+        """Return (levels - zero point), the weights in steps, and the scales of one part."""
         s, z = (a if a.size == 1 else a[p, n] for a in (scale, zero))
         s, z = s[:, None], z[:, None]
-        weights = self.weights[p, :, n]
-        levels = self.grid.nearest(weights / s + z)
+        steps = self.weights[p, :, n] / s
+        levels = self.grid.nearest(steps + z)
         levels -= z
-        return levels.astype(np.float32, copy=False), s, weights
+        return levels.astype(np.float32, copy=False), steps, s[:, 0].astype(np.float64)
 
     def errors(self, scale: Float32, zero: Float32) -> Float64:
         """Return the weighted square error of each scale."""
         found = np.empty((len(self.weights), self.columns))
         for p, n in self.parts():
-            levels, s, weights = self._levels(p, n, scale, zero)
-            levels *= s
-            levels -= weights
+            levels, steps, s = self._levels(p, n, scale, zero)
+            # In steps, where nothing overflows, whatever the size of the weights.
+            levels -= steps
             levels *= levels
-            found[p, n] = (self.importance[p] @ levels)[:, 0]
+            found[p, n] = (self.importance[p] @ levels)[:, 0] * s**2
         return self.total(found).astype(np.float64)
 
     def least_squares(self, scale: Float32, zero: Float32) -> Float32:
@@ -98,12 +100,12 @@ class _Blocks:
         above = np.empty((len(self.weights), self.columns))
         below = np.empty_like(above)
         for p, n in self.parts():
-            levels, _, weights = self._levels(p, n, scale, zero)
-            above[p, n] = (self.importance[p] @ (levels * weights))[:, 0]
+            levels, steps, s = self._levels(p, n, scale, zero)
+            above[p, n] = (self.importance[p] @ (levels * steps))[:, 0] * s
             below[p, n] = (self.importance[p] @ (levels * levels))[:, 0]
-        above, below = self.total(above), self.total(below)
-        fits = (below > 0) & (above > 0)
-        return np.where(fits, above / np.where(fits, below, 1.0), scale).astype(np.float32)
+        products, squares = self.total(above), self.total(below)
+        fits = (products > 0) & (squares > 0)
+        return np.where(fits, products / np.where(fits, squares, 1.0), scale).astype(np.float32)
 
 
 def search_scales(
@@ -154,7 +156,8 @@ class _Search:
 
     def run(self) -> Quantizer:
         start = self._scale
-        for ratio in RATIOS[1:]:
+        lowest = 0.0 if len(self._blocks.grid.values) <= FEW_LEVELS else LOWEST_OF_MANY
+        for ratio in RATIOS[(RATIOS < 1) & (lowest <= RATIOS)]:
             self._try(start * np.float32(ratio), self._zero)
         for _ in range(ROUNDS):
             self._try(self._blocks.least_squares(self._scale, self._zero), self._zero)

@@ -1,0 +1,89 @@
+"""Weight scales of least error in the place of max-abs ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bitwright.compiler.graph.model import constant_array, node_label
+from bitwright.compiler.moments import InputMoments
+from bitwright.compiler.plan.model import Plan, WeightQuant
+from bitwright.compiler.plan.quantizers import widen_for_bias
+from bitwright.compiler.plan.weight_grids import grid_of, layout_of, matrices_of, quantizer_of, with_scales
+from bitwright.compiler.rounding.grid import Grid
+from bitwright.compiler.rounding.objective import DAMPING
+from bitwright.compiler.rounding.scale_search import search_scales
+
+
+def search_weight_scales(plan: Plan, model: ir.Model, moments: Mapping[str, InputMoments]) -> Plan:
+    """Return the plan with scales (and zero points where there are any) of least output error.
+
+    The error of a weight counts as much as its input's mean square; without moments all count alike. Axis, groups
+    and types stay as planned. Where a bias would not fit int32 with the new scale, it is widened again. Tables
+    and weights in half precision keep what they have.
+
+    Args:
+        plan: Not changed.
+        model: The float model that the plan was made for.
+        moments: Input moments by node name; may lack any.
+
+    Raises:
+        ModelError: A weight is not finite.
+    """
+    weights = dict(plan.weights)
+    for key, nodes in readers_of(plan, model).items():
+        weights[key] = _searched(plan.weights[key], nodes, plan, moments)
+    return replace(plan, weights=weights)
+
+
+def readers_of(plan: Plan, model: ir.Model) -> dict[str, list[ir.Node]]:
+    """Return the anchors of the main graph that read each weight entry of the plan."""
+    found: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        decision = plan.nodes.get(node_label(node))
+        if decision is not None and decision.weight and matrices_of(node) is not None:
+            found.setdefault(decision.weight, []).append(node)
+    return found
+
+
+def _searched(
+    quant: WeightQuant, nodes: Sequence[ir.Node], plan: Plan, moments: Mapping[str, InputMoments]
+) -> WeightQuant:
+    weights, grid = matrices_of(nodes[0]), grid_of(quant)
+    assert weights is not None
+    if grid is None or quantizer_of(quant, nodes[0], len(weights)) is None:
+        return quant
+    if quant.dtype.startswith("uint") and quant.zero_point is None and not quant.codebook:
+        middle = 2 ** (quant.bits - 1)
+        grid = Grid(grid.name, grid.values - middle)
+    importance = _importance(nodes, moments, weights.shape[:2])
+    found = with_scales(quant, search_scales(weights, importance, grid, layout_of(quant)))
+    for node in nodes:
+        found = _widened(found, node, plan)
+    return found
+
+
+def _importance(
+    nodes: Sequence[ir.Node], moments: Mapping[str, InputMoments], shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Return the mean square of each input over all readers, damped like the objective of rounding."""
+    known = [moments[label] for n in nodes if (label := node_label(n)) in moments]
+    if not known:
+        return np.ones(shape)
+    power = sum((m.power * m.count for m in known), np.zeros(shape)) / sum(m.count for m in known)
+    mean = power.mean(axis=1, keepdims=True)
+    found: NDArray[np.float64] = power + np.where(mean > 0, DAMPING * mean, 1.0)
+    return found
+
+
+def _widened(quant: WeightQuant, node: ir.Node, plan: Plan) -> WeightQuant:
+    bias = constant_array(node.inputs[2]) if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+    inputs = plan.nodes[node_label(node)].inputs
+    known = plan.activations.get(inputs[0]) if inputs else None
+    if bias is None or known is None or quant.group or quant.axis is None:
+        return quant
+    return replace(quant, scale=widen_for_bias(quant.scale, bias, known.scale))
