@@ -34,6 +34,7 @@ NO_PASS = {
     "channel_scaling": "what the two folds of per-channel arithmetic share",
     "weightless": "models without weight bytes, for onnx's own functions",
     "normalize": "the list of passes",
+    "dequantized": "what the nodes behind a stored weight compute",
     "narrow_rules": "which nodes may compute in half precision",
 }
 
