@@ -241,7 +241,9 @@ def test_searched_scales_are_never_worse_than_max_abs(case, grid, layout):
     whole = Quantizer(grid, np.full((1, 1, 1), largest / grid.reach, np.float32))
     reference = whole if layout.per_tensor else maxabs(weights, grid, layout.group)
     limit = weighted_error(weights, importance, reference)
-    assert weighted_error(weights, importance, found) <= limit * (1 + 1e-4) + 1e-12
+    # A float32 product is good to 6e-8 of a weight: errors below that are none.
+    noise = float((importance[:, :, None] * wide(weights) ** 2).sum()) * 1e-13
+    assert weighted_error(weights, importance, found) <= limit * (1 + 1e-4) + noise
     assert (found.scale > 0).all()
 
 
