@@ -116,12 +116,18 @@ def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
         "anchors": len(anchors),
         "integer_macs_share": sum(d.macs for d in integer) / total if total else 0.0,
         "macs": total,
-        "float_bytes": sum(row["float_bytes"] for row in ledger),
+        "float_bytes": _constant_bytes(c.normalized or c.model),
         "bytes": sum(row["bytes"] for row in ledger),
         "output_sqnr_db": {name: c.sqnr_db[name] for name in outputs if name in c.sqnr_db},
         "executed": "none" if c.verification is None else c.verification.executed,
         "speed": "modelled (profile's cost model)" if c.timing is None and c.float_s is None else "measured",
     }
+
+
+def _constant_bytes(model: ir.Model | None) -> int:
+    assert model is not None
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
 
 
 def _layers(c: Compilation, plan: Plan) -> list[dict[str, Any]]:
@@ -185,7 +191,9 @@ def size_ledger(before: ir.Model | None, after: ir.Model | None) -> list[dict[st
         quantized = name.endswith("_quantized")
         shape = static_shape(value) or tuple(tensor.shape.numpy())
         elements = int(np.prod(shape, dtype=np.int64))
-        overhead = not quantized and name not in before.graph.initializers
+        stem = name.removesuffix("_quantized").removesuffix("_corrected")
+        added = stem != name.removesuffix("_quantized") and stem not in before.graph.initializers
+        overhead = added or (not quantized and name not in before.graph.initializers)
         rows.append(
             {
                 "initializer": name,
