@@ -56,9 +56,9 @@ def _array_type(quant: WeightQuant) -> np.dtype[np.generic]:
 
 def _rows(quant: WeightQuant, start: int, count: int) -> WeightQuant:
     """Return the entry of ``count`` rows of a weight."""
-    if quant.axis != 0:
+    if quant.axis != 0 and not quant.group:
         return quant
-    each = quant.group or 1
+    each = quant.group if quant.group and quant.axis == 0 else 1
     part = slice(start // each, -(-(start + count) // each))
     zero_point = None if quant.zero_point is None else quant.zero_point[part]
     return replace(quant, scale=quant.scale[part], zero_point=zero_point)

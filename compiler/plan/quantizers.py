@@ -85,6 +85,12 @@ def _not_zero(scale: np.ndarray) -> np.ndarray:
     return np.where(scale == 0, np.float32(1.0), np.maximum(scale, np.float32(SMALLEST_SCALE)))
 
 
+def _usable(scale: np.ndarray) -> np.ndarray:
+    """Return scales of groups: kernels leave a trace of the scale where a group is all zeros, so it is tiny there."""
+    usable: np.ndarray = np.maximum(scale, np.float32(SMALLEST_SCALE))
+    return usable
+
+
 def largest_value(space: QSpace) -> float:
     """Return the largest magnitude a weight may have in steps of its scale (on both sides of zero)."""
     if space.codebook is not None:
@@ -111,11 +117,11 @@ def grouped_scale(
     high = np.maximum.reduceat(weight, starts, axis=axis)
     low = np.minimum.reduceat(weight, starts, axis=axis)
     if space.codebook in ("ternary", "binary"):
-        return _not_zero(_few_levels_scale(weight, axis, group, zero=space.codebook == "ternary")), None
+        return _usable(_few_levels_scale(weight, axis, group, zero=space.codebook == "ternary")), None
     if space.symmetric or space.codebook is not None:
-        return _not_zero(np.maximum(high, -low).astype(np.float32) / np.float32(largest_value(space))), None
+        return _usable(np.maximum(high, -low).astype(np.float32) / np.float32(largest_value(space))), None
     high, low = np.maximum(high, 0), np.minimum(low, 0)
-    scale = _not_zero((high - low).astype(np.float32) / np.float32(2**space.bits - 1))
+    scale = _usable((high - low).astype(np.float32) / np.float32(2**space.bits - 1))
     smallest = -(2 ** (space.bits - 1)) if space.signed else 0
     zero = np.clip(np.rint(smallest - low / scale), smallest, smallest + 2**space.bits - 1)
     return scale, zero.astype(np.int8 if space.signed else np.uint8)
