@@ -94,7 +94,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 def _on_cluster(client: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Outcome]]:
     """Send every file once; the scheduler copies it to the workers that need it."""
-    finished = importlib.import_module("distributed").as_completed
+    distributed: Any = importlib.import_module("distributed")
     sent: dict[str, Any] = {}
     numbers: dict[Any, int] = {}
     for k, task in enumerate(tasks):
@@ -103,8 +103,14 @@ def _on_cluster(client: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Outco
                 sent[name] = client.scatter(Path(task.folder, name).read_bytes())
         contents = {name: sent[name] for name in task.files}
         numbers[client.submit(run_shipped, task, contents, pure=False)] = k
-    for future in finished(list(numbers)):
-        yield numbers[future], future.result()
+    try:
+        for future in distributed.as_completed(list(numbers), loop=client.loop):
+            yield numbers[future], future.result()
+    except (distributed.KilledWorker, distributed.CancelledError, OSError) as error:
+        msg = f"the cluster lost a task: {error}"
+        raise ToolchainError(
+            msg, where="--scheduler", fix="look at the workers' logs; they may have run out of memory"
+        ) from error
 
 
 def run_shipped(task: Task, contents: Mapping[str, bytes]) -> Outcome:
