@@ -47,8 +47,8 @@ class LinearInput:
 def linear_inputs(model: ir.Model, moments: Mapping[str, InputMoments], mark: str) -> list[LinearInput]:
     """Return the inputs that linear layers with moments read, in graph order.
 
-    A value is left out, so that none is rewritten twice, if a reader carries ``mark``; a layer whose weight
-    something else reads, too, is no reader in this sense.
+    The layers are marked as looked at, and marked ones are left out: nothing is rewritten twice, nor judged again
+    because a neighbour's weight has changed. A layer whose weight something else reads, too, is left out.
 
     Args:
         model: The model.
@@ -63,6 +63,7 @@ def linear_inputs(model: ir.Model, moments: Mapping[str, InputMoments], mark: st
             continue
         if mark in node.meta:
             done.add(value)
+        node.meta[mark] = True
         found.setdefault(value, []).append(node)
     result = []
     for value, nodes in found.items():
@@ -98,9 +99,8 @@ def rewrite_weights(
     index: NDArray[np.intp] | None,
     factor: NDArray[np.float64],
     names: FreshNames,
-    mark: str,
 ) -> None:
-    """Let every reader multiply by rows ``index`` (None: all) of its weight, times ``factor``, and mark it."""
+    """Let every reader multiply by rows ``index`` (None: all) of its weight, times ``factor``."""
     for node in found.readers:
         array = _weight(node)
         rows = (array if index is None else array[index]).astype(np.float64) * factor[:, None]
@@ -108,7 +108,6 @@ def rewrite_weights(
         set_input(
             node, 1, add_initializer(graph_of(node), names(f"{stem}_migrated"), rows.astype(np.float32))
         )
-        node.meta[mark] = True
 
 
 def insert_scale(found: LinearInput, factor: NDArray[np.float64], names: FreshNames) -> ir.Value:

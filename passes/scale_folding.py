@@ -218,7 +218,7 @@ class _Trace:
 
     def mul(self, node: ir.Node, labels: Labels) -> None:
         constants = [k for k, v in enumerate(node.inputs) if frozen_array(v) is not None]
-        gains = [k for k in constants if np.size(frozen_array(node.inputs[k])) > 1]
+        gains = [k for k in constants if not _is_scalar(node.inputs[k])]
         if gains:
             self.constant(node, gains[0], labels)
             return
@@ -278,7 +278,7 @@ class _Trace:
     def split(self, node: ir.Node, labels: Labels) -> None:
         axis = int_attribute(node, "axis", 0) % labels.ndim
         sizes = [_shape(output)[axis] for output in node.outputs]
-        which = list(node.outputs).index(self.at)
+        which = [output is self.at for output in node.outputs].index(True)
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes) or labels.shape[axis] != known[which]:
             _stop(f"'{node_label(node)}' does not split along the channels")
@@ -302,6 +302,11 @@ _RULES: dict[str, Callable[[_Trace, ir.Node, Labels], None]] = {
     "Expand": _Trace.expand,
     "Split": _Trace.split,
 }
+
+
+def _is_scalar(value: ir.Value | None) -> bool:
+    array = frozen_array(value)
+    return array is not None and array.size == 1
 
 
 def _last_axis(labels: Labels) -> Labels:

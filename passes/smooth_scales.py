@@ -57,8 +57,8 @@ class SmoothScales:
 
     moments: MutableMapping[str, InputMoments] = field(repr=False)
     alphas: tuple[float, ...] = ALPHAS
-    gain: float = 0.5
-    explicit_gain: float = 0.5
+    gain: float = 0.6
+    explicit_gain: float = 0.6
     levels: int = 256
     largest: int = 127
 
@@ -82,7 +82,7 @@ class SmoothScales:
         if alpha is None or ratio > 1.0 - least:
             return False, f"left as it is, the error would fall to {ratio:.2f} only"
         scale = smoothing_scale(found.moments.largest[0], found.weight, alpha, fold.groups)
-        rewrite_weights(found, None, scale, names, self.name)
+        rewrite_weights(found, None, scale, names)
         if fold.sites:
             apply_fold(fold, 1.0 / scale, names)
         else:
@@ -97,18 +97,26 @@ class SmoothScales:
         error = ProductError(found.moments.rows[:, 0], weight, self.levels, self.largest)
         one = np.ones(found.channels, np.float32)
         before = error.of(lambda _: (None, one))
-        best: float | None = None
-        least = before
-        for alpha in self.alphas:
-            after = error.of(
-                lambda rows, a=alpha: (
-                    None,
-                    smoothing_scale(np.abs(rows).max(axis=0), weight, a, fold.groups).astype(np.float32),
+        known: dict[float, float] = {}
+
+        def after(alpha: float) -> float:
+            if alpha not in known:
+                known[alpha] = error.of(
+                    lambda rows: (
+                        None,
+                        smoothing_scale(np.abs(rows).max(axis=0), weight, alpha, fold.groups).astype(
+                            np.float32
+                        ),
+                    )
                 )
-            )
-            if after < least:
-                best, least = alpha, after
-        return best, least / before if before > 0 else 1.0
+            return known[alpha]
+
+        # Every other alpha, then the best one's neighbours: the error has one valley.
+        middle = min(range(1, len(self.alphas), 2), key=lambda k: after(self.alphas[k]), default=0)
+        best = min(self.alphas[max(middle - 1, 0) : middle + 2], key=after, default=None)
+        if best is None or before == 0 or after(best) >= before:
+            return None, 1.0
+        return best, after(best) / before
 
 
 def smoothing_scale(
@@ -125,10 +133,12 @@ def smoothing_scale(
     inputs = _by_group(largest.astype(np.float64), groups)
     weights = _by_group(np.abs(weight).max(axis=1, initial=0.0).astype(np.float64), groups)
     logs = alpha * np.log(np.maximum(inputs, SMALLEST)) - (1 - alpha) * np.log(np.maximum(weights, SMALLEST))
-    return np.maximum(np.exp(logs - logs.mean()), SMALLEST)
+    scale: NDArray[np.float64] = np.maximum(np.exp(logs - logs.mean()), SMALLEST)
+    return scale
 
 
 def _by_group(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    most = np.zeros(int(groups.max(initial=0)) + 1)
+    most: NDArray[np.float64] = np.zeros(int(groups.max(initial=0)) + 1)
     np.maximum.at(most, groups, values)
-    return most[groups]
+    spread: NDArray[np.float64] = most[groups]
+    return spread

@@ -35,6 +35,9 @@ NO_PASS = {
     "weightless": "models without weight bytes, for onnx's own functions",
     "normalize": "the list of passes",
     "dequantized": "what the nodes behind a stored weight compute",
+    "elementwise_region": "where whole channels can be copied",
+    "linear_inputs": "what passes that rewrite a linear layer's input share",
+    "scale_folding": "where a factor for each channel folds",
     "narrow_rules": "which nodes may compute in half precision",
 }
 
