@@ -15,6 +15,7 @@ from bitwright.targets.x86_cpu.detect import describe_host
 from bitwright.targets.yaml_reader import Mapping, Scalar, parse, read_file
 
 HOST = "host"
+LARGEST_FILE = 1 << 20  # a page of text, and a line for every measured call of a model
 _HERE = Path(__file__).parent
 
 
@@ -128,7 +129,7 @@ def _source(name_or_path: str | Path) -> Source:
 
 
 def _user_file(path: Path) -> Source:
-    return Source(path.name, path.parent, partial(read_file, path, str(path)))
+    return Source(path.name, path.parent, partial(read_file, path, str(path), limit=LARGEST_FILE))
 
 
 def _builtin(name: str) -> Source:

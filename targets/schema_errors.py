@@ -120,6 +120,8 @@ def _explain(schema: type[BaseModel], root: Mapping, path: Path, error: dict[str
         return f"must be {_BOUNDS[kind]} {bound:g}, not {found}", "correct the number"
     if kind in ("too_short", "string_too_short"):
         return "must not be empty", "write at least one entry"
+    if kind == "string_pattern_mismatch" and "times" in path:
+        return f"'{path[-1]}' is not the signature of a call", "measure with 'bitwright targets probe'"
     if kind == "string_pattern_mismatch":
         fix = "use lower-case letters, digits, '-', '_' and '.', at most 64"
         return f"{found} is not a name", fix

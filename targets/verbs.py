@@ -75,7 +75,7 @@ def new(name: str, like: str, path: Path) -> Path:
     if path.suffix not in (".yaml", ".yml"):
         msg = "a profile's file name ends in .yaml"
         raise UsageError(msg, where=str(path), fix=f"write {path.name}.yaml")
-    _write_new(path, _template(name, load_profile(like)))
+    write_new(path, _template(name, load_profile(like)))
     return path
 
 
@@ -95,8 +95,12 @@ def _template(name: str, base: Profile) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist yet; readers see all of it or nothing."""
+def write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist yet; readers see all of it or nothing.
+
+    Raises:
+        UsageError: The file exists, or its folder cannot be written.
+    """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:

@@ -51,6 +51,7 @@ verb(targets_app, "list")(targets.list_verb)
 verb(targets_app, "show")(targets.show_verb)
 verb(targets_app, "check")(targets.check_verb)
 verb(targets_app, "new")(targets.new_verb)
+verb(targets_app, "probe")(targets.probe_verb)
 verb(targets_app, "schema")(targets.schema_verb)
 app.add_typer(targets_app, name="targets")
 

@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from bitwright.compiler.cli.arguments import Data, Dims
 from bitwright.compiler.cli.output import Output
-from bitwright.compiler.cli.parsing import check_place
+from bitwright.compiler.cli.parsing import check_place, parse_dims
+from bitwright.compiler.cli.progress import TerminalProgress
+from bitwright.compiler.report.figures import DASH, seconds_text
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A target's name or a profile's .yaml file.", show_default=False)
@@ -77,6 +80,58 @@ def new_verb(
         out.document({"profile": path})
     else:
         out.path(path)
+
+
+def probe_verb(
+    out: Output,
+    name: Name,
+    runtime: Annotated[str, typer.Option("--runtime", help="onnxruntime, or artifact.")] = "onnxruntime",
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="MODEL", help="Measure this model's operators, each in every format."),
+    ] = None,
+    data: Data = None,
+    dim: Dims = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write; NAME-measured.yaml unless named.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="About how long to measure, building not included.")
+    ] = 60.0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1,
+) -> None:
+    """Measure what operators take on this machine and write a profile that holds it."""
+    from bitwright.compiler.probing.probe import probe
+
+    if output is not None:
+        check_place(output, "--output")
+    with TerminalProgress(out, name) as progress:
+        found = probe(
+            name,
+            runtime=runtime,
+            model=model,
+            data=data,
+            dims=parse_dims(dim or ()),
+            output=output,
+            seconds=seconds,
+            threads=threads,
+            progress=progress,
+        )
+    if out.json:
+        out.document({k: v for k, v in asdict(found).items() if k != "profile"})
+        return
+    rows = [(label, seconds_text(s), _prediction(found.predicted.get(label), s)) for label, s in found.measured.items()]
+    out.table(f"{found.calls} calls measured", ("Placement", "Measured", "Predicted"), rows)
+    for note in found.notes:
+        out.say(note)
+    out.path(found.path)
+
+
+def _prediction(seconds: float | None, measured: float) -> str:
+    """Return a prediction with its relative error."""
+    if seconds is None:
+        return DASH
+    return f"{seconds_text(seconds)} ({seconds / measured - 1:+.0%})"
 
 
 def schema_verb(out: Output) -> None:

@@ -7,8 +7,8 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +59,9 @@ class CallProfile:
 
 
 def profile_call(
-    model: ir.Model,
-    config: SessionConfig,
-    feeds: Mapping[str, np.ndarray],
-    *,
-    seconds: float = 1.0,
-    sessions: int = 3,
+    model: ir.Model, config: SessionConfig, feeds: Mapping[str, np.ndarray], *, seconds: float = 1.0
 ) -> CallProfile:
-    """Measure one call of a model and of every kernel in it.
+    """Measure one call of a model and of every kernel in it, in fresh sessions.
 
     Profiling slows a call down and rounds to microseconds, so the kernels' times are scaled to what the call takes
     without it.
@@ -76,25 +71,32 @@ def profile_call(
         config: Session options.
         feeds: Inputs of the call.
         seconds: About how long to measure.
-        sessions: Fresh sessions whose median counts: where a session's buffers lie changes its speed for its whole
-            life.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
         DataError: It fails on these inputs.
     """
     with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
-        shares = [
-            _profiled(model, config, feeds, Path(folder) / str(k), seconds / 2 / sessions)
-            for k in range(sessions)
-        ]
-    kernels = [_median([s[k] for s in shares]) for k in range(len(shares[0]))]
-    total = float(np.median([_call_s(model, config, feeds, seconds / 2 / sessions) for _ in range(sessions)]))
-    empty = min(empty_call_s(config, feeds), total / 2)
+        kernels = _profiled(model, config, feeds, Path(folder), seconds / 2)
+    total = call_seconds(model, config, feeds, seconds / 2)
+    empty = min(_empty_call_s(config, feeds), total / 2)
     return CallProfile(_scaled(kernels, total - empty), total, empty)
 
 
-def empty_call_s(config: SessionConfig, feeds: Mapping[str, np.ndarray]) -> float:
+def median_profile(found: Sequence[CallProfile]) -> CallProfile:
+    """Return the medians over several profiles of one model.
+
+    Where a session's buffers lie changes its speed for its whole life, so one session is no measurement; and sessions
+    that are opened one right after the other share whatever else the machine does at that moment.
+    """
+    rows = zip(*(p.kernels for p in found), strict=True)
+    kernels = [replace(row[0], seconds=float(np.median([k.seconds for k in row]))) for row in rows]
+    total = float(np.median([p.seconds for p in found]))
+    empty = float(np.median([p.call_s for p in found]))
+    return CallProfile(_scaled(kernels, total - empty), total, empty)
+
+
+def _empty_call_s(config: SessionConfig, feeds: Mapping[str, np.ndarray]) -> float:
     """Return the seconds of a call that runs one trivial kernel on inputs like ``feeds``."""
     values = [
         ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(a.dtype)), shape=ir.Shape(a.shape))
@@ -104,13 +106,7 @@ def empty_call_s(config: SessionConfig, feeds: Mapping[str, np.ndarray]) -> floa
     size.outputs[0].name, size.outputs[0].dtype = "size", ir.DataType.INT64
     size.outputs[0].shape = ir.Shape([])
     graph = ir.Graph(values, size.outputs, nodes=[size], opset_imports={"": 20}, name="empty")
-    return _call_s(ir.Model(graph, ir_version=10), config, feeds, 0.03)
-
-
-def _median(found: list[Kernel]) -> Kernel:
-    first = found[0]
-    middle = float(np.median([k.seconds for k in found]))
-    return Kernel(first.name, first.op, first.inputs, first.outputs, middle)
+    return call_seconds(ir.Model(graph, ir_version=10), config, feeds, 0.03)
 
 
 def _scaled(kernels: list[Kernel], total: float) -> tuple[Kernel, ...]:
@@ -129,13 +125,20 @@ def _seconds_of_one(session: ort.InferenceSession, feeds: Mapping[str, np.ndarra
     return clock() - start
 
 
-def _call_s(
+def call_seconds(
     model: ir.Model, config: SessionConfig, feeds: Mapping[str, np.ndarray], budget_s: float
 ) -> float:
-    """Return the median seconds of a call in one fresh session."""
+    """Return the median seconds of a call in one fresh session: of CPU where one thread computes, else of wall time.
+
+    Args:
+        model: Any model that ONNX Runtime runs.
+        config: Session options.
+        feeds: Inputs of the call.
+        budget_s: About how long to measure.
+    """
     session = open_session(model, config)
     once = max(min(_seconds_of_one(session, feeds, config.threads) for _ in range(3)), 1e-6)
-    rounds = 9
+    rounds = 7
     calls = max(1, min(2000, int(budget_s / rounds / once)))
     clock = time.thread_time if config.threads == 1 else time.perf_counter
     found = []
@@ -150,14 +153,13 @@ def _call_s(
 def _profiled(
     model: ir.Model, config: SessionConfig, feeds: Mapping[str, np.ndarray], folder: Path, budget_s: float
 ) -> list[Kernel]:
-    folder.mkdir()
     graph_file = folder / "optimized.onnx"
     session = open_session(model, config, optimized_path=graph_file, profile_prefix=folder / "profile")
     run(session, feeds)
     start = time.perf_counter()
     run(session, feeds)
     once = max(time.perf_counter() - start, 1e-6)
-    for _ in range(max(10, min(500, int(budget_s / once)))):
+    for _ in range(max(5, min(500, int(budget_s / once)))):
         run(session, feeds)
     durations = _durations(Path(session.end_profiling()))
     return [_kernel(node, durations) for node in read_optimized(graph_file).graph]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.cost import Shapes, node_macs
 from bitwright.compiler.ort.attribution import Owner, attribute
-from bitwright.compiler.ort.profiling import profile_call
+from bitwright.compiler.ort.profiling import CallProfile, median_profile, profile_call
 from bitwright.compiler.ort.session import SessionConfig, config_for
 from bitwright.compiler.plan.cost import bytes_each, traffic
 from bitwright.compiler.plan.latency import Chain, Crossing, chains, crossings
@@ -56,20 +56,32 @@ class Observed:
     seconds: float
 
 
-def observe(placed: Placed, profile: Profile, *, threads: int, seconds: float, sessions: int = 3) -> Observed:
-    """Measure one placement with ONNX Runtime.
+def measure(placed: Placed, profile: Profile, *, threads: int, seconds: float) -> CallProfile:
+    """Run a placement in fresh sessions of ONNX Runtime.
 
     Args:
         placed: What to run.
         profile: The target; this machine must be it.
         threads: Threads that compute.
         seconds: About how long to measure.
-        sessions: Fresh sessions to take medians over.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
     """
+    return profile_call(placed.model, _config(placed, profile, threads), placed.feeds, seconds=seconds)
+
+
+def _config(placed: Placed, profile: Profile, threads: int) -> SessionConfig:
+    """Return the deployment's session options; those that protect integers would only hinder a float model."""
+    if placed.selection.integer:
+        return config_for(profile.runtimes.onnxruntime, threads=threads)
+    return SessionConfig(threads=threads)
+
+
+def observe(placed: Placed, calls: Sequence[CallProfile], profile: Profile) -> Observed:
+    """Share out what :func:`measure` found, in one or several rounds, to operators and conversions."""
+    call = median_profile(calls)
     table = profile.runtimes.onnxruntime
-    integers = bool(placed.selection.integer)
-    config = config_for(table, threads=threads) if integers else SessionConfig(threads=threads)
-    call = profile_call(placed.model, config, placed.feeds, seconds=seconds, sessions=sessions)
     shares = attribute(call, placed.model, placed.selection, table, placed.shapes)
     found: list[Observation] = []
     rest = shares.rest_s
@@ -92,11 +104,16 @@ def _observation(
     profile: Profile,
 ) -> Observation:
     if owner.is_conversion:
-        return _conversion(conversions[owner.kind, owner.name], taken, shapes)
-    return _operator(operators[owner.name], taken, shapes, profile)
+        return conversion(conversions[owner.kind, owner.name], taken, shapes)
+    return operator(operators[owner.name], taken, shapes, profile)
 
 
-def _operator(chain: Chain, taken: float, shapes: Shapes, profile: Profile) -> Observation:
+def operator(chain: Chain, taken: float, shapes: Shapes, profile: Profile) -> Observation:
+    """Return the observation of an operator and what is fused behind it.
+
+    Raises:
+        ModelError: A shape is unknown.
+    """
     head, combo = chain.unit.head, chain.unit.combo if chain.writes else None
     moved = traffic(head, shapes, bytes_each(chain.format, combo, profile), float_output=chain.writes == "f")
     key = signature(head, shapes, chain.tail, writes=chain.writes)
@@ -104,7 +121,12 @@ def _operator(chain: Chain, taken: float, shapes: Shapes, profile: Profile) -> O
     return Observation(head.op_type, chain.format, key, fit_names(head, shapes), macs, moved, taken)
 
 
-def _conversion(crossing: Crossing, taken: float, shapes: Shapes) -> Observation:
+def conversion(crossing: Crossing, taken: float, shapes: Shapes) -> Observation:
+    """Return the observation of a tensor's conversion between float and integers.
+
+    Raises:
+        ModelError: Its shape is unknown.
+    """
     name = crossing.value.name or ""
     if name not in shapes:
         what = f"the shape of '{name}' is unknown"

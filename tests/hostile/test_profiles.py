@@ -192,9 +192,9 @@ def test_alias_bomb_is_refused_at_its_first_anchor() -> None:
 
 
 def test_file_larger_than_the_cap_is_not_parsed(tmp_path: Path) -> None:
-    message = refused_profile(tmp_path, "a: " + "[" * 70000)
+    message = refused_profile(tmp_path, "a: " + "[" * 1_100_000)
     assert message == (
-        "board.yaml: larger than 64 KiB\n  fix: check that this is the right file"
+        "board.yaml: larger than 1024 KiB\n  fix: check that this is the right file"
     )
 
 

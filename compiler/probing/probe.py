@@ -1,0 +1,204 @@
+"""``targets probe``: measure what operators take on this machine and write a profile that holds it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitwright.compiler.compilation import Compilation, Progress, Silent
+from bitwright.compiler.errors import BitwrightError, UsageError, nearest
+from bitwright.compiler.graph.saving import save_model
+from bitwright.compiler.plan.latency import predict
+from bitwright.compiler.plan.observations import tables
+from bitwright.compiler.plan.planner import RuntimeName
+from bitwright.compiler.probing.artifact import measure_artifact
+from bitwright.compiler.probing.blocks import blocks
+from bitwright.compiler.probing.measurement import Measurement, measure_all
+from bitwright.compiler.probing.observe import Placed
+from bitwright.compiler.probing.placements import feeds_of, place, prepare, wishes
+from bitwright.compiler.probing.profile_file import (
+    base_of,
+    default_output,
+    today,
+    versions,
+    write_profile,
+)
+from bitwright.targets.loader import load_profile
+from bitwright.targets.schema import MeasuredTimes, Profile
+from bitwright.targets.this_machine import check_this_machine, machine_name
+
+SECONDS = 60.0
+RUNTIMES = ("onnxruntime", "artifact")
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a probe wrote.
+
+    Attributes:
+        path: The profile.
+        profile: It, read back.
+        runtime: ``"onnxruntime"`` or ``"artifact"``.
+        measured: Placement or block -> measured seconds of one call.
+        predicted: The same, predicted with the written profile; only for a model's own placements.
+        calls: Single calls that were measured.
+        notes: What could not be measured, and why.
+    """
+
+    path: Path
+    profile: Profile
+    runtime: RuntimeName
+    measured: dict[str, float]
+    predicted: dict[str, float]
+    calls: int
+    notes: tuple[str, ...]
+
+
+def probe(
+    target: str,
+    *,
+    runtime: str = "onnxruntime",
+    model: Path | None = None,
+    data: str | None = None,
+    dims: Mapping[str, int] | None = None,
+    output: Path | None = None,
+    seconds: float = SECONDS,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> ProbeResult:
+    """Measure a target on this machine, which must be it, and write a profile with the times.
+
+    Args:
+        target: Profile name or file.
+        runtime: ``"onnxruntime"``, or ``"artifact"`` for the compiler's own kernels.
+        model: Measure exactly this model's operators, each in every format; None measures a grid of small models
+            and fits the times of everything else to them.
+        data: Samples for ``model``; None makes random ones.
+        dims: Sizes of its dynamic dimensions.
+        output: The file to write; it must not exist.
+        seconds: About how long to measure, building the models not included.
+        threads: Threads that compute.
+        progress: Told about every run.
+
+    Raises:
+        UsageError: This machine is not the target, the output exists, or options contradict each other.
+        BitwrightError: The model is refused.
+    """
+    name = _runtime(runtime)
+    if model is None and (data is not None or dims):
+        what = "samples and sizes belong to a model"
+        raise UsageError(what, where="--data" if data is not None else "--dim", fix="name it with --model")
+    profile = load_profile(target)
+    path = output or default_output(target)
+    base = base_of(target, path)
+    check_this_machine(profile, target)
+    progress = progress or Silent()
+    found = Measurement()
+    placements: list[Placed] = []
+    if name == "artifact":
+        measure_artifact(
+            profile, model, data, dims or {}, seconds=seconds, progress=progress, measurement=found
+        )
+    elif model is None:
+        _measure_blocks(profile, seconds, threads, progress, found)
+    else:
+        progress.phase("model")
+        placements = _placements(profile, model, data, dims or {}, threads, found)
+        progress.phase("measure")
+        measure_all(
+            placements, profile, threads=threads, seconds=seconds, progress=progress, measurement=found
+        )
+    if not found.observations:
+        what = "nothing could be measured"
+        raise UsageError(what, where=target, fix="; ".join(found.notes) or "allow more --seconds")
+    times = _times(found, name, threads if name == "onnxruntime" else profile.cores, exact=model is not None)
+    written = write_profile(profile, base, name, times, _source(name, model, found), path)
+    predicted = {
+        p.label: predict(p.selection, written, name, p.shapes).seconds
+        for p in placements
+        if p.label in found.seconds
+    }
+    return ProbeResult(
+        path, written, name, found.seconds, predicted, len(found.observations), tuple(found.notes)
+    )
+
+
+def _runtime(name: str) -> RuntimeName:
+    if name == "onnxruntime":
+        return "onnxruntime"
+    if name == "artifact":
+        return "artifact"
+    what = f"unknown runtime '{name}'"
+    raise UsageError(what, where="--runtime", fix=nearest(name, RUNTIMES))
+
+
+def _times(found: Measurement, runtime: RuntimeName, threads: int, *, exact: bool) -> MeasuredTimes:
+    return tables(
+        found.observations,
+        machine=machine_name(),
+        versions=versions(runtime),
+        date=today(),
+        threads=threads,
+        call_s=found.call_s,
+        exact=exact,
+    )
+
+
+def _source(runtime: RuntimeName, model: Path | None, found: Measurement) -> str:
+    what = "small models over a grid of sizes" if model is None else model.name
+    packages = ", ".join(f"{k} {v}" for k, v in versions(runtime).items())
+    return f"targets probe: {len(found.observations)} calls in {what}; {machine_name()}; {packages}"
+
+
+def _placements(
+    profile: Profile,
+    model: Path,
+    data: str | None,
+    dims: Mapping[str, int],
+    threads: int,
+    found: Measurement,
+) -> list[Placed]:
+    """Build every placement of a model; a format that cannot be built becomes a note."""
+    c = prepare(profile, model, data=data, dims=dims, threads=threads)
+    return _built(c, found, "")
+
+
+def _built(c: Compilation, found: Measurement, prefix: str) -> list[Placed]:
+    feeds = feeds_of(c)
+    result = []
+    for wish in wishes(c):
+        try:
+            result.append(place(c, wish, feeds))
+        except BitwrightError as error:
+            found.notes.append(f"{prefix}{wish.label}: not built: {error.what}")
+    return result
+
+
+def _measure_blocks(
+    profile: Profile, seconds: float, threads: int, progress: Progress, found: Measurement
+) -> None:
+    """Measure every block in every placement, the time shared equally."""
+    known = list(blocks())
+    with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
+        for number, block in enumerate(known):
+            progress.phase(block.label)
+            path = Path(folder) / f"block{number}.onnx"
+            save_model(block.model(), path)
+            c = prepare(profile, path, data=None, dims={}, threads=threads)
+            placements = _built(c, found, f"{block.label}, ")
+            part = Measurement(notes=found.notes)
+            measure_all(
+                placements,
+                profile,
+                threads=threads,
+                seconds=seconds / len(known),
+                progress=progress,
+                measurement=part,
+            )
+            found.observations.extend(part.observations)
+            found.calls.extend(part.calls)
+            found.seconds |= {f"{block.label}, {label}": s for label, s in part.seconds.items()}
+
+
