@@ -38,6 +38,7 @@ NO_PASS = {
     "elementwise_region": "where whole channels can be copied",
     "linear_inputs": "what passes that rewrite a linear layer's input share",
     "scale_folding": "where a factor for each channel folds",
+    "stored_weights": "how a quantized weight is written",
     "narrow_rules": "which nodes may compute in half precision",
 }
 
