@@ -20,6 +20,7 @@ from bitwright.compiler.recipe.loader import LoadedRecipe, load_recipe
 from bitwright.targets.schema import Profile
 
 if TYPE_CHECKING:
+    from bitwright.compiler.allocate.solve import Allocation
     from bitwright.compiler.bundle.verify import Verification
     from bitwright.compiler.calibrate.statistics import TensorStatistics
     from bitwright.compiler.ingest.dataset import Dataset
@@ -83,6 +84,7 @@ class Compilation:
         dataset: Calibration samples.
         selection: What runs on integers.
         statistics: By tensor name.
+        allocation: What the allocator chose and why, if there was a choice.
         plan: Every decision.
         quantized: The Q/DQ model.
         sqnr_db: Noise of every layer's output and of the model's outputs, everything before it quantized, too.
@@ -115,6 +117,7 @@ class Compilation:
     moments: dict[str, InputMoments] = field(default_factory=dict)
     formats: FormatChoice = field(default_factory=FormatChoice)
     migrations: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    allocation: Allocation | None = None
     plan: Plan | None = None
     quantized: ir.Model | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler import frontend, migration, quantizing
+from bitwright.compiler import allocation, frontend, migration, quantizing
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
@@ -66,6 +66,9 @@ def run_phases(c: Compilation) -> None:
     with c.recorded("calibrate") as notes:
         frontend.calibrate(c, observed_tensors(c.selection), notes)
         migration.observe_inputs(c, c.selection)
+    with c.recorded("allocate") as notes:
+        if allocation.wanted(c):
+            allocation.choose_formats(c, "onnxruntime", notes)
     with c.recorded("gate") as notes:
         c.selection = _gated(c, notes)
     with c.recorded("quantize") as notes:

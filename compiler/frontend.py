@@ -49,6 +49,8 @@ NORMALIZE_BOUND = 1e-3
 RANDOM_SAMPLES = 8
 ERROR_SAMPLES = 4
 ADVISED_LAYERS = 3
+# Formats that read integers with scales from calibration.
+READING = ("int8", "w4a8", "w8a16", "fp8")
 
 
 def ingest(c: Compilation, notes: list[str]) -> None:
@@ -116,8 +118,11 @@ def reselect(c: Compilation, runtime: RuntimeName, keep: frozenset[str] = frozen
 def format_choice(recipe: Recipe, runtime: Runtime) -> FormatChoice:
     """Return the formats a recipe allows."""
     formats = recipe.formats
-    if recipe.choose == "allocate":  # the allocator starts from the first that can run, not from float
-        formats = tuple(f for f in formats if f in runtime.formats())
+    if recipe.choose == "allocate":
+        # The allocator starts from what can run, what reads integers first: their ranges have to be observed.
+        formats = tuple(
+            sorted((f for f in formats if f in runtime.formats()), key=lambda f: f not in READING)
+        )
     return FormatChoice(formats, recipe.others, recipe.tables, recipe.nodes)
 
 
@@ -194,6 +199,12 @@ def samples_of(c: Compilation) -> Dataset | Limited:
     """Return the calibration samples that the user wants to be used."""
     assert c.dataset is not None
     return c.dataset if c.options.samples is None else Limited(c.dataset, c.options.samples)
+
+
+def limited(c: Compilation, samples: int) -> Limited:
+    """Return the first calibration samples."""
+    assert c.dataset is not None
+    return Limited(c.dataset, min(samples, c.options.samples or samples))
 
 
 def calibrate(c: Compilation, tensors: tuple[str, ...], notes: list[str]) -> None:

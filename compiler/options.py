@@ -22,7 +22,8 @@ PHASES = (
     "audit",
     "specialize",
 )
-BUDGETS = ("latency", "size", "ram", "energy")
+BUDGETS = ("latency", "size", "ram", "energy", "loss")
+OBJECTIVES = ("loss", "latency", "size", "ram", "energy")
 LOSSES = ("sqnr", "cosine", "kl", "eval")
 
 
@@ -48,7 +49,8 @@ class Options:
         threads: Threads for calibration and timing.
         golden: Samples kept in the bundle and used for verification.
         budget: Upper bounds: ``latency`` (seconds), ``size`` (bytes of weights), ``ram`` (bytes of activations),
-            ``energy`` (joules) of one call.
+            ``energy`` (joules) of one call; ``loss``: a quality bound.
+        objective: What to minimise under these bounds; None: the loss, or the latency under a quality bound.
         loss: What the allocator predicts the loss by: ``sqnr``, ``cosine``, ``kl`` or ``eval``.
         scheduler: Address of a dask scheduler that sensitivities are measured on; None: processes of this machine.
         workers: Processes that sensitivities are measured with.
@@ -75,6 +77,7 @@ class Options:
     threads: int = 1
     golden: int = 2
     budget: Mapping[str, float] = field(default_factory=dict)
+    objective: str | None = None
     loss: str = "sqnr"
     scheduler: str | None = None
     workers: int = 1
@@ -86,6 +89,8 @@ class Options:
     def __post_init__(self) -> None:
         for name in self.budget:
             _one_of(name, BUDGETS, "budget", "--budget")
+        if self.objective is not None:
+            _one_of(self.objective, OBJECTIVES, "objective", "--minimise")
         _one_of(self.loss, LOSSES, "loss", "--loss")
         if self.stop_after is not None:
             _one_of(self.stop_after, PHASES, "phase", "--stop-after")

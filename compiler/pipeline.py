@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bitwright.compiler import artifact, frontend, migration, quantizing
+from bitwright.compiler import allocation, artifact, frontend, migration, quantizing
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
@@ -50,6 +50,8 @@ def calibrate(c: Compilation, notes: list[str]) -> None:
 
 def allocate(c: Compilation, notes: list[str]) -> None:
     """Give every site its format and scales."""
+    if allocation.wanted(c):
+        allocation.choose_formats(c, "artifact", notes)
     assert c.selection is not None
     c.plan = frontend.allocate(c, c.selection, "artifact")
 

@@ -36,7 +36,15 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="NAME=AMOUNT",
-        help="Bounds of one call: latency=8ms,size=2MB,ram=512KB,energy=1mJ.",
+        help="Bounds of one call: latency=8ms,size=2MB,ram=512KB,energy=1mJ; loss=0.01 bounds the predicted loss.",
+    ),
+]
+Minimise = Annotated[
+    str | None,
+    typer.Option(
+        "--minimise",
+        metavar="WHAT",
+        help="Under the budget: loss (the default), latency, size, ram or energy.",
     ),
 ]
 Loss = Annotated[

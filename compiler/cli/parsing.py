@@ -63,7 +63,8 @@ _UNITS = {
     "energy": {"j": 1.0, "mj": 1e-3, "uj": 1e-6, "nj": 1e-9},
 }
 _UNITS["ram"] = _UNITS["size"]
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+_UNITS["loss"] = {"": 1.0}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:[eE]-[0-9]+)?\s*([A-Za-z]*)")
 
 
 def parse_budget(entries: Iterable[str]) -> dict[str, float]:

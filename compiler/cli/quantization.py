@@ -21,6 +21,7 @@ class Quantization:
     keep_float: arg.KeepFloat = None
     group: arg.Group = None
     budget: arg.Budget = None
+    minimise: arg.Minimise = None
     loss: arg.Loss = "sqnr"
     evaluate: arg.Evaluate = None
     max_drop: arg.MaxDrop = None
@@ -45,6 +46,7 @@ class Quantization:
             "keep_float": frozenset(self.keep_float or ()),
             "group": self.group,
             "budget": parse_budget(self.budget or ()),
+            "objective": self.minimise,
             "loss": self.loss,
             "evaluate": self.evaluate,
             "max_drop": parse_drop(self.max_drop),

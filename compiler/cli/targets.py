@@ -88,12 +88,15 @@ def probe_verb(
     runtime: Annotated[str, typer.Option("--runtime", help="onnxruntime, or artifact.")] = "onnxruntime",
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="MODEL", help="Measure this model's operators, each in every format."),
+        typer.Option(
+            "--model", metavar="MODEL", help="Measure this model's operators, each in every format."
+        ),
     ] = None,
     data: Data = None,
     dim: Dims = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The file to write; NAME-measured.yaml unless named.")
+        Path | None,
+        typer.Option("-o", "--output", help="The file to write; NAME-measured.yaml unless named."),
     ] = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="About how long to measure, building not included.")
@@ -120,7 +123,10 @@ def probe_verb(
     if out.json:
         out.document({k: v for k, v in asdict(found).items() if k != "profile"})
         return
-    rows = [(label, seconds_text(s), _prediction(found.predicted.get(label), s)) for label, s in found.measured.items()]
+    rows = [
+        (label, seconds_text(s), _prediction(found.predicted.get(label), s))
+        for label, s in found.measured.items()
+    ]
     out.table(f"{found.calls} calls measured", ("Placement", "Measured", "Predicted"), rows)
     for note in found.notes:
         out.say(note)

@@ -101,3 +101,15 @@ def _same(first: WeightQuant, second: WeightQuant) -> bool:
         and first.scale.shape == second.scale.shape
         and bool((first.scale == second.scale).all())
     )
+
+
+def stored_bytes(quant: WeightQuant, elements: int) -> int:
+    """Return the bytes of a quantized weight in the file: its elements, scales and zero points.
+
+    Args:
+        quant: How it is stored.
+        elements: How many.
+    """
+    bits = int("".join(ch for ch in quant.dtype.partition("_")[0].removeprefix("bfloat") if ch.isdigit()))
+    points = 0 if quant.zero_point is None else quant.zero_point.size * bits
+    return (elements * bits + points + 7) // 8 + 4 * int(quant.scale.size)
