@@ -211,8 +211,8 @@ def test_a_part_of_a_fused_projection_scales_alone() -> None:
 )
 def test_what_does_not_fold_is_left_alone_where_a_mul_is_forbidden(body: str) -> None:
     extra = ", float[N, 16] z" if "z =" in body else ""
-    text = f"(float[N, 16] x, float[16, 16] a, float[16, 8] w)
-        => (float[N, 8] y{extra}) {{ u = MatMul (x, a)\n {body} }}"
+    head = f"(float[N, 16] x, float[16, 16] a, float[16, 8] w) => (float[N, 8] y{extra})"
+    text = f"{head} {{ u = MatMul (x, a)\n {body} }}"
     parsed = model(text, a=spiky(16, 16, seed=2), w=calm(random(16, 8, seed=4), 1))
     check(parsed, {"x": random(128, 16)}, 0, explicit_gain=1.0)
 
