@@ -25,7 +25,7 @@ class Competitor:
         models: Zoo models it is run on.
         environment: ``"own"`` is this interpreter, ``"nncf"`` one with NNCF.
         time_limit_s: Wall seconds after which the attempt is ended.
-        family: ``"w8a8"`` or ``"w4"``: which rivals it is compared with.
+        family: Who is compared with whom: fewer than 8 bits a weight or not.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Competitor:
     models: tuple[str, ...] = ALL
     environment: Literal["own", "nncf"] = "own"
     time_limit_s: float = 900.0
-    family: Literal["w8a8", "w4"] = "w8a8"
+    family: Literal["8-bit", "low-bit"] = "8-bit"
 
     @property
     def is_ours(self) -> bool:
@@ -70,7 +70,7 @@ def _nbits(name: str, label: str, **settings: Any) -> Competitor:
         "quantization.rivals.ort_nbits:quantize",
         settings,
         WITH_MATMUL,
-        family="w4",
+        family="low-bit",
     )
 
 
@@ -82,18 +82,20 @@ def _nncf_weights(name: str, label: str, **settings: Any) -> Competitor:
         settings,
         WITH_MATMUL,
         "nncf",
-        family="w4",
+        family="low-bit",
     )
 
 
 def _ours(name: str, label: str, models: tuple[str, ...] = ALL, **options: Any) -> Competitor:
-    return Competitor(
-        f"bitwright-{name}",
-        f"**Bitwright**, {label}",
-        "quantization.bitwright_recipe:quantize",
-        options,
-        models,
-    )
+    function = "quantization.bitwright_recipe:quantize"
+    return Competitor(f"bitwright-{name}", f"**Bitwright**, {label}", function, options, models)
+
+
+def _our_low_bits(recipe: str, models: tuple[str, ...] = WITH_MATMUL, **options: Any) -> Competitor:
+    function = "quantization.bitwright_recipe:quantize"
+    settings = {"recipe": recipe, "gate": False, **options}
+    label = f"**Bitwright**, {recipe}" + "".join(f", {k} {v}" for k, v in options.items())
+    return Competitor(f"bitwright-{recipe}", label, function, settings, models, family="low-bit")
 
 
 NNCF_INT8 = "quantization.rivals.nncf_int8:quantize"
@@ -102,6 +104,13 @@ DYNAMIC = "quantization.rivals.ort_dynamic:quantize"
 BITWRIGHT = (
     _ours("int8", "int8, gate off", gate=False),
     _ours("int8-gated", "int8, only where it is faster"),
+    _ours("int8-nearest", "int8-nearest, gate off", recipe="int8-nearest", gate=False),
+    _ours("int8-row", "int8-row, gate off", WITH_MATMUL, recipe="int8-row", gate=False),
+    _our_low_bits("w4a8", CNNS),
+    _our_low_bits("w4", group=32),
+    _our_low_bits("nf4"),
+    _our_low_bits("w2"),
+    _our_low_bits("ternary"),
 )
 
 RIVALS = (

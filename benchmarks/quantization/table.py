@@ -50,7 +50,8 @@ def _times_head(rows: list[Mapping[str, Any]]) -> str:
 
 def model_table(model: str, results: Results) -> str:
     """Return one model's table."""
-    everyone = [(c, results[model, c.name]) for c in COMPETITORS if (model, c.name) in results]
+    ordered = sorted(COMPETITORS, key=lambda c: c.family != "8-bit")
+    everyone = [(c, results[model, c.name]) for c in ordered if (model, c.name) in results]
     heads = [
         "tool and setting",
         model_named(model).metric,
