@@ -151,3 +151,21 @@ def migrate_moments(
     )
     for node in found.readers:
         moments[node_label(node)] = new
+
+
+def masked_moments(
+    moments: MutableMapping[str, InputMoments], found: LinearInput, channels: NDArray[np.intp]
+) -> None:
+    """Replace the readers' moments by those of the value with ``channels`` set to zero."""
+    old = found.moments
+    mask = np.ones(old.depth)
+    mask[channels] = 0
+    new = replace(
+        old,
+        mean=old.mean * mask,
+        second=old.second * (mask[:, None] * mask),
+        largest=(old.largest * mask).astype(np.float32),
+        rows=(old.rows * mask).astype(np.float32),
+    )
+    for node in found.readers:
+        moments[node_label(node)] = new

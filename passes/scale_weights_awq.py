@@ -93,7 +93,8 @@ class ScaleWeightsAWQ:
         scale = padded.reshape(1, blocks, group, columns).max(axis=2) / np.float32(self.grid.reach)
         scale[scale == 0] = 1.0
         quantizer = Quantizer(self.grid, scale, group=self.group)
-        return quantizer.dequantize(quantizer.nearest(weight[None]))[0]
+        rounded: NDArray[np.float32] = quantizer.dequantize(quantizer.nearest(weight[None]))[0]
+        return rounded
 
 
 def awq_scale(mean: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+# From rows [n, K] that may be looked at to (channel that each new channel copies, None for all once; divisors [K']).
+Rewrite = Callable[[Float32], tuple[NDArray[np.intp] | None, Float32]]
 
 # Shares of the observed range that the activation quantizer may cover.
 COVERED = (1.0, 0.85, 0.7)
@@ -80,7 +82,7 @@ class ProductError:
     levels: int = 256
     largest: int = 127
 
-    def of(self, rewrite: Callable[[Float32], tuple[NDArray[np.intp] | None, Float32]]) -> float:
+    def of(self, rewrite: Rewrite) -> float:
         """Return the error of a rewrite.
 
         Args:
@@ -88,10 +90,18 @@ class ProductError:
                 what it is divided by, float32 [K']: ``X'_j = X_index(j) / divisor_j``. The weight's rows are
                 those of the copied channel, times the divisor where the channel is not split (None).
         """
+        noise, signal = self._totals(rewrite)
+        return noise / max(signal, 1e-30)
+
+    def noise(self, rewrite: Rewrite) -> float:
+        """Return ``||Q(X') Q(W') - X W||^2`` of a rewrite, cross-validated."""
+        return self._totals(rewrite)[0]
+
+    def _totals(self, rewrite: Rewrite) -> tuple[float, float]:
         half = len(self.rows) // 2
         first, second = self.rows[:half], self.rows[half:]
         parts = [self._half(a, b, *rewrite(a)) for a, b in ((first, second), (second, first))]
-        return sum(noise for noise, _ in parts) / max(sum(signal for _, signal in parts), 1e-30)
+        return sum(noise for noise, _ in parts), sum(signal for _, signal in parts)
 
     def _half(
         self, seen: Float32, unseen: Float32, index: NDArray[np.intp] | None, divisor: Float32
