@@ -317,7 +317,8 @@ BROKEN_PROFILES = {
     ),
     "unknown qspace": (
         HEAD + "runtimes: {artifact: {ops: {Add: {combos: [{act: b8, out: [a8]}]}}}}\n",
-        "board.yaml:5:45: runtimes.artifact.ops.Add.combos[0].act: unknown qspace 'b8'\n  fix: known: a8, f32, w8",
+        "board.yaml:5:45: runtimes.artifact.ops.Add.combos[0].act: unknown qspace 'b8'\n  fix: known: a8, "
+        "binary_group, f32, nf4_group, ternary_group, w16, w2_group, w4, w4_group, w8, w8_group",
     ),
     "unknown compute row": (
         HEAD + "runtimes: {artifact: {ops: {Conv: {combos: "

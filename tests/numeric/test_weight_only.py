@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -31,6 +33,8 @@ from bitwright.compiler.ort.session import open_session, run
 from bitwright.compiler.plan.model import WeightQuant
 from bitwright.compiler.plan.planner import plan_selection
 from bitwright.compiler.plan.units import FormatChoice
+from bitwright.compiler.program.extract import extract_program
+from bitwright.compiler.program.ops import Dot
 from bitwright.passes import round_nearest
 from bitwright.passes.raise_opset import RaiseOpset
 from bitwright.passes.round_nearest import RoundNearest, round_to_nearest
@@ -224,3 +228,18 @@ def test_large_weights_are_rounded_in_parts(
     whole = round_to_nearest(weight, quant)
     monkeypatch.setattr(round_nearest, "BLOCK", 120)
     np.testing.assert_array_equal(round_to_nearest(weight, quant), whole)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_the_artifact_reads_four_bits_from_either_container(dtype: str) -> None:
+    model = build(MATMUL, 64, 48)
+    model.graph.inputs[0].shape = ir.Shape([3, 64])
+    model.graph.outputs[0].shape = ir.Shape([3, 48])
+    plan = plan_of(model, "w4a8", ranges={"x": (-4.0, 4.0)})
+    plan.weights["w"] = replace(plan.weights["w"], dtype=dtype)
+    result = quantized(model, plan)
+    assert stored(result, "w_quantized").dtype.name == dtype
+    (step,) = (s for s in extract_program(result).steps if isinstance(s, Dot))
+    scale = plan.weights["w"].scale
+    np.testing.assert_array_equal(step.weight, np.clip(np.rint(array_of(model, "w") / scale), -7, 7))
+    np.testing.assert_array_equal(step.weight.dtype, np.int8)
