@@ -21,8 +21,10 @@ from bitwright.passes.contract import PassResult
 from bitwright.passes.rewriting import add_initializer
 from bitwright.passes.stored_weights import stored_type
 
-# Opsets that brought QuantizeLinear to wider types than 8-bit integers.
-OPSET_OF_TYPE = {"uint16": 21, "int16": 21, "float8_e4m3fn": 19, "float8_e5m2": 19}
+# Opsets that brought QuantizeLinear to wider types than 8-bit integers. Opset 19 has 8-bit floats, but names their type
+# by a zero point only, and ONNX Runtime 1.31 takes a zero point of 0 for an unsigned integer's: it drops the Relu in
+# front. Opset 21 names the type by an attribute.
+OPSET_OF_TYPE = {"uint16": 21, "int16": 21, "float8_e4m3fn": 21, "float8_e5m2": 21}
 
 
 def activation_opset(quants: Iterable[ActivationQuant]) -> int:
@@ -99,13 +101,17 @@ def _quantize_activation(
     stem = value.name or "tensor"
     scale = add_initializer(model.graph, fresh(f"{stem}_scale"), np.asarray(quant.scale, np.float32))
     stored = stored_type(quant.dtype)
-    zero = add_initializer(
-        model.graph, fresh(f"{stem}_zero_point"), np.asarray(quant.zero_point).astype(stored)
-    )
+    kind = ir.DataType.from_numpy(stored)
+    parameters = [scale]
+    if not quant.dtype.startswith("float8"):
+        zero_point = np.asarray(quant.zero_point).astype(stored)
+        parameters.append(add_initializer(model.graph, fresh(f"{stem}_zero_point"), zero_point))
     readers = list(value.uses())
-    quantize = _node("QuantizeLinear", [value, scale, zero], stem, ir.DataType.from_numpy(stored), fresh)
+    quantize = _node("QuantizeLinear", [value, *parameters], stem, kind, fresh)
+    if len(parameters) == 1:
+        quantize.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(kind))
     quantize.outputs[0].name = fresh(f"{stem}_quantized")
-    dequantize = _node("DequantizeLinear", [quantize.outputs[0], scale, zero], stem, ir.DataType.FLOAT, fresh)
+    dequantize = _node("DequantizeLinear", [quantize.outputs[0], *parameters], stem, ir.DataType.FLOAT, fresh)
     for node, index in readers:
         reads_integers = node in integer and value in activations_of(node)[: index + 1]
         if reads_integers or not quant.float_copy:
