@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bitwright.compiler.graph.model import FreshNames, node_label
+from bitwright.compiler.graph.model import FreshNames
 from bitwright.compiler.graph.operands import weight_of
 from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.compiler.plan.weight_grids import matrices_of, quantizer_of, weight_from
-from bitwright.compiler.plan.weight_search import readers_of
+from bitwright.compiler.plan.weight_search import known_moments, readers_of
 from bitwright.compiler.rounding.coordinate import refine
 from bitwright.compiler.rounding.gptq import Feedback, factorize, gptq
 from bitwright.compiler.rounding.grid import Quantizer, codebook
@@ -52,7 +52,7 @@ class RoundGPTQ:
         last: tuple[tuple[int, ...], Feedback] | None = None
         changed, notes = 0, []
         for key, nodes in readers_of(self.plan, model).items():
-            known = [self.moments[label] for n in nodes if (label := node_label(n)) in self.moments]
+            known = known_moments(nodes, self.moments)
             quantizer = quantizer_of(self.plan.weights[key], nodes[0], known[0].groups) if known else None
             if quantizer is None:
                 continue

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bitwright.compiler.graph.model import constant_array, node_label
+from bitwright.compiler.errors import InternalError
+from bitwright.compiler.graph.model import constant_array, int_attribute, node_label
 from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import widen_for_bias
@@ -33,6 +34,7 @@ def search_weight_scales(plan: Plan, model: ir.Model, moments: Mapping[str, Inpu
 
     Raises:
         ModelError: A weight is not finite.
+        InternalError: Moments are of another form of the model.
     """
     weights = dict(plan.weights)
     for key, nodes in readers_of(plan, model).items():
@@ -41,13 +43,38 @@ def search_weight_scales(plan: Plan, model: ir.Model, moments: Mapping[str, Inpu
 
 
 def readers_of(plan: Plan, model: ir.Model) -> dict[str, list[ir.Node]]:
-    """Return the anchors of the main graph that read each weight entry of the plan."""
+    """Return the anchors of the main graph that read each weight entry of the plan, as equal matrices.
+
+    Should a weight be read in two geometries, those of the first reader count.
+    """
     found: dict[str, list[ir.Node]] = {}
     for node in model.graph:
         decision = plan.nodes.get(node_label(node))
-        if decision is not None and decision.weight and matrices_of(node) is not None:
-            found.setdefault(decision.weight, []).append(node)
+        if decision is None or not decision.weight or matrices_of(node) is None:
+            continue
+        readers = found.setdefault(decision.weight, [])
+        if not readers or _geometry(readers[0]) == _geometry(node):
+            readers.append(node)
     return found
+
+
+def _geometry(node: ir.Node) -> tuple[bool, int]:
+    return node.op_type == "Conv", int_attribute(node, "group", 1)
+
+
+def known_moments(nodes: Sequence[ir.Node], moments: Mapping[str, InputMoments]) -> list[InputMoments]:
+    """Return the moments of those readers of one weight that have any.
+
+    Raises:
+        InternalError: They are of other matrices, as after a rewrite that changed the layer.
+    """
+    known = {label: moments[label] for n in nodes if (label := node_label(n)) in moments}
+    weights = matrices_of(nodes[0])
+    for label, found in known.items():
+        if weights is None or weights.shape[:2] != (found.groups, found.depth):
+            msg = "the input moments do not fit the weight; they were collected on another form of the model"
+            raise InternalError(msg, where=f"node '{label}'")
+    return list(known.values())
 
 
 def _searched(
@@ -71,7 +98,7 @@ def _importance(
     nodes: Sequence[ir.Node], moments: Mapping[str, InputMoments], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Return the mean square of each input over all readers, damped like the objective of rounding."""
-    known = [moments[label] for n in nodes if (label := node_label(n)) in moments]
+    known = known_moments(nodes, moments)
     if not known:
         return np.ones(shape)
     power = sum((m.power * m.count for m in known), np.zeros(shape)) / sum(m.count for m in known)

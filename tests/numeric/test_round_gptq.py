@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from rounding_models import ANCHORS, build, make_plan, moments_of, values_of
 
+from bitwright.compiler.errors import InternalError
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import BIAS_LIMIT
 from bitwright.compiler.plan.weight_search import search_weight_scales
@@ -153,6 +154,16 @@ def test_a_shared_weight_is_rounded_once_for_all_its_readers():
     moments["twin"] = moments["d"]
     assert RoundGPTQ(plan, moments).run(model).changed == len(ANCHORS) + 1
     assert node_of(model, "twin").inputs[1] is node_of(model, "d").inputs[1]
+
+
+def test_moments_of_another_form_of_the_model_are_refused():
+    model = build()
+    plan, moments = make_plan(model), moments_of(model)
+    moments["d"] = moments["y"]
+    with pytest.raises(InternalError, match="node 'd'"):
+        RoundGPTQ(plan, moments).run(model.clone())
+    with pytest.raises(InternalError, match="node 'd'"):
+        search_weight_scales(plan, model, moments)
 
 
 def test_an_empty_plan_changes_nothing():
