@@ -16,6 +16,7 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.ort.no_regret import WORTHWHILE, kinds, no_regret
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
 from bitwright.compiler.ort.timing import PairedTiming, time_reopened
+from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import observed_tensors, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.report.content import report_content
@@ -31,16 +32,18 @@ class Deployment:
     Attributes:
         model: The written .onnx file.
         session: The written .session.json.
+        plan: The written .plan.yaml, which can be edited and given back as a recipe.
         report: The report's content.
     """
 
     model: Path
     session: Path
+    plan: Path
     report: dict[str, object]
 
 
 def quantize(options: Options, progress: Progress | None = None) -> Deployment:
-    """Quantize a model for ONNX Runtime and write ``options.output`` and its .session.json."""
+    """Quantize a model for ONNX Runtime; write ``options.output``, its .session.json and its .plan.yaml."""
     if options.output is None:
         msg = "no output file"
         raise UsageError(msg, where="--output", fix="pass -o q.onnx")
@@ -151,7 +154,9 @@ def _timed(c: Compilation, model: ir.Model) -> PairedTiming:
 
 
 def _write(c: Compilation, output: Path, report: dict[str, object]) -> Deployment:
-    assert c.quantized is not None
-    session = output.with_name(output.name.removesuffix(".onnx") + ".session.json")
-    write_model_atomically(c.quantized, output, {session: _config(c).to_json()})
-    return Deployment(output, session, report)
+    assert c.quantized is not None and c.plan is not None
+    stem = output.name.removesuffix(".onnx")
+    session, plan = (output.with_name(f"{stem}{suffix}") for suffix in (".session.json", ".plan.yaml"))
+    beside = {session: _config(c).to_json(), plan: plan_to_yaml(c.plan, c.recipe.as_plain())}
+    write_model_atomically(c.quantized, output, beside)
+    return Deployment(output, session, plan, report)

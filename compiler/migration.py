@@ -29,6 +29,7 @@ def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     """Run the recipe's rewrites on a copy of the normalized model."""
     assert c.model is not None and c.normalized is not None and c.selection is not None
     c.model = c.normalized.clone()
+    c.selection = reselect(c, runtime)
     for rewrite in _rewrites(c, c.selection):
         result = rewrite.run(c.model)
         c.migrations[rewrite.name] = result.notes

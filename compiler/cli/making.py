@@ -176,9 +176,10 @@ def _quantize(out: Output, options: Options, page: Path | None) -> None:
         write_atomically(page, render_page(made.report).encode())
     print_report(out, made.report)
     if out.json:
-        out.document({"model": made.model, "session": made.session, "page": page, "report": made.report})
+        files = {"model": made.model, "session": made.session, "plan": made.plan, "page": page}
+        out.document({**files, "report": made.report})
         return
-    for path in (made.model, made.session, page):
+    for path in (made.model, made.session, made.plan, page):
         if path is not None:
             out.path(path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.parsing import check_place, parse_dims
 from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.report.figures import DASH, seconds_text
+
+if TYPE_CHECKING:
+    from bitwright.compiler.probing.probe import ProbeResult
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A target's name or a profile's .yaml file.", show_default=False)
@@ -121,16 +124,30 @@ def probe_verb(
             progress=progress,
         )
     if out.json:
-        out.document({k: v for k, v in asdict(found).items() if k != "profile"})
+        out.document({k: v for k, v in asdict(found).items() if k not in ("profile", "times")})
         return
-    rows = [
-        (label, seconds_text(s), _prediction(found.predicted.get(label), s))
-        for label, s in found.measured.items()
-    ]
-    out.table(f"{found.calls} calls measured", ("Placement", "Measured", "Predicted"), rows)
+    _print_probe(out, found)
     for note in found.notes:
         out.say(note)
     out.path(found.path)
+
+
+def _print_probe(out: Output, found: ProbeResult) -> None:
+    """Print what was measured: a model's placements and what the profile says of them now, else what was fitted."""
+    title = f"{found.calls} calls measured"
+    if found.predicted or out.verbose:
+        rows = [
+            (label, seconds_text(s), _prediction(found.predicted.get(label), s))
+            for label, s in found.measured.items()
+        ]
+        out.table(title, ("Placement", "Measured", "Predicted"), rows)
+    if not found.predicted:
+        fits = [
+            (work, fmt, str(fit.points), f"{fit.error:.0%}")
+            for work, formats in found.times.fits.items()
+            for fmt, fit in formats.items()
+        ]
+        out.table(title, ("Work", "Format", "Calls", "Median error of the fit"), fits)
 
 
 def _prediction(seconds: float | None, measured: float) -> str:

@@ -185,9 +185,9 @@ def test_quantize_prints_its_files_and_nothing_else_on_stdout(inputs, work, capf
     arguments = filled("quantize {i}/m.onnx -t x86-avx2 -o q.onnx --no-gate --report r.html", inputs)
     assert main([*arguments, "-d", data]) == 0
     captured = capfd.readouterr()
-    assert captured.out.splitlines() == ["q.onnx", "q.session.json", "r.html"]
+    assert captured.out.splitlines() == ["q.onnx", "q.session.json", "q.plan.yaml", "r.html"]
     assert "noise" in captured.err and "m.onnx for x86-avx2" in captured.err
-    assert {"q.onnx", "q.session.json", "r.html"} <= {p.name for p in work.iterdir()}
+    assert {"q.onnx", "q.session.json", "q.plan.yaml", "r.html"} <= {p.name for p in work.iterdir()}
     assert main([*arguments, "-d", data, "--json"]) == 0
     document = json.loads(capfd.readouterr().out)
     assert document["model"] == "q.onnx" and document["report"]["target"]["name"] == "x86-avx2"
