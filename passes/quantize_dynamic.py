@@ -52,7 +52,8 @@ class QuantizeDynamic:
 
     Attributes:
         nodes: Node name -> ``"tensor"`` for one activation scale and zero point a call, ``"row"`` for one scale a row
-            (token). A Conv has no rows.
+            (token). A Conv has no rows. A model with rows must not be called without any: ONNX Runtime 1.31 does not
+            reduce the last axis of an empty tensor.
     """
 
     nodes: Mapping[str, Granularity]
