@@ -352,8 +352,13 @@ class _Rewrite:
 
 def _is_done(node: ir.Node) -> bool:
     """Tell whether a MatMul reads rounded rows already: it is what this pass makes of a node, under its name."""
-    data = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return is_op(data, "DequantizeLinear")
+    value = node.inputs[0]
+    for op_type in ("DequantizeLinear", "QuantizeLinear", "Div"):
+        producer = None if value is None else value.producer()
+        if producer is None or not is_op(producer, op_type):
+            return False
+        value = producer.inputs[0]
+    return True
 
 
 def _refuse(node: ir.Node, granularity: Granularity) -> None:

@@ -231,3 +231,16 @@ def test_infinities_and_not_a_number_stay_in_their_row() -> None:
     found = run_onnxruntime(quantized(linear("[m] y = MatMul(x, w)"), "row"), {"x": x})["y"]
     assert np.isfinite(found[0, [0, 3]]).all()
     assert not np.isfinite(found[0, 1]).any()
+
+
+def test_a_table_that_is_dequantized_in_front_is_no_obstacle() -> None:
+    text = HEAD + (
+        "g (int64[S] i, int8[24,10] w8, float[10] sw, int8[10] zw, int8[5,24] t) => (float[S,10] y) <float s={0.1}>\n"
+        "{ w = DequantizeLinear<axis=1>(w8, sw, zw)\n r = Gather(t, i)\n x = DequantizeLinear(r, s)\n"
+        "[m] y = MatMul(x, w) }"
+    )
+    integers, scale = int8_weight(K, N, axis=1)
+    table = (random(5, K, seed=4) * 40).astype(np.int8)
+    model = add_weights(parse(text), w8=integers, sw=scale, zw=np.zeros(N, np.int8), t=table)
+    # The table's steps are no multiple of the rows': eight bits of noise.
+    check_pass(QuantizeDynamic({"m": "row"}), model, {"i": np.array([0, 3, 4])}, fires=1, bound=0.02)
