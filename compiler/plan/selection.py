@@ -163,7 +163,9 @@ def select(units: list[Unit], profile: Profile, *, keep_float: frozenset[str] = 
 
 def _why_integer(unit: Unit) -> str:
     if unit.role == "table":
-        return "a constant table, stored in 8 bits and dequantized behind the look-up"
+        assert unit.combo is not None
+        bits = "8 bits" if unit.combo.format == "int8" else f"the format {unit.combo.format}"
+        return f"a constant table, stored in {bits} and dequantized behind the look-up"
     if unit.role == "anchor" and not unit.reads_integers:
         assert unit.combo is not None
         return f"a constant-weight operator with a kernel for the format {unit.combo.format}"
