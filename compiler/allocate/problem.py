@@ -61,8 +61,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class BoundaryCost:
-    """What it takes to pass a tensor from one format to another; an infinite latency forbids the pair."""
+class Cost:
+    """Seconds, bytes and joules of a site in one format, or of passing a tensor from one format to another."""
 
     latency_s: float = 0.0
     weight_bytes: float = 0.0
@@ -76,12 +76,13 @@ class Boundary:
     Attributes:
         producer: Name of a group.
         consumer: Name of a group; it may be the same one.
-        costs: (producer's format, consumer's format) -> cost; pairs that are left out cost nothing.
+        costs: (producer's format, consumer's format) -> cost; pairs that are left out cost nothing, one whose
+            cost is not finite is impossible.
     """
 
     producer: str
     consumer: str
-    costs: Mapping[tuple[str, str], BoundaryCost]
+    costs: Mapping[tuple[str, str], Cost]
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def totals(problem: Problem, formats: Mapping[str, str]) -> Totals:
         for b in problem.boundaries
         if (cost := b.costs.get((formats[b.producer], formats[b.consumer]))) is not None
     ]
-    paid: list[Choice | BoundaryCost] = [*chosen, *crossed]
+    paid: list[Choice | Cost] = [*chosen, *crossed]
     fixed = problem.fixed
     return Totals(
         loss=fixed.loss + math.fsum(c.loss for c in chosen),

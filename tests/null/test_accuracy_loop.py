@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitwright.compiler.allocate.accuracy_loop import after, hold_accuracy
 from bitwright.compiler.allocate.moves import Move, greedy, upgrades
-from bitwright.compiler.allocate.problem import Boundary, BoundaryCost, Budget, Choice, Group, Problem, totals
+from bitwright.compiler.allocate.problem import Boundary, Budget, Choice, Cost, Group, Problem, totals
 from bitwright.compiler.allocate.solve import allocate
 from bitwright.compiler.errors import AccuracyGateError, InfeasibleBudgetError
 
@@ -44,7 +44,7 @@ def test_moves_are_ranked_by_loss_saved_per_cost() -> None:
 
 def test_a_move_that_saves_loss_and_cost_comes_first() -> None:
     # g0 alone between float neighbours pays two conversions; back in float it is cheaper.
-    change = {("float", "int8"): BoundaryCost(3.0), ("int8", "float"): BoundaryCost(3.0)}
+    change = {("float", "int8"): Cost(3.0), ("int8", "float"): Cost(3.0)}
     bounds = (Boundary("g1", "g0", change), Boundary("g0", "g2", change))
     problem = layers((0.1, 9.0), (1.0, 9.0), (5.0, 9.0), boundaries=bounds)
     moves = upgrades(problem, {"g0": "int8", "g1": "float", "g2": "float"})
