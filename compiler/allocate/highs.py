@@ -48,22 +48,29 @@ class Optimum:
     upper: Vector
 
 
-def minimise(program: Program, *, gap: float, time_limit_s: float) -> Optimum | None:
+def minimise(
+    program: Program, *, gap: float, time_limit_s: float, known: Optimum | None = None
+) -> Optimum | None:
     """Return an optimum of the integer program, or None if nothing is feasible.
 
     Args:
         program: What to minimise.
         gap: Relative gap at which to stop.
         time_limit_s: Stop after this time with the best known solution.
+        known: A solution, e.g. of the same program under tighter limits.
 
     Raises:
         ToolchainError: No solution was found in time.
     """
     end = time.monotonic() + time_limit_s
-    upper, scale, own = program.upper, _largest(program.cost, program.upper), len(program.form.allowed)
-    found: Optimum | None = None
+    upper, scale = program.upper, _largest(program.cost, program.upper)
+    found = known
     # A value that is known roughly is enough to scale by; only the last round is solved to the wanted gap.
-    final = False
+    final = known is not None
+    if known is not None:
+        if known.value <= 0:
+            return known
+        upper, scale = _closed(program, upper, known.value), known.value
     for _ in range(_ROUNDS):
         left = max(end - time.monotonic(), 0.1)
         result = _milp(program, upper, scale, gap=gap if final else max(gap, _ROUGH), time_limit_s=left)
@@ -79,13 +86,19 @@ def minimise(program: Program, *, gap: float, time_limit_s: float) -> Optimum | 
         if value <= 0 or final or end < time.monotonic():
             break
         final = value > scale * _SHRINKS
-        upper = upper.copy()
-        upper[:own][program.cost[:own] > value * (1 + 1e-9)] = 0.0
-        scale = value
+        upper, scale = _closed(program, upper, value), value
     if found is None:
         msg = f"the solver found no assignment in {time_limit_s:g} s: {result.message}"
         raise ToolchainError(msg, where="allocation", fix="allow more time, or fewer formats")
     return found
+
+
+def _closed(program: Program, upper: Vector, value: float) -> Vector:
+    """Return the bounds without the columns that a solution as good as ``value`` cannot have."""
+    own = len(program.form.allowed)
+    closed = upper.copy()
+    closed[:own][program.cost[:own] > value * (1 + 1e-9)] = 0.0
+    return closed
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def allocate(
     value = paid.of(objective)
     costs: tuple[Price, ...] = ()
     if prices and budget.limits():
-        better = _with_more(form, budget, objective, gap=gap, time_limit_s=time_limit_s)
+        better = _with_more(form, budget, objective, optimum, gap=gap, time_limit_s=time_limit_s)
         costs = _prices(program, optimum, budget, paid, value, better)
     # The objective's row was shifted; the distance to the bound is the same.
     bound = value - (optimum.value - optimum.bound)
@@ -156,15 +156,21 @@ def _within(
 
 
 def _with_more(
-    form: Formulation, budget: Budget, objective: Metric, *, gap: float, time_limit_s: float
+    form: Formulation,
+    budget: Budget,
+    objective: Metric,
+    known: Optimum,
+    *,
+    gap: float,
+    time_limit_s: float,
 ) -> dict[Metric, tuple[float, float]]:
     """Return, for each limit, a higher one and by how much the exact objective under it exceeds its minimum."""
     found: dict[Metric, tuple[float, float]] = {}
     for metric, limit in budget.limits().items():
         more = limit + MORE * abs(limit)
         program = budgeted(form, budget.with_limit(metric, more).limits(), objective)
-        optimum = minimise(program, gap=gap, time_limit_s=time_limit_s)
-        assert optimum is not None, "a wider budget cannot be infeasible"
+        optimum = minimise(program, gap=gap, time_limit_s=time_limit_s, known=known)
+        assert optimum is not None, "a solution was known"
         found[metric] = (more, optimum.value)
     return found
 
