@@ -44,3 +44,20 @@ class InputMoments:
     def power(self) -> NDArray[np.float64]:
         """Mean square of each element, float64, shape (G, K)."""
         return np.diagonal(self.second, axis1=1, axis2=2)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelStatistics:
+    """What is known about each channel (axis 1) of an activation; all arrays have shape (C,), float64.
+
+    Attributes:
+        low: Lower end of the range, <= 0, without the rarest extremes.
+        high: Upper end, >= 0.
+        power: Mean square.
+        active: Share of values that are not zero.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    power: NDArray[np.float64]
+    active: NDArray[np.float64]
