@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler import allocation, frontend, migration, quantizing
+from bitwright.compiler import accuracy, allocation, frontend, migration, quantizing
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
@@ -79,6 +79,8 @@ def run_phases(c: Compilation) -> None:
         c.quantized = quantizing.quantized_model(c, c.plan, notes)
         if c.gate is not None and c.gate.all_float:
             _keep_the_input_unless_faster(c, notes)
+    with c.recorded("accuracy") as notes:
+        accuracy.hold(c, "onnxruntime", notes, _kept(c))
     with c.recorded("audit") as notes:
         frontend.audit_model(c, notes)
         assert c.audit is not None
@@ -135,6 +137,11 @@ def _gated(c: Compilation, notes: list[str]) -> Selection:
         f"{t.subject}: {t.ratio:.2f} of the time{'' if t.adopted else ', rejected'}" for t in c.gate.trials
     )
     return frontend.reselect(c, "onnxruntime", keep)
+
+
+def _kept(c: Compilation) -> frozenset[str]:
+    """Return what the gate leaves in float."""
+    return frozenset() if c.gate is None else c.gate.keep_float
 
 
 def _time(c: Compilation, notes: list[str]) -> None:

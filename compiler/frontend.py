@@ -16,12 +16,11 @@ from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset, random_dataset
 from bitwright.compiler.ingest.evaluator import load_eval
 from bitwright.compiler.ingest.model_reader import read_model
-from bitwright.compiler.ort.accuracy import check_drop, measure
 from bitwright.compiler.ort.audit import audit
 from bitwright.compiler.ort.equality import relative_difference
 from bitwright.compiler.ort.layer_error import layer_errors
 from bitwright.compiler.ort.own_error import own_errors
-from bitwright.compiler.ort.session import SessionConfig, config_for
+from bitwright.compiler.ort.session import config_for
 from bitwright.compiler.ort.what_if import what_if_float
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.planner import (
@@ -256,15 +255,11 @@ def quantized_model(c: Compilation, plan: Plan) -> ir.Model:
 
 
 def audit_model(c: Compilation, notes: list[str]) -> None:
-    """Run the Q/DQ model: it must load, its error is measured, the user's metric may close the gate."""
+    """Run the Q/DQ model: it must load, its error is measured layer by layer."""
     assert c.model is not None and c.quantized is not None and c.plan is not None and c.dataset is not None
     config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
     c.audit = audit(c.quantized, config)
     _measure_errors(c, c.plan, list(islice(c.dataset.batches(1), ERROR_SAMPLES)))
-    if c.options.evaluate is not None:
-        metric = load_eval(c.options.evaluate)
-        c.accuracy = measure(metric, c.model, c.quantized, SessionConfig(threads=c.options.threads))
-        check_drop(c.accuracy, c.options.max_drop)
 
 
 def _measure_errors(c: Compilation, plan: Plan, samples: list[dict[str, np.ndarray]]) -> None:

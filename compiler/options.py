@@ -19,6 +19,7 @@ PHASES = (
     "calibrate",
     "allocate",
     "quantize",
+    "accuracy",
     "audit",
     "specialize",
 )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bitwright.compiler import allocation, artifact, frontend, migration, quantizing
+from bitwright.compiler import accuracy, allocation, artifact, frontend, migration, quantizing
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
@@ -63,6 +63,11 @@ def quantize(c: Compilation, notes: list[str]) -> None:
     c.quantized = quantizing.quantized_model(c, c.plan, notes)
 
 
+def hold_accuracy(c: Compilation, notes: list[str]) -> None:
+    """Measure the user's metric and keep its drop within bounds."""
+    accuracy.hold(c, "artifact", notes)
+
+
 def audit(c: Compilation, notes: list[str]) -> None:
     """Run the Q/DQ model in ONNX Runtime: what fused, what it costs in accuracy."""
     assert c.selection is not None
@@ -84,6 +89,7 @@ FRONT: tuple[tuple[str, Phase], ...] = (
     ("calibrate", calibrate),
     ("allocate", allocate),
     ("quantize", quantize),
+    ("accuracy", hold_accuracy),
     ("audit", audit),
     ("specialize", artifact.specialize_model),
 )

@@ -1,4 +1,4 @@
-"""The user's own metric on two models, and the gate it may close."""
+"""The user's own metric on two models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler.errors import AccuracyGateError
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -35,19 +34,3 @@ def measure(metric: Metric, float_model: ir.Model, quantized: ir.Model, config: 
         session = open_session(model, config)
         values.append(metric(lambda feeds, session=session: run(session, feeds)))  # type: ignore[misc]
     return Accuracy(*values)
-
-
-def check_drop(accuracy: Accuracy, max_drop: float | None) -> None:
-    """Close the gate.
-
-    Raises:
-        AccuracyGateError: The relative drop exceeds ``max_drop``.
-    """
-    if max_drop is not None and accuracy.drop > max_drop:
-        msg = (
-            f"the metric falls from {accuracy.float_value:.6g} to {accuracy.quantized_value:.6g}, "
-            f"a drop of {accuracy.drop:.3%}; allowed is {max_drop:.3%}"
-        )
-        raise AccuracyGateError(
-            msg, where="--max-drop", fix="calibrate on more samples, try --method, or allow a larger drop"
-        )

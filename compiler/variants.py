@@ -1,0 +1,115 @@
+"""Placements in which only chosen layers leave float: what they would cost and what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bitwright.compiler import frontend, quantizing
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.graph.model import constant_array
+from bitwright.compiler.graph.operands import stored_weight, table_of, weight_of
+from bitwright.compiler.plan.latency import predict
+from bitwright.compiler.plan.model import Plan
+from bitwright.compiler.plan.planner import RuntimeName, observed_tensors, runtime_of
+from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.plan.units import FormatChoice, Unit
+from bitwright.compiler.plan.weights import stored_bytes
+
+FLOAT = "float"
+# Passed through by integers where both neighbours are integers.
+BETWEEN = ("follower", "carrier")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer with a constant weight that may run in one of several formats."""
+
+    unit: Unit
+    formats: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its node."""
+        return self.unit.name
+
+    @property
+    def weight(self) -> ir.Value | None:
+        """The initializer behind its weight."""
+        return stored_weight(weight_of(self.unit.head)) or table_of(self.unit.head)
+
+
+class Variants:
+    """Placements in which only chosen sites leave float: what they cost and what they compute."""
+
+    def __init__(self, c: Compilation, runtime: RuntimeName) -> None:
+        assert c.selection is not None
+        self._c, self._runtime, self.current = c, runtime, c.selection
+        table = runtime_of(c.profile, runtime)
+        recipe = c.recipe.recipe
+        self.sites: list[Site] = []
+        for unit in c.selection.units:
+            if unit.rule is None or unit.combo is None or unit.role not in ("anchor", "table"):
+                continue
+            menu: tuple[str, ...] = recipe.tables if unit.role == "table" else recipe.formats
+            menu = (c.formats.by_node[unit.name],) if unit.name in c.formats.by_node else menu
+            kernels = [f for f in menu if unit.rule.combo_for((f,)) or f in table.float_formats]
+            self.sites.append(Site(unit, tuple(dict.fromkeys([*kernels, FLOAT]))))
+
+    def selection(self, formats: Mapping[str, str]) -> Selection:
+        """Select with every site in float but those named."""
+        by_node = {site.name: FLOAT for site in self.sites} | dict(formats)
+        saved = self._c.formats
+        self._c.formats = FormatChoice((FLOAT,), saved.others, (FLOAT,), by_node)
+        try:
+            return frontend.reselect(self._c, self._runtime)
+        finally:
+            self._c.formats = saved
+
+    def plan(self, formats: Mapping[str, str]) -> Plan:
+        """Return the plan of such a placement."""
+        selection = self.selection(formats)
+        frontend.calibrate(self._c, observed_tensors(selection), [])
+        return quantizing.with_searched_scales(self._c, frontend.allocate(self._c, selection, self._runtime))
+
+    def model(self, site: str, fmt: str) -> ir.Model:
+        """Return the float model with one site in a format."""
+        return quantizing.quantized_model(self._c, self.plan({site: fmt}))
+
+    def seconds(self, formats: Mapping[str, str]) -> float:
+        """Return the predicted seconds of such a placement."""
+        return predict(self.selection(formats), self._c.profile, self._runtime, self._c.shapes).seconds
+
+    def weight_bytes(self, site: Site, fmt: str) -> int:
+        """Return the bytes of a site's weight in a format, scales included."""
+        array = constant_array(site.weight)
+        assert array is not None
+        plan = self.plan({site.name: fmt}) if fmt != FLOAT else None
+        quant = None if plan is None else plan.weights.get(plan.nodes[site.name].weight)
+        return int(array.nbytes) if quant is None else stored_bytes(quant, int(array.size))
+
+
+def reads_integers(site: Site, fmt: str) -> bool:
+    """Tell whether a site's kernel in a format reads integers that a neighbour may have written."""
+    combo = site.unit.rule.combo_for((fmt,)) if site.unit.rule is not None else None
+    return combo is not None and combo.format in frontend.READING and site.unit.role == "anchor"
+
+
+def neighbours(selection: Selection, sites: list[Site]) -> list[tuple[str, str]]:
+    """Return pairs of sites between which only operators stand that can pass integers on."""
+    names = {site.unit.output: site.name for site in sites}
+    between = {u.output: u for u in selection.units if u.role in BETWEEN}
+    pairs = []
+    for site in sites:
+        seen: set[ir.Value] = set()
+        waiting = list(site.unit.activations)
+        while waiting:
+            value = waiting.pop()
+            if value in names:
+                pairs.append((names[value], site.name))
+            elif value in between and value not in seen:
+                waiting.extend(between[value].activations)
+            seen.add(value)
+    return list(dict.fromkeys(pairs))
