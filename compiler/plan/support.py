@@ -166,11 +166,12 @@ def possible_groups(space: QSpace, length: int) -> tuple[int, ...]:
 
 def why_weight_unfit(node: ir.Node, space: QSpace) -> str | None:
     """Return why a weight cannot be stored in a format that its operator has a kernel for, or None if it can."""
-    weight = weight_of(node)
+    weight = weight_of(node) or table_of(node)
     if weight is None:
         return None
     array = weight_array(weight)
-    if space.granularity == "group" and not possible_groups(space, array.shape[0]):
+    is_product = weight_of(node) is not None
+    if is_product and space.granularity == "group" and not possible_groups(space, array.shape[0]):
         return (
             f"groups of {', '.join(map(str, sorted(space.groups)))} do not divide its {array.shape[0]} inputs"
         )

@@ -243,3 +243,35 @@ def test_the_artifact_reads_four_bits_from_either_container(dtype: str) -> None:
     scale = plan.weights["w"].scale
     np.testing.assert_array_equal(step.weight, np.clip(np.rint(array_of(model, "w") / scale), -7, 7))
     np.testing.assert_array_equal(step.weight.dtype, np.int8)
+
+
+def test_a_table_in_half_precision() -> None:
+    model = build(TABLE, w=np.random.default_rng(0).normal(size=(800, 96)))
+    result = quantized(model, plan_of(model, "fp16-weights", tables=("fp16-weights",)))
+    rows = np.array([[0, 799, 5]])
+    table = array_of(model, "w").astype(np.float16).astype(np.float64)
+    expected = table[rows[0]] @ table.T
+    got = run(open_session(result), {"i": rows})["y"][0]
+    np.testing.assert_allclose(got, expected, atol=FLOAT32 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("fmt", ["w4", "w2", "nf4"])
+@pytest.mark.parametrize("shape", [(64,), (0, 64), (2, 1, 3, 64)], ids=["vector", "no rows", "rank 4"])
+def test_activations_of_any_rank(shape: tuple[int, ...], fmt: str) -> None:
+    dims = ", ".join(str(d) if d else "m" for d in shape)
+    text = f"""<ir_version: 9, opset_import: ["": 20]>
+g (float[{dims}] x) => (float[{dims.removesuffix("64")}48] y) {{{{
+  [product] y = MatMul(x, w)
+}}}}"""
+    model = build(text, 64, 48)
+    plan = plan_of(model, fmt)
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    weight = dequantized(array_of(model, "w"), plan.weights["w"])
+    got = run(open_session(quantized(model, plan)), {"x": x})["y"]
+    rows = x.reshape(-1, 64)
+    expected = rows.astype(np.float64) @ weight
+    assert got.shape == (*shape[:-1], 48)
+    bound = activation_bound(rows, weight, plan.weights["w"].group) + FLOAT32 * np.abs(expected).max(
+        initial=1
+    )
+    assert (np.abs(got.reshape(-1, 48) - expected) <= bound).all()
