@@ -75,7 +75,8 @@ def sweep_model(
             budget=budget_of(c),
             progress=lambda done, total: c.progress.step(done, total, "budgets"),
         )
-    uniform = uniform_points(problem)
+        uniform = uniform_points(problem)
+        found = _with_uniform_costs(problem, metric, budget_of(c), found, uniform)
     return Front(
         tuple(found), uniform, problem, metric, _write(c, options.output, found, uniform, problem, metric)
     )

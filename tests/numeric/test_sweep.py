@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from test_allocation import MLP, SAMPLES, build
 
+from bitwright.compiler.allocate.solve import GAP
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
 from bitwright.compiler.recipe.loader import load_recipe
@@ -33,7 +34,9 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Front:
 def test_no_uniform_format_is_better_than_the_front(front: Front) -> None:
     for point in front.uniform.values():
         size, loss = point.totals.weight_bytes, point.totals.loss
-        assert any(p.totals.weight_bytes <= size and p.totals.loss <= loss * (1 + 1e-9) for p in front.points)
+        # The solver stops within GAP of the optimum.
+        losses = [p.totals.loss for p in front.points if p.totals.weight_bytes <= size]
+        assert losses and min(losses) <= loss * (1 + 2 * GAP) + 1e-12
 
 
 def test_the_front_falls_from_the_cheapest_to_the_exact_one(front: Front) -> None:
