@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler.graph.model import FreshNames, constant_array, ints_attribute, is_op, node_label
-from bitwright.compiler.graph.operands import table_of
+from bitwright.compiler.graph.model import FreshNames, constant_array, is_op, node_label
+from bitwright.compiler.graph.operands import table_of, weight_array, weight_of
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.passes.contract import PassResult
 from bitwright.passes.pack_nbits import DOMAIN
@@ -20,10 +21,10 @@ from bitwright.passes.stored_weights import explicit_zero_point, stored_type
 class BlockTables:
     """Rewrite ``Gather(float table)`` as one GatherBlockQuantized of a table in groups along its rows.
 
-    No standard operator looks rows up in 4 bits. A product that reads the same table through a Transpose, and that
-    the plan gives groups of the same kind, reads the one stored table: ``Transpose`` of integers, scales and zero
-    points, then DequantizeLinear, which ONNX Runtime folds and fuses into MatMulNBits. To be run before the rounding
-    passes, which then leave such a product alone.
+    No standard operator looks rows up in 4 bits. A product by the same table transposed (a tied output layer), and
+    that the plan gives groups of the same kind, reads the one stored table: ``Transpose`` of integers, scales and
+    zero points, then DequantizeLinear, which ONNX Runtime folds and fuses into MatMulNBits. To be run before the
+    rounding passes, which then leave such a product alone.
 
     Attributes:
         plan: Names the tables and their scales.
@@ -94,46 +95,52 @@ class _Edit:
         return _Table(tuple(parts), quant)
 
     def _tie(self, value: ir.Value) -> None:
-        """Let products that read the table through a Transpose read the stored integers."""
-        for transpose in [u.node for u in value.uses() if is_op(u.node, "Transpose")]:
-            readers = [u.node for u in transpose.outputs[0].uses()]
-            if not readers or not all(
-                self._same_groups(n, transpose, self.stored[value].quant) for n in readers
-            ):
-                continue
-            for reader in readers:
-                reader.replace_input_with(1, self._transposed(value, transpose))
-                self.notes.append(f"{node_label(reader)} reads the 4-bit table '{value.name}'")
+        """Let products with the transposed table as weight, stored again or not, read the stored integers."""
+        quant = self.stored[value].quant
+        for node in [
+            n for n in self.model.graph if self._multiplies_by(n, value) and self._same_groups(n, quant)
+        ]:
+            node.replace_input_with(1, self._transposed(value))
+            self.notes.append(f"{node_label(node)} reads the table '{value.name}'")
 
-    def _same_groups(self, node: ir.Node, transpose: ir.Node, table: WeightQuant) -> bool:
+    def _multiplies_by(self, node: ir.Node, value: ir.Value) -> bool:
+        weight = weight_of(node) if is_op(node, "MatMul", "Gemm") else None
+        table = constant_array(value)
+        if weight is None or table is None:
+            return False
+        array = weight_array(weight)
+        return array.shape == table.T.shape and np.array_equal(array, table.T)
+
+    def _same_groups(self, node: ir.Node, table: WeightQuant) -> bool:
         decision = self.plan.nodes.get(node_label(node))
         quant = self.plan.weights.get(decision.weight) if decision and decision.weight else None
-        return (
-            quant is not None
-            and is_op(node, "MatMul", "Gemm")
-            and node.inputs[1] is transpose.outputs[0]
-            and ints_attribute(transpose, "perm", (1, 0)) == (1, 0)
-            and (quant.axis, quant.group, quant.dtype, quant.bits, quant.codebook)
-            == (0, table.group, table.dtype, table.bits, table.codebook)
+        return quant is not None and (quant.axis, quant.group, quant.dtype, quant.bits, quant.codebook) == (
+            (0, table.group, table.dtype, table.bits, table.codebook)
         )
 
-    def _transposed(self, value: ir.Value, before: ir.Node) -> ir.Value:
+    def _transposed(self, value: ir.Value) -> ir.Value:
+        """Return the dequantized transposed table; every reader gets nodes of its own, as runtimes fuse them."""
         table, stem = self.stored[value], value.name or "table"
         turned = [
-            self._insert(ir.node("Transpose", [part], {"perm": [1, 0]}), before, f"{part.name}_transposed")
+            self._node(ir.node("Transpose", [part], {"perm": [1, 0]}), f"{part.name}_transposed")
             for part in table.parts
         ]
         attributes = {"axis": 0, "block_size": table.quant.group}
-        dequantize = ir.node("DequantizeLinear", turned, attributes)
-        return self._insert(dequantize, before, f"{stem}_dequantized")
+        dequantize = self._node(ir.node("DequantizeLinear", turned, attributes), f"{stem}_dequantized")
+        self.model.graph.insert_before(next(iter(self.model.graph)), _makers([*turned, dequantize]))
+        return dequantize
 
-    def _insert(self, node: ir.Node, before: ir.Node, name: str) -> ir.Value:
+    def _node(self, node: ir.Node, name: str) -> ir.Value:
         node.name = self.names(f"{name}_{node.op_type}")
         output, source = node.outputs[0], node.inputs[0]
         output.name = self.names(name)
-        is_float = node.op_type == "DequantizeLinear"
         assert source is not None and source.shape is not None
-        output.type = ir.TensorType(ir.DataType.FLOAT) if is_float else source.type
-        output.shape = source.shape if is_float else ir.Shape(list(source.shape)[::-1])
-        self.model.graph.insert_before(before, node)
+        if node.op_type == "DequantizeLinear":
+            output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), source.shape
+        else:
+            output.type, output.shape = source.type, ir.Shape(list(source.shape)[::-1])
         return output
+
+
+def _makers(values: list[ir.Value]) -> list[ir.Node]:
+    return [node for value in values if (node := value.producer()) is not None]

@@ -155,8 +155,11 @@ def test_a_shared_weight_is_stored_once_and_every_reader_has_its_kernel(fmt: str
     np.testing.assert_allclose(got, expected, atol=2 * FLOAT32 * np.abs(expected).max())
 
 
-def test_a_tied_table_is_stored_once() -> None:
-    model = build(TABLE, w=np.random.default_rng(0).normal(size=(800, 96)))
+@pytest.mark.parametrize("through_transpose", [True, False])
+def test_a_tied_table_is_stored_once(through_transpose: bool) -> None:
+    array = np.random.default_rng(0).normal(size=(800, 96))
+    text = TABLE if through_transpose else TABLE.replace("  [turn] t = Transpose<perm = [1, 0]>(w)\n", "")
+    model = build(text, w=array, **({} if through_transpose else {"t": array.T}))
     plan = plan_of(model, "w4", tables=("w4",))
     result = quantized(model, plan)
     assert weight_bytes(result) == 800 * 96 // 2 + 800 * 3 * 4 + 800 * 3 // 2
