@@ -104,8 +104,13 @@ def _closed(program: Program, upper: Vector, value: float) -> Vector:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Send what HiGHS prints from C++, whatever its options say, to nowhere: standard output may be a JSON."""
-    sys.stdout.flush()
-    kept = os.dup(1)
+    if sys.stdout is not None:  # a service may have none
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:
+        yield
+        return
     try:
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)

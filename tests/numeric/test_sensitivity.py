@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +272,25 @@ def test_wrong_questions_are_refused() -> None:
         pass
     with pytest.raises(UsageError, match="1 or more"), runner(workers=0):
         pass
+
+
+def test_a_killed_worker_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def submit(self, *_: object) -> Future[object]:
+            future: Future[object] = Future()
+            future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+        def shutdown(self, **_: object) -> None:
+            pass
+
+    monkeypatch.setattr("bitwright.compiler.allocate.parallel.ProcessPoolExecutor", Killed)
+    model = build(CNN)
+    with pytest.raises(ToolchainError, match="ended before it finished"):
+        measure_sensitivity(model, CANDIDATES, coarse(model), Data(1, 3, 8, 8), Sensitivity(workers=2))
 
 
 def test_a_missing_dask_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
