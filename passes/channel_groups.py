@@ -52,7 +52,8 @@ class ChannelGroup:
     @property
     def label(self) -> str:
         """What a note calls it."""
-        return f"{', '.join(map(node_label, self.sources))} to {', '.join(map(node_label, self.sinks))}"
+        ends = [", ".join(map(node_label, nodes)) for nodes in (self.sources, self.sinks) if nodes]
+        return " to ".join(ends)
 
 
 def channels_of(value: ir.Value | None) -> int | None:
@@ -69,7 +70,7 @@ def is_layer(node: ir.Node) -> bool:
 
 
 def channel_groups(model: ir.Model) -> list[ChannelGroup]:
-    """Return the groups of the main graph that have a layer at either end, in graph order."""
+    """Return the groups of the main graph that a layer writes, in graph order; why they cannot be scaled is in them."""
     ties: nx.Graph[ir.Value] = nx.Graph()
     pinned: dict[ir.Value, str] = {}
     for node in model.graph:
@@ -78,7 +79,7 @@ def channel_groups(model: ir.Model) -> list[ChannelGroup]:
     order = {value: k for k, value in enumerate(_values(model))}
     parts = [sorted(part & order.keys(), key=order.__getitem__) for part in nx.connected_components(ties)]
     groups = [_group(part, pinned) for part in sorted(filter(None, parts), key=lambda p: order[p[0]])]
-    return [group for group in groups if group.sources and group.sinks]
+    return [g for g in groups if g.sources and (g.sinks or not any(v.is_graph_output() for v in g.values))]
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

@@ -130,12 +130,12 @@ def _largest(values: Float64, smooth: bool) -> tuple[Float64, Float64]:
 def best_scale(noise: GroupNoise) -> tuple[Float64, float]:
     """Return the factors of least predicted noise, and by how many decibels it falls.
 
-    Channels that are always zero, or that no weight reads, keep the factor 1. The others have geometric mean 1.
+    Channels that are always zero keep the factor 1. The others have geometric mean 1.
 
     Returns:
         Factors, float64 of shape (C,), positive and finite; and the gain in dB, >= 0 (0 for factors of 1).
     """
-    reach = _reach(noise)
+    reach: Float64 = np.max([np.maximum(t.high, -t.low) for t in noise.tensors], axis=0)
     alive = (reach > 0) & np.isfinite(reach)
     ones = np.ones_like(reach)
     before = noise.exact(ones)
@@ -148,13 +148,6 @@ def best_scale(noise: GroupNoise) -> tuple[Float64, float]:
         if found < least:
             best, least = scale, found
     return best, float(10 * np.log10(before / least))
-
-
-def _reach(noise: GroupNoise) -> Float64:
-    """Return the largest magnitude of each channel that is not zero all the time and is read by a weight."""
-    reach: Float64 = np.max([np.maximum(t.high, -t.low) for t in noise.tensors], axis=0)
-    read = [w.magnitude.max(axis=1).reshape(-1) for w in noise.weights]
-    return np.where(np.max(read, axis=0) > 0, reach, 0.0) if read else reach
 
 
 def _search(noise: GroupNoise, start: Float64, alive: NDArray[np.bool_]) -> Float64:

@@ -33,7 +33,7 @@ class EqualizeLayers:
     scale for all channels and profit from equal ranges, and that of the weights behind them, which may not. The
     weights in front have a scale for each channel and do not mind; so do depthwise weights.
 
-    Noise is followed to the outputs as if it were independent between channels: through a layer by the squares of its
+    Noise is followed to the outputs as if all its elements were independent: through a layer by the squares of its
     weights, through a Relu by the share of active values. Of operators that are not looked into, all channels count
     alike.
 
@@ -113,7 +113,7 @@ def _was_judged(group: ChannelGroup, mark: str) -> bool:
 
     The statistics are those of the model as it came: judging a rewritten group by them would rewrite it again.
     """
-    key, values = f"{mark}: input", [node.meta for node in group.sinks]
+    key, values = f"{mark}: output", [node.meta for node in group.sources]
     judged = all(key in meta for meta in values)
     for meta in values:
         meta[key] = True
@@ -137,7 +137,7 @@ def _rounded_weight(node: ir.Node, gain: Float64, power: Float64) -> RoundedWeig
 
 
 def noise_gains(model: ir.Model, statistics: Mapping[str, ChannelStatistics]) -> Gains:
-    """Return, by value, the noise power at the outputs for unit noise power in each channel, shape (C,)."""
+    """Return the noise power of an output element for unit noise power in each channel of a value, shape (C,)."""
     gains: Gains = {v: np.ones(size) for v in model.graph.outputs if (size := channels_of(v))}
     for node in reversed(list(model.graph)):
         written = [gains[o] for o in node.outputs if o in gains]
@@ -150,24 +150,32 @@ def noise_gains(model: ir.Model, statistics: Mapping[str, ChannelStatistics]) ->
             if written and index == 0 and is_layer(node):
                 gain = _through_layer(node, written[0])
             elif written and len(written[0]) == size:
-                gain = written[0] * _active(node, statistics)
+                gain = written[0] * _passing(node, statistics)
             gains[value] = gains.get(value, np.zeros(size)) + gain
     return {value: gain for value, gain in gains.items() if np.isfinite(gain).all()}
 
 
 def _through_layer(node: ir.Node, gain: Float64) -> Float64:
     kernels = _kernels(node)
-    found: Float64 = np.einsum("go,goct->gc", gain.reshape(kernels.shape[:2]), kernels**2).reshape(-1)
-    # Each output sees all taps, but a strided convolution has fewer outputs than inputs.
-    return found / float(np.prod(ints_attribute(node, "strides", (1,))))
+    found: Float64 = np.einsum("go,goct->gc", gain.reshape(kernels.shape[:2]), kernels**2)
+    return found.reshape(-1)
 
 
-def _active(node: ir.Node, statistics: Mapping[str, ChannelStatistics]) -> Float64 | float:
+def _passing(node: ir.Node, statistics: Mapping[str, ChannelStatistics]) -> Float64 | float:
+    """Return the share of independent noise that an operator lets through to each element it writes."""
     found = statistics.get(node.outputs[0].name or "")
+    if is_op(node, "Relu") and found is not None:
+        return found.active
     if is_op(node, "AveragePool"):
-        # A mean of n values has an nth of the noise power of each, and there are as many fewer of them.
-        return 1.0 / float(np.prod(ints_attribute(node, "kernel_shape", (1,)))) ** 2
-    return found.active if is_op(node, "Relu") and found is not None else 1.0
+        return 1.0 / float(np.prod(ints_attribute(node, "kernel_shape", (1,))))
+    shape = _known_sizes(node.inputs[0]) if is_op(node, "GlobalAveragePool") else ()
+    return 1.0 / float(np.prod(shape))
+
+
+def _known_sizes(value: ir.Value | None) -> tuple[int, ...]:
+    """Return the sizes behind the channels, as far as they are known."""
+    sizes = () if value is None or value.shape is None else tuple(value.shape)[2:]
+    return tuple(size for size in sizes if isinstance(size, int))
 
 
 def scale_group(group: ChannelGroup, scale: Float64, names: FreshNames) -> None:
