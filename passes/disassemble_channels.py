@@ -69,6 +69,7 @@ class DisassembleChannels:
         for found in linear_inputs(model, self.moments, self.name):
             extra, ratio = self._best_width(found)
             if not extra:
+                notes.append(f"{found.label}: left as it is, nothing to split or no room in the budget")
                 continue
             if ratio > 1.0 - self.gain:
                 notes.append(f"{found.label}: left as it is, the error would fall to {ratio:.2f} only")

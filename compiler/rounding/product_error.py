@@ -28,9 +28,22 @@ class AffineQuantizer:
 
     def __call__(self, rows: Float32) -> Float32:
         """Return the values that the integers stand for."""
-        steps = np.rint(rows / np.float32(self.step)) + np.float32(self.zero)
-        np.clip(steps, 0, self.levels - 1, out=steps)
-        return np.asarray((steps - np.float32(self.zero)) * np.float32(self.step), np.float32)
+        steps = self._steps(rows * np.float32(1 / self.step))
+        steps *= np.float32(self.step)
+        return steps
+
+    def noise(self, rows: Float32) -> NDArray[np.float64]:
+        """Return the sum over the rows of ``(q(x) - x)^2``, float64 [K]."""
+        exact = rows * np.float32(1 / self.step)
+        noise = self._steps(exact)
+        noise -= exact
+        power: NDArray[np.float64] = np.einsum("nk,nk->k", noise, noise).astype(np.float64) * self.step**2
+        return power
+
+    def _steps(self, exact: Float32) -> Float32:
+        steps: Float32 = np.rint(exact)
+        np.clip(steps, np.float32(-self.zero), np.float32(self.levels - 1 - self.zero), out=steps)
+        return steps
 
 
 def fit_quantizer(rows: Float32, importance: NDArray[np.float64], levels: int) -> AffineQuantizer:
@@ -48,8 +61,7 @@ def fit_quantizer(rows: Float32, importance: NDArray[np.float64], levels: int) -
     for share in COVERED:
         step = (high - low) * share / (levels - 1)
         candidate = AffineQuantizer(step, float(np.rint(-low * share / step)), levels)
-        noise = candidate(rows) - rows
-        error = float(np.einsum("nk,nk->k", noise, noise).astype(np.float64) @ importance)
+        error = float(candidate.noise(rows) @ importance)
         if error < least:
             best, least = candidate, error
     return best
