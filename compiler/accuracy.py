@@ -15,7 +15,7 @@ from bitwright.compiler.allocation import allocation_problem, apply_formats, bud
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.ingest.evaluator import load_eval
 from bitwright.compiler.ort.accuracy import Accuracy, Metric, measure
-from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
 
 
@@ -44,7 +44,10 @@ def hold(c: Compilation, runtime: RuntimeName, notes: list[str], keep: frozenset
     if c.options.evaluate is None:
         return
     assert c.model is not None and c.quantized is not None
-    metric, config = load_eval(c.options.evaluate), SessionConfig(threads=c.options.threads)
+    metric, config = (
+        load_eval(c.options.evaluate),
+        config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads),
+    )
     c.accuracy = measure(metric, c.model, c.quantized, config)
     notes.append(_line(c.accuracy))
     if c.options.max_drop is not None and c.accuracy.drop > c.options.max_drop:
@@ -63,7 +66,7 @@ def _improve(
     problem = allocation_problem(c, runtime, notes)
     start = _formats_now(c, problem)
     moves = upgrades(problem, start, budget=budget_of(c))
-    config = SessionConfig(threads=c.options.threads)
+    config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
 
     def evaluate(formats: Mapping[str, str]) -> float:
         c.progress.step(0, 0, "the metric with other formats")

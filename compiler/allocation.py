@@ -18,7 +18,7 @@ from bitwright.compiler.allocate.solve import allocate
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.migration import observe_inputs
-from bitwright.compiler.ort.session import SessionConfig
+from bitwright.compiler.ort.session import config_for
 from bitwright.compiler.plan.planner import RuntimeName
 from bitwright.compiler.variants import FLOAT, Site, Variants, neighbours, reads_integers
 
@@ -133,7 +133,7 @@ def _losses(c: Compilation, variants: Variants, notes: list[str]) -> list[SiteLo
     how = Sensitivity(
         c.options.loss,  # type: ignore[arg-type]
         c.options.evaluate if c.options.loss == "eval" else None,
-        SessionConfig(threads=c.options.threads),
+        config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads),
         c.options.workers,
         c.options.scheduler,
         _cache_file(c.options.cache),

@@ -20,7 +20,7 @@ from bitwright.compiler.ort.audit import audit
 from bitwright.compiler.ort.equality import relative_difference
 from bitwright.compiler.ort.layer_error import layer_errors
 from bitwright.compiler.ort.own_error import own_errors
-from bitwright.compiler.ort.session import config_for
+from bitwright.compiler.ort.session import SessionConfig, config_for
 from bitwright.compiler.ort.what_if import what_if_float
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.planner import (
@@ -259,21 +259,22 @@ def audit_model(c: Compilation, notes: list[str]) -> None:
     assert c.model is not None and c.quantized is not None and c.plan is not None and c.dataset is not None
     config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
     c.audit = audit(c.quantized, config)
-    _measure_errors(c, c.plan, list(islice(c.dataset.batches(1), ERROR_SAMPLES)))
+    _measure_errors(c, c.plan, list(islice(c.dataset.batches(1), ERROR_SAMPLES)), config)
 
 
-def _measure_errors(c: Compilation, plan: Plan, samples: list[dict[str, np.ndarray]]) -> None:
+def _measure_errors(
+    c: Compilation, plan: Plan, samples: list[dict[str, np.ndarray]], config: SessionConfig
+) -> None:
     """Measure what every layer adds and inherits, and what the worst layers cost the outputs."""
     assert c.model is not None and c.quantized is not None and c.selection is not None
     written = {u.name: u.output.name or "" for u in c.selection.units}
     layers = {
         node: written[node] for node, d in plan.nodes.items() if d.format != "float" and node in written
     }
-    threads = c.options.threads
     c.sqnr_db = layer_errors(
-        c.model, c.quantized, (*plan.activations, *layers.values()), samples, threads=threads
+        c.model, c.quantized, (*plan.activations, *layers.values()), samples, config=config
     )
-    c.own_db = own_errors(c.model, c.quantized, list(layers.values()), samples, threads=threads)
+    c.own_db = own_errors(c.model, c.quantized, list(layers.values()), samples, config=config)
     weighted = [n for n, tensor in layers.items() if plan.nodes[n].weight and tensor in c.own_db]
     worst = sorted(weighted, key=lambda n: c.own_db[layers[n]])[:ADVISED_LAYERS]
-    c.advice = what_if_float(c.model, c.quantized, worst, samples, threads=threads)
+    c.advice = what_if_float(c.model, c.quantized, worst, samples, config=config)

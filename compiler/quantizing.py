@@ -10,9 +10,10 @@ import onnx_ir as ir
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.weight_search import search_weight_scales
+from bitwright.passes.block_tables import BlockTables
 from bitwright.passes.contract import Pass
 from bitwright.passes.correct_bias import CorrectBias
-from bitwright.passes.insert_qdq import InsertQDQ
+from bitwright.passes.insert_qdq import InsertQDQ, activation_opset
 from bitwright.passes.narrow_floats import NarrowFloats
 from bitwright.passes.pack_bnb4 import PackBnb4
 from bitwright.passes.pack_nbits import PackNBits
@@ -45,12 +46,17 @@ def quantized_model(c: Compilation, plan: Plan, notes: list[str] | None = None) 
 def draft_model(c: Compilation, plan: Plan) -> ir.Model:
     """Return a quantized copy with weights rounded to nearest: as fast as the real one, made in no time."""
     assert c.model is not None
-    return _run((QuantizeTables(plan), RoundNearest(plan), *_finishing(c, plan)), c.model, plan, None)
+    return _run(
+        (BlockTables(plan), QuantizeTables(plan), RoundNearest(plan), *_finishing(c, plan)),
+        c.model,
+        plan,
+        None,
+    )
 
 
 def _run(rewrites: Iterable[Pass], source: ir.Model, plan: Plan, notes: list[str] | None) -> ir.Model:
     model = source.clone()
-    opset = needed_opset(plan.weights.values())
+    opset = max(needed_opset(plan.weights.values()), activation_opset(plan.activations.values()))
     if opset > (model.graph.opset_imports.get("") or 0):
         model = RaiseOpset(opset).run(model).model
     for rewrite in rewrites:
@@ -63,6 +69,7 @@ def _run(rewrites: Iterable[Pass], source: ir.Model, plan: Plan, notes: list[str
 def _rounding(c: Compilation, plan: Plan) -> Iterator[Pass]:
     """Yield the passes that turn float weights into integers."""
     rounding = c.recipe.recipe.rounding
+    yield BlockTables(plan)
     yield QuantizeTables(plan)
     if rounding.method == "gptq":
         yield RoundGPTQ(plan, c.moments, refine=rounding.refine)

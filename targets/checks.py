@@ -25,7 +25,7 @@ _RANGES = {
     "s16": (-32768, 32767),
     "u16": (0, 65535),
 }
-_ACCUMULATOR_BITS = {"s16": 16, "s32": 32}
+_ACCUMULATOR_BITS = {"s16": 16, "s32": 32, "s48": 48, "s64": 64}
 
 
 def validate(root: Mapping) -> tuple[Profile | None, list[Finding]]:
@@ -188,9 +188,11 @@ def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator
     rows = [profile.compute_row(name) for name in combo.intrinsics]
     for index, row in enumerate(rows):
         yield from _row(row, act, weight, (*path, "intrinsics", index))
+    if combo.accumulator == "f32":
+        return
     most = min(
         [longest_reduction(act, weight, r.acc) for r in rows if r.acc in _ACCUMULATOR_BITS]
-        or [longest_reduction(act, weight, "s32")]
+        or [longest_reduction(act, weight, combo.accumulator)]
     )
     if profile.limits.max_reduction > most:
         allowed = profile.limits.max_reduction

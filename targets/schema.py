@@ -235,9 +235,11 @@ class Combo(Strict):
         out: qspaces the operator can write, best first.
         intrinsics: Compute rows it runs on, best first.
         format: The name recipes and plans know it by.
+        accumulator: What the products are summed in; ``f32`` where the runtime dequantizes first.
     """
 
     format: Format = "int8"
+    accumulator: Literal["s32", "s48", "s64", "f32"] = "s32"
     act: str
     weight: str | None = None
     out: tuple[str, ...] = Field(min_length=1)

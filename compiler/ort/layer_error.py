@@ -56,7 +56,7 @@ def layer_errors(
     tensors: Sequence[str],
     feeds: Iterable[Mapping[str, np.ndarray]],
     *,
-    threads: int = 1,
+    config: SessionConfig | None = None,
 ) -> dict[str, float]:
     """Return the SQNR in dB of each named tensor and graph output.
 
@@ -65,14 +65,14 @@ def layer_errors(
         quantized: The Q/DQ model made from it.
         tensors: Names of tensors of ``float_model``; those that either model lacks are left out.
         feeds: A few samples.
-        threads: For ONNX Runtime.
+        config: Session options that the quantized model needs.
     """
     outputs = [o.name or "" for o in float_model.graph.outputs]
     produced = _produced(float_model) & _produced(quantized)
     wanted = [t for t in dict.fromkeys(tensors) if t in produced and t not in outputs]
     dequantized = _dequantized_names(quantized)
     pairs = {t: dequantized.get(t, t) for t in wanted} | {o: o for o in outputs}
-    config = SessionConfig(threads=threads)
+    config = config or SessionConfig()
     reference = open_session(with_outputs(float_model, list(pairs)), config)
     actual = open_session(with_outputs(quantized, list(dict.fromkeys(pairs.values()))), config)
     meter = NoiseMeter()

@@ -23,7 +23,7 @@ def own_errors(
     tensors: Sequence[str],
     feeds: Iterable[Mapping[str, np.ndarray]],
     *,
-    threads: int = 1,
+    config: SessionConfig | None = None,
 ) -> dict[str, float]:
     """Return the SQNR in dB of each named tensor if only the layers since the named tensors before it are quantized.
 
@@ -34,12 +34,12 @@ def own_errors(
         quantized: The model made from it; a tensor that it does not have under its name is left out.
         tensors: Names of float tensors that nodes of ``float_model`` write: the outputs of its layers.
         feeds: A few samples.
-        threads: For ONNX Runtime.
+        config: Session options that the quantized model needs.
     """
     pieces, made = cut_at(quantized, _in_both(float_model, quantized, tensors))
     if not made:
         return {}
-    config = SessionConfig(threads=threads)
+    config = config or SessionConfig()
     reference = open_session(with_outputs(float_model, list(made)), config)
     actual = open_session(pieces, config)
     meter = NoiseMeter()

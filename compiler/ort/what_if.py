@@ -33,7 +33,12 @@ class WhatIf:
 
 
 def what_if_float(
-    float_model: ir.Model, quantized: ir.Model, nodes: Sequence[str], feeds: Feeds, *, threads: int = 1
+    float_model: ir.Model,
+    quantized: ir.Model,
+    nodes: Sequence[str],
+    feeds: Feeds,
+    *,
+    config: SessionConfig | None = None,
 ) -> tuple[WhatIf, ...]:
     """Measure what each of a few layers costs the outputs, the most expensive first.
 
@@ -42,9 +47,9 @@ def what_if_float(
         quantized: The Q/DQ model made from it.
         nodes: Names of layers to try, each alone.
         feeds: A few samples.
-        threads: For ONNX Runtime.
+        config: Session options that the quantized model needs.
     """
-    config = SessionConfig(threads=threads)
+    config = config or SessionConfig()
     reference = open_session(float_model, config)
     exact = [run(reference, sample) for sample in feeds]
 
