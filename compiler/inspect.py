@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler import frontend
@@ -17,7 +16,9 @@ from bitwright.compiler.graph.cost import Shapes, node_macs
 from bitwright.compiler.graph.operands import stored_weight, weight_array, weight_of
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.options import Options
-from bitwright.compiler.plan.cost import estimate, quantize_s
+from bitwright.compiler.plan.cost import estimate, estimate_call
+from bitwright.compiler.plan.latency import predict, predict_float
+from bitwright.compiler.plan.memory import peak_activation_bytes
 from bitwright.compiler.plan.planner import RuntimeName, macs_of, plan_selection, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.units import Unit
@@ -43,6 +44,7 @@ class OperatorRow:
         macs: Multiply-accumulates of one call.
         estimated_s: Estimated seconds in this format; None where a shape is unknown.
         estimated_float_s: Estimated seconds in float.
+        estimate: Where ``estimated_s`` comes from: ``"measured"``, ``"fitted"`` or ``"modelled"``; "" without.
     """
 
     node: str
@@ -53,6 +55,7 @@ class OperatorRow:
     macs: int
     estimated_s: float | None
     estimated_float_s: float | None
+    estimate: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Inspection:
         bytes: The same with integer weights, scales included.
         estimated_s: Estimated seconds of one call, conversions included.
         estimated_float_s: Estimated seconds of the float model.
+        estimate: Where ``estimated_s`` comes from: ``"modelled"``, ``"measured"``, or shares in words.
+        peak_ram_bytes: Most bytes of activations alive at once; a lower bound.
         warnings: About the model.
     """
 
@@ -87,6 +92,8 @@ class Inspection:
     bytes: int
     estimated_s: float
     estimated_float_s: float
+    estimate: str = "modelled"
+    peak_ram_bytes: int = 0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -185,6 +192,7 @@ def _inspection(
     weighted = [u for u in selection.units if u.role == "anchor" and weight_of(u.head) is not None]
     initializers = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     before = sum(int(t.nbytes) for t in initializers)
+    prediction = predict(selection, profile, runtime, shapes)
     return {
         "target": profile.name,
         "rows": rows,
@@ -192,43 +200,32 @@ def _inspection(
         "integer_macs": sum(macs_of(u, shapes) for u in weighted if u in selection.integer),
         "float_bytes": before,
         "bytes": before - _saved_bytes(selection, profile),
-        "estimated_s": sum(r.estimated_s or 0.0 for r in rows) + _conversions_s(selection, profile, shapes),
-        "estimated_float_s": sum(r.estimated_float_s or 0.0 for r in rows),
+        "estimated_s": prediction.seconds,
+        "estimated_float_s": predict_float(selection, profile, runtime, shapes).seconds,
+        "estimate": prediction.origin,
+        "peak_ram_bytes": peak_activation_bytes(selection, profile, runtime, shapes).bytes,
     }
 
 
 def _row(
     unit: Unit, selection: Selection, profile: Profile, runtime: RuntimeName, shapes: Shapes
 ) -> OperatorRow:
-    integer = unit in selection.integer
-    writes_float = unit.output not in selection.quantized
+    fmt = _format(unit, unit in selection.integer)
+    reason = selection.reasons.get(unit.name, "")
+    writes_float = unit in selection.integer and unit.output not in selection.quantized
     try:
         macs = node_macs(unit.head, shapes)
         real = estimate(unit.head, shapes, profile, runtime, "float")
-        seconds = (
-            estimate(unit.head, shapes, profile, runtime, _format(unit, integer), float_output=writes_float)
-            if integer
-            else real
-        )
+        found = estimate_call(unit.head, shapes, profile, runtime, fmt, float_output=writes_float)
     except ModelError:
-        return OperatorRow(
-            unit.name,
-            unit.head.op_type,
-            _format(unit, integer),
-            unit.role,
-            selection.reasons.get(unit.name, ""),
-            0,
-            None,
-            None,
-        )
-    reason = selection.reasons.get(unit.name, "")
+        return OperatorRow(unit.name, unit.head.op_type, fmt, unit.role, reason, 0, None, None)
     return OperatorRow(
-        unit.name, unit.head.op_type, _format(unit, integer), unit.role, reason, macs, seconds, real
+        unit.name, unit.head.op_type, fmt, unit.role, reason, macs, found.seconds, real, found.source
     )
 
 
 def _format(unit: Unit, integer: bool) -> str:
-    return unit.combo.format if integer and unit.combo is not None else "float"
+    return unit.combo.format if integer and unit.combo is not None else unit.float_format
 
 
 def _saved_bytes(selection: Selection, profile: Profile) -> int:
@@ -245,10 +242,3 @@ def _saved_bytes(selection: Selection, profile: Profile) -> int:
         name = unit.name if stored is None or not stored.name else stored.name
         saved[name] = int(array.nbytes) - array.size * space.bits // 8 - channels * SCALE_BYTES
     return sum(saved.values())
-
-
-def _conversions_s(selection: Selection, profile: Profile, shapes: Shapes) -> float:
-    """Return the seconds spent on quantizing values that arrive in float."""
-    written = {unit.output for unit in selection.integer}
-    entering = [v for v in selection.quantized if v not in written and v.name in shapes]
-    return sum(quantize_s(int(np.prod(shapes[v.name or ""], dtype=np.int64)), profile) for v in entering)

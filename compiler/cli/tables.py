@@ -85,8 +85,9 @@ def print_inspection(out: Output, found: Inspection) -> None:
         (
             "Time of a call",
             seconds_text(found.estimated_s),
-            f"{seconds_text(found.estimated_float_s)} in float: {speed} as fast, by the profile's cost model",
+            f"{seconds_text(found.estimated_float_s)} in float: {speed} as fast, {found.estimate}",
         ),
+        ("Activations", size_text(found.peak_ram_bytes), "alive at once, at least"),
         ("Planned for", found.runtime, f"{dims}{assumed}" if dims else "fixed shapes"),
     ]
     out.table(f"{found.model} for {found.target}", ("", "#", ""), facts)

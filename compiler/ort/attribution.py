@@ -15,13 +15,15 @@ import onnx_ir as ir
 
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.cost import Shapes, node_macs
-from bitwright.compiler.graph.model import consumers, node_label
+from bitwright.compiler.graph.model import consumers, node_label, rank
 from bitwright.compiler.ort.profiling import CallProfile, Kernel, original_name
 from bitwright.compiler.plan.latency import chains, crossings
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.signature import DEQUANTIZE, QUANTIZE
 from bitwright.targets.schema import Runtime
 
+# Fused with what follows they bear its name, but read the weights or the bias of the operator that is computed.
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Kernels that only move data; their names tell nothing.
 _LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose", "Cast")
 
@@ -50,10 +52,12 @@ class Attribution:
 
     Attributes:
         seconds: Of every operator and conversion of the placement.
+        layout: The part of it that only changes the storage order, which the neighbours decide.
         rest_s: Of kernels that belong to none.
     """
 
     seconds: dict[Owner, float]
+    layout: dict[Owner, float]
     rest_s: float
 
 
@@ -71,13 +75,20 @@ def attribute(
     """
     owners = _Owners(placed, selection, runtime, shapes)
     seconds = dict.fromkeys(owners.all, 0.0)
+    layout = dict.fromkeys(owners.all, 0.0)
     rest = 0.0
     for kernel, owner in zip(call.kernels, _resolved(call.kernels, owners), strict=True):
         if owner is None or owner not in seconds:
             rest += kernel.seconds
         else:
             seconds[owner] += kernel.seconds
-    return Attribution(seconds, rest)
+            layout[owner] += kernel.seconds if _moves_only(kernel, owners) else 0.0
+    return Attribution(seconds, layout, rest)
+
+
+def _moves_only(kernel: Kernel, owners: _Owners) -> bool:
+    """Tell whether ONNX Runtime inserted the kernel to change the storage order."""
+    return kernel.op in _LAYOUT and kernel.name not in owners.of_node
 
 
 class _Owners:
@@ -107,6 +118,17 @@ class _Owners:
             for v in n.outputs
             if v.name
         }
+        self.of_constant = self._constants(placed)
+
+    def _constants(self, placed: ir.Model) -> dict[str, Owner]:
+        """Return the owner of every constant that only one operator reads; scalars are scales of activations."""
+        found: dict[str, set[Owner]] = {}
+        for node in placed.graph:
+            owner = self.of_node.get(node_label(node))
+            for value in node.inputs:
+                if owner is not None and value is not None and value.is_initializer() and rank(value):
+                    found.setdefault(value.name or "", set()).add(owner)
+        return {name: next(iter(owners)) for name, owners in found.items() if len(owners) == 1}
 
     def _node(self, node: ir.Node) -> Owner | None:
         if (known := self._of_label.get(node_label(node))) is not None:
@@ -170,9 +192,8 @@ def _resolved(kernels: tuple[Kernel, ...], owners: _Owners) -> list[Owner | None
     for k, kernel in enumerate(kernels):
         behind = [found[r] for name in kernel.outputs for r in readers[name]]
         before = [found[writer[name]] for name in kernel.inputs if name in writer]
-        layout = kernel.op in _LAYOUT and kernel.name not in owners.of_node
         near = [o for o in (*behind, *before) if o is not None]
-        if layout:
+        if _moves_only(kernel, owners):
             found[k] = next((o for o in near if o.is_conversion), found[k])
         if found[k] is None:
             found[k] = next(iter(near), None)
@@ -185,6 +206,8 @@ def _named(kernel: Kernel, owners: _Owners) -> Owner | None:
     if kernel.op not in _LAYOUT:
         base = original_name(kernel.name)
         candidates += [owners.of_node.get(base), owners.of_output.get(base)]
+    if kernel.op.endswith(_WEIGHTED):
+        candidates += [owners.of_constant.get(name) for name in kernel.inputs]
     candidates += [owners.of_output.get(name) for name in kernel.outputs]
     if kernel.op not in _LAYOUT:
         candidates += [owners.of_output.get(original_name(name)) for name in kernel.outputs]

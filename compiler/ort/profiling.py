@@ -20,6 +20,8 @@ from bitwright.compiler.ort.session import SessionConfig, open_session, run
 
 # Times are whole microseconds, rounded down.
 ROUNDED_OFF_S = 0.5e-6
+# Between two kernels ONNX Runtime looks up and allocates their tensors.
+MOST_START_S = 1e-6
 _KERNEL = "_kernel_time"
 _SHARE_OF_CALLS = (10, 50)
 
@@ -109,12 +111,12 @@ def _empty_call_s(config: SessionConfig, feeds: Mapping[str, np.ndarray]) -> flo
     return call_seconds(ir.Model(graph, ir_version=10), config, feeds, 0.03)
 
 
-def _scaled(kernels: list[Kernel], total: float) -> tuple[Kernel, ...]:
-    """Make the kernels' times add up to ``total``: a shortfall is a cost of starting each, an excess is shared."""
+def _scaled(kernels: Sequence[Kernel], total: float) -> tuple[Kernel, ...]:
+    """Make the kernels' times add up to ``total``: a shortfall is first what starting each costs, then shared."""
     known = sum(k.seconds for k in kernels)
-    missing = max(total - known, 0.0) / max(len(kernels), 1)
-    factor = min(total / known, 1.0) if known > 0 else 1.0
-    return tuple(Kernel(k.name, k.op, k.inputs, k.outputs, k.seconds * factor + missing) for k in kernels)
+    start = min(max(total - known, 0.0) / max(len(kernels), 1), MOST_START_S)
+    factor = max(total - start * len(kernels), 0.0) / known if known > 0 else 1.0
+    return tuple(replace(k, seconds=k.seconds * factor + start) for k in kernels)
 
 
 def _seconds_of_one(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], threads: int) -> float:
@@ -192,7 +194,7 @@ def _typical(seconds: list[float]) -> float:
     return float(np.mean([s for s in seconds if low <= s <= high]))
 
 
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant|_reordered)$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant|_reordered|/\w*Fusion/?)$")
 
 
 def original_name(name: str) -> str:

@@ -1,12 +1,13 @@
 """What a call costs on a target: measured where the profile holds measurements, else a roofline.
 
-The roofline is a pure function of node, shapes and profile. Seconds of a call = launch overhead + max(arithmetic, memory) + conversions at the borders, where
+The roofline is a pure function of node, shapes and profile. Seconds of a call = launch overhead + max(arithmetic,
+memory) + conversions at the borders, where
 
 - arithmetic = MACs, with the reduction rounded up to what the instruction takes, over
   MACs/cycle x share reached x clock x cores, for the best compute row;
 - memory = bytes of weights, inputs and output over the bandwidth of the nearest level that holds them all;
 - conversions = elements x cycles per element over clock x cores: requantizing an integer operator's output,
-  quantizing inputs that arrive in float.
+  quantizing inputs that arrive in float, which is a call of its own.
 
 It ranks choices on one target. It knows no cache conflicts, no partial tiles but those of the reduction,
 and no overlap between nodes.
@@ -276,7 +277,7 @@ def _rows(combo: Combo | None, profile: Profile) -> list[ComputeRow]:
     if combo.intrinsics:
         return [profile.compute_row(name) for name in combo.intrinsics]
     act, weight = profile.qspace(combo.act), profile.qspace(combo.weight or combo.act)
-    if act.float_type is not None:
+    if act.float_type is not None or act.codebook is not None or combo.accumulator == "f32":
         return _float_rows(profile)
     return [row for row in profile.compute if _fits(row, act, weight)]
 
@@ -297,6 +298,42 @@ def _compute_s(node: ir.Node, macs: int, rows: list[ComputeRow], shapes: Shapes,
         )
     kind, length = work_kind(node, shapes), reduction(node, shapes)
     return min(_row_s(row, kind, macs, length, profile) for row in rows)
+
+
+def fastest_row(
+    node: ir.Node, shapes: Shapes, profile: Profile, runtime: RuntimeName, fmt: str
+) -> ComputeRow | None:
+    """Return the compute row that the roofline has a node run on, or None if it multiplies nothing or no row fits.
+
+    Raises:
+        ProfileError: The operator has no kernel for the format.
+        ModelError: A shape is unknown.
+    """
+    macs = node_macs(node, shapes)
+    if not macs:
+        return None
+    rows = _rows(_combo(node, _kernels(profile, runtime), runtime, fmt), profile)
+    kind, length = work_kind(node, shapes), reduction(node, shapes)
+    return min(rows, key=lambda row: _row_s(row, kind, macs, length, profile), default=None)
+
+
+def call_traffic(
+    node: ir.Node,
+    shapes: Shapes,
+    profile: Profile,
+    runtime: RuntimeName,
+    fmt: str,
+    *,
+    float_output: bool = False,
+) -> float:
+    """Return the bytes that one call in a format reads and writes at least once.
+
+    Raises:
+        ProfileError: The operator has no kernel for the format.
+        ModelError: A shape is unknown.
+    """
+    combo = _combo(node, _kernels(profile, runtime), runtime, fmt)
+    return traffic(node, shapes, bytes_each(fmt, combo, profile), float_output=float_output)
 
 
 def _row_s(row: ComputeRow, kind: Kind, macs: int, length: int, profile: Profile) -> float:

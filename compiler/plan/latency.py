@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -15,6 +15,9 @@ from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.signature import DEQUANTIZE, QUANTIZE
 from bitwright.compiler.plan.units import Unit, fused_tail
 from bitwright.targets.schema import Profile, Runtime
+
+SOURCES: tuple[Source, ...] = ("measured", "fitted", "modelled")
+LEAST_SHARE = 0.005
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,15 @@ class Prediction:
         total = sum(p.seconds for p in self.parts)
         return sum(p.seconds for p in self.parts if p.source == source) / total if total > 0 else 0.0
 
+    @property
+    def origin(self) -> str:
+        """Where the seconds come from, in words."""
+        shares = [(s, self.share(s)) for s in SOURCES]
+        found = [(name, share) for name, share in shares if share > LEAST_SHARE]
+        if len(found) == 1:
+            return found[0][0]
+        return ", ".join(f"{share:.0%} {name}" for name, share in found)
+
 
 def predict(selection: Selection, profile: Profile, runtime: RuntimeName, shapes: Shapes) -> Prediction:
     """Predict the time of a placement.
@@ -126,6 +138,13 @@ def predict(selection: Selection, profile: Profile, runtime: RuntimeName, shapes
         found = boundary(shapes[name], profile, runtime, crossing.format, crossing.operator)
         parts.append(_part(name, crossing.operator, crossing.format, found))
     return Prediction(tuple(parts), call_overhead(profile, runtime), tuple(unknown))
+
+
+def predict_float(selection: Selection, profile: Profile, runtime: RuntimeName, shapes: Shapes) -> Prediction:
+    """Predict the time of the same model with everything in float; the arguments are those of :func:`predict`."""
+    units = tuple(replace(unit, float_format="float") for unit in selection.units)
+    nothing = Selection(units, frozenset(), selection.reasons, (), frozenset())
+    return predict(nothing, profile, runtime, shapes)
 
 
 def _part(name: str, operator: str, fmt: str, found: Estimate) -> Part:
@@ -165,7 +184,8 @@ def crossings(selection: Selection) -> list[Crossing]:
             reader = readers.get(value)
             if reader is not None and reader.combo is not None:
                 result.append(Crossing(value, reader.combo.format, QUANTIZE))
-        elif value not in selection.float_readers and source.combo is not None:
-            if value.is_graph_output() or any(n not in integer for n in consumers(value)):
-                result.append(Crossing(value, source.combo.format, DEQUANTIZE))
+            continue
+        outside = value.is_graph_output() or any(n not in integer for n in consumers(value))
+        if outside and value not in selection.float_readers and source.combo is not None:
+            result.append(Crossing(value, source.combo.format, DEQUANTIZE))
     return result

@@ -77,6 +77,7 @@ class NodeDecision:
         macs: Multiply-accumulates of one call at the planning shape.
         estimated_s: Estimated seconds on the target in the chosen format.
         estimated_float_s: Estimated seconds in float.
+        estimate: Where ``estimated_s`` comes from: ``"measured"``, ``"fitted"`` or ``"modelled"``.
         constant_weight: It multiplies by a constant weight (an attention product does not).
     """
 
@@ -91,6 +92,7 @@ class NodeDecision:
     macs: int = 0
     estimated_s: float = 0.0
     estimated_float_s: float = 0.0
+    estimate: str = "modelled"
     constant_weight: bool = False
 
     @property

@@ -26,6 +26,8 @@ class Observation:
         macs: Multiply-accumulates.
         bytes: Bytes read and written at least once.
         seconds: Measured.
+        layout_s: The part of it that changes the storage order; the fits leave it out, since another neighbour
+            would need another change.
     """
 
     op: str
@@ -35,6 +37,7 @@ class Observation:
     macs: float
     bytes: float
     seconds: float
+    layout_s: float = 0.0
 
 
 def tables(
@@ -87,7 +90,7 @@ def _fits(found: list[Observation]) -> dict[str, dict[str, WorkFit]]:
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for o in found:
         for name in o.work:
-            groups[name, o.format].append(Point(o.macs, o.bytes, o.seconds))
+            groups[name, o.format].append(Point(o.macs, o.bytes, o.seconds - o.layout_s))
     result: dict[str, dict[str, WorkFit]] = {}
     for (name, fmt), points in sorted(groups.items()):
         fit = fit_work(points)

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.cost import Shapes, node_macs
 from bitwright.compiler.graph.operands import weight_of
-from bitwright.compiler.plan.cost import estimate
+from bitwright.compiler.plan.cost import estimate_call
+from bitwright.compiler.plan.measured import Estimate
 from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan
 from bitwright.compiler.plan.quantizers import activation_params
 from bitwright.compiler.plan.selection import Selection, select
@@ -104,16 +105,18 @@ def _with_costs(
 ) -> NodeDecision:
     """Add the cost model's figures; an operator whose shapes are unknown keeps zeros."""
 
-    def seconds(fmt: str) -> float:
+    def found(fmt: str) -> Estimate:
         is_float = decision.output == "float" and fmt != "float"
-        return estimate(unit.head, shapes, profile, plan.runtime, fmt, float_output=is_float)
+        return estimate_call(unit.head, shapes, profile, plan.runtime, fmt, float_output=is_float)
 
     try:
+        chosen = found(decision.format if unit.combo is not None else "float")
         return replace(
             decision,
             macs=node_macs(unit.head, shapes),
-            estimated_s=seconds(decision.format if unit.combo is not None else "float"),
-            estimated_float_s=seconds("float"),
+            estimated_s=chosen.seconds,
+            estimated_float_s=found("float").seconds,
+            estimate=chosen.source,
         )
     except ModelError:
         return decision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -89,7 +89,8 @@ def observe(placed: Placed, calls: Sequence[CallProfile], profile: Profile) -> O
     conversions = {(c.operator, c.value.name or ""): c for c in crossings(placed.selection)}
     for owner, taken in shares.seconds.items():
         try:
-            found.append(_observation(owner, taken, operators, conversions, placed.shapes, profile))
+            one = _observation(owner, taken, operators, conversions, placed.shapes, profile)
+            found.append(one if owner.is_conversion else replace(one, layout_s=shares.layout[owner]))
         except ModelError:
             rest += taken
     return Observed(tuple(found), call.call_s + rest, call.seconds)

@@ -47,8 +47,10 @@ def wishes(c: Compilation) -> Iterator[Wish]:
     yield Wish("float", uniform("float"))
     for fmt in table.formats():
         choice = uniform(fmt)
-        yield Wish(fmt, choice)
         selection = _select(c, choice, frozenset())
+        if fmt not in table.float_formats and not selection.integer:
+            continue  # nothing in the model has a kernel for it
+        yield Wish(fmt, choice)
         anchors = [u.name for u in selection.units if u in selection.integer and u.role == "anchor"]
         if len(anchors) < 2 or not crossings(selection):
             continue

@@ -40,6 +40,7 @@ class ProbeResult:
     Attributes:
         path: The profile.
         profile: It, read back.
+        times: What was written into it.
         runtime: ``"onnxruntime"`` or ``"artifact"``.
         measured: Placement or block -> measured seconds of one call.
         predicted: The same, predicted with the written profile; only for a model's own placements.
@@ -49,6 +50,7 @@ class ProbeResult:
 
     path: Path
     profile: Profile
+    times: MeasuredTimes
     runtime: RuntimeName
     measured: dict[str, float]
     predicted: dict[str, float]
@@ -121,7 +123,7 @@ def probe(
         if p.label in found.seconds
     }
     return ProbeResult(
-        path, written, name, found.seconds, predicted, len(found.observations), tuple(found.notes)
+        path, written, times, name, found.seconds, predicted, len(found.observations), tuple(found.notes)
     )
 
 
@@ -200,5 +202,3 @@ def _measure_blocks(
             found.observations.extend(part.observations)
             found.calls.extend(part.calls)
             found.seconds |= {f"{block.label}, {label}": s for label, s in part.seconds.items()}
-
-

@@ -58,9 +58,7 @@ def base_of(target: str, output: Path) -> str:
         raise UsageError(what, fix=nearest(target, profile_names()))
     if path.resolve().parent != output.resolve().parent:
         what = f"it would extend '{path.name}', which lies in another folder"
-        raise UsageError(
-            what, where=f"--output {output}", fix=f"write {path.with_name(output.name)}"
-        )
+        raise UsageError(what, where=f"--output {output}", fix=f"write {path.with_name(output.name)}")
     return path.name
 
 

@@ -104,9 +104,9 @@ def _speed(content: Mapping[str, Any]) -> Fact:
     real = sum(row["estimated_float_s"] for row in content["layers"])
     if not integer or not real:
         return Fact("Speed", DASH, "not measured")
-    detail = (
-        f"as fast as float, modelled and not measured: {seconds_text(integer)} against {seconds_text(real)}"
-    )
+    sources = " and ".join(sorted({row.get("estimate", "modelled") for row in content["layers"]}))
+    known = "modelled and not measured" if sources == "modelled" else f"not measured as a whole ({sources})"
+    detail = f"as fast as float, {known}: {seconds_text(integer)} against {seconds_text(real)}"
     return Fact("Speed", speed_text(integer / real), detail)
 
 
