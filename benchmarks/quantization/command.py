@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 from quantization.compare import Runner, compare
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("action", choices=("run", "table", "paired"), nargs="?", default="run")
     parser.add_argument("--models", default=",".join(ALL), help="zoo names, by comma")
     parser.add_argument(
-        "--only", default="", help="competitors whose name starts with one of these, by comma"
+        "--only", default="*", help="patterns of competitors' names, by comma: nncf,ort-static-*"
     )
     parser.add_argument(
         "--again",
@@ -90,8 +91,8 @@ def main() -> int:
         print(paired(runner, ours=arguments.ours, rival=arguments.rival, rounds=arguments.rounds))
         return 0
     if arguments.action == "run":
-        starts = tuple(arguments.only.split(","))
-        chosen = [c for c in COMPETITORS if c.name.startswith(starts)]
+        patterns = arguments.only.split(",")
+        chosen = [c for c in COMPETITORS if any(fnmatch(c.name, p) for p in patterns)]
         compare(
             runner,
             arguments.models.split(","),
