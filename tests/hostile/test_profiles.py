@@ -316,9 +316,9 @@ BROKEN_PROFILES = {
         "not the text 'guess'\n  fix: known: datasheet, estimate, measured",
     ),
     "unknown qspace": (
-        HEAD + "runtimes: {artifact: {ops: {Add: {combos: [{act: b8, out: [a8]}]}}}}\n",
-        "board.yaml:5:45: runtimes.artifact.ops.Add.combos[0].act: unknown qspace 'b8'\n  fix: known: a8, "
-        "binary_group, f32, nf4_group, ternary_group, w16, w2_group, w4, w4_group, w8, w8_group",
+        HEAD + "runtimes: {artifact: {ops: {Add: {combos: [{act: w4_grup, out: [a8]}]}}}}\n",
+        "board.yaml:5:45: runtimes.artifact.ops.Add.combos[0].act: unknown qspace 'w4_grup'\n"
+        "  fix: did you mean 'w4_group'?",
     ),
     "unknown compute row": (
         HEAD + "runtimes: {artifact: {ops: {Conv: {combos: "
