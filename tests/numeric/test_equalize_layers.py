@@ -39,7 +39,7 @@ g (float[n, 3, 8, 8] x, float[6, 3, 1, 1] w1, float[6, 6, 3, 3] w2, float[6] b2,
     c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r, w2, b2)
     s = Add (r, c)
     t = Relu (s)
-    p = GlobalAveragePool (t)
+    p = GlobalMaxPool (t)
     f = Flatten (p)
     y = Gemm <transB = 1> (f, w3, b3)
 }
@@ -215,6 +215,15 @@ def test_model_without_noise_to_lose_stays() -> None:
     assert EqualizeLayers(step.statistics, step.quantized, gain_db=100.0).run(model).changed == 0
     untouched = chain()
     assert EqualizeLayers(step.statistics, frozenset()).run(untouched).notes[0].endswith("is rounded")
+
+
+def test_means_over_positions_stay() -> None:
+    text = RESIDUAL.replace("GlobalMaxPool", "GlobalAveragePool")
+    weights = {"w1": uneven(6, 3, 1, 1, seed=1), "w2": random(6, 6, 3, 3), "w3": random(5, 6)}
+    model = shaped(add_weights(parse(text), b2=random(6), b3=random(5), **weights))
+    feeds = {"x": random(4, 3, 8, 8)}
+    result = check_pass(equalizer(model, feeds), model, feeds, fires=0)
+    assert "mean over positions" in result.notes[0]
 
 
 def test_not_finite_data_are_refused() -> None:
