@@ -109,9 +109,18 @@ class Efficiency(Strict):
 
 
 class Overheads(Strict):
-    """Costs that a roofline does not show."""
+    """Costs that a roofline does not show.
+
+    Attributes:
+        per_op_s: Seconds to start one operator.
+        onnxruntime_per_op_s: The same in ONNX Runtime, if it differs.
+        quantize_cycles_per_element: Float to integer or back.
+        requantize_cycles_per_element: Accumulator to output.
+        layout_change_cycles_per_element: Channels-first to channels-last or back.
+    """
 
     per_op_s: NonNegative = 1e-6
+    onnxruntime_per_op_s: NonNegative | None = None
     quantize_cycles_per_element: NonNegative = 1.0
     requantize_cycles_per_element: NonNegative = 0.5
     layout_change_cycles_per_element: NonNegative = 1.0

@@ -94,9 +94,8 @@ def estimate_call(
     combo = _combo(node, _kernels(profile, runtime), runtime, fmt)
     found = _from_measurements(node, shapes, profile, runtime, fmt, combo, float_output=float_output)
     if found is None:
-        found = Estimate(
-            _roofline_s(node, shapes, profile, fmt, combo, float_output=float_output), "modelled"
-        )
+        work_s = _roofline_s(node, shapes, profile, fmt, combo, float_output=float_output)
+        found = Estimate(_start_s(profile, runtime) + work_s, "modelled")
     for value in node.inputs:
         if combo is not None and value is not None and value.name in float_inputs:
             found += boundary(shape_of(value, shapes, node), profile, runtime, fmt, QUANTIZE)
@@ -124,7 +123,12 @@ def boundary(
         near = fitted(times, (operator,), fmt, 0, elements * _BOUNDARY_BYTES)
         if near is not None:
             return Estimate(near, "fitted")
-    return Estimate(profile.overheads.per_op_s + quantize_s(elements, profile), "modelled")
+    return Estimate(_start_s(profile, runtime) + quantize_s(elements, profile), "modelled")
+
+
+def _start_s(profile: Profile, runtime: RuntimeName) -> float:
+    own = profile.overheads.onnxruntime_per_op_s if runtime == "onnxruntime" else None
+    return profile.overheads.per_op_s if own is None else own
 
 
 def _times(profile: Profile, runtime: RuntimeName) -> MeasuredTimes | None:
@@ -180,7 +184,7 @@ def _roofline_s(
     if macs := node_macs(node, shapes):
         compute = _compute_s(node, macs, _rows(combo, profile), shapes, profile)
     moved = traffic(node, shapes, bytes_each(fmt, combo, profile), float_output=float_output)
-    seconds = profile.overheads.per_op_s + max(compute, _memory_s(moved, bool(macs), profile))
+    seconds = max(compute, _memory_s(moved, bool(macs), profile))
     if combo is None:
         return seconds
     cycles = profile.overheads.requantize_cycles_per_element * _elements(node.outputs, shapes, node)

@@ -88,7 +88,7 @@ def probe(
         UsageError: This machine is not the target, the output exists, or options contradict each other.
         BitwrightError: The model is refused.
     """
-    name = _runtime(runtime)
+    task = _Task(_runtime(runtime), model, data, dims or {}, seconds, threads)
     if model is None and (data is not None or dims):
         what = "samples and sizes belong to a model"
         raise UsageError(what, where="--data" if data is not None else "--dim", fix="name it with --model")
@@ -96,34 +96,73 @@ def probe(
     path = output or default_output(target)
     base = base_of(target, path)
     check_this_machine(profile, target)
-    progress = progress or Silent()
-    found = Measurement()
-    placements: list[Placed] = []
-    if name == "artifact":
-        measure_artifact(
-            profile, model, data, dims or {}, seconds=seconds, progress=progress, measurement=found
-        )
-    elif model is None:
-        _measure_blocks(profile, seconds, threads, progress, found)
-    else:
-        progress.phase("model")
-        placements = _placements(profile, model, data, dims or {}, threads, found)
-        progress.phase("measure")
-        measure_all(
-            placements, profile, threads=threads, seconds=seconds, progress=progress, measurement=found
-        )
+    found, placements = _measured(task, profile, progress or Silent())
     if not found.observations:
         what = "nothing could be measured"
         raise UsageError(what, where=target, fix="; ".join(found.notes) or "allow more --seconds")
-    times = _times(found, name, threads if name == "onnxruntime" else profile.cores, exact=model is not None)
-    written = write_profile(profile, base, name, times, _source(name, model, found), path)
+    times = _times(task, profile, found)
+    written = write_profile(profile, base, task.runtime, times, _source(task, found), path)
     predicted = {
-        p.label: predict(p.selection, written, name, p.shapes).seconds
+        p.label: predict(p.selection, written, task.runtime, p.shapes).seconds
         for p in placements
         if p.label in found.seconds
     }
-    return ProbeResult(
-        path, written, times, name, found.seconds, predicted, len(found.observations), tuple(found.notes)
+    calls, notes = len(found.observations), tuple(found.notes)
+    return ProbeResult(path, written, times, task.runtime, found.seconds, predicted, calls, notes)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What to measure; as in :func:`probe`."""
+
+    runtime: RuntimeName
+    model: Path | None
+    data: str | None
+    dims: Mapping[str, int]
+    seconds: float
+    threads: int
+
+
+def _measured(task: _Task, profile: Profile, progress: Progress) -> tuple[Measurement, list[Placed]]:
+    """Measure; returns a model's placements, too."""
+    found = Measurement()
+    placements: list[Placed] = []
+    if task.runtime == "artifact":
+        measure_artifact(
+            profile,
+            task.model,
+            task.data,
+            task.dims,
+            seconds=task.seconds,
+            progress=progress,
+            measurement=found,
+        )
+    elif task.model is None:
+        _measure_blocks(task, profile, progress, found)
+    else:
+        progress.phase("model")
+        c = prepare(profile, task.model, data=task.data, dims=task.dims, threads=task.threads)
+        placements = _built(c, found, "")
+        progress.phase("measure")
+        _measure(placements, profile, task, task.seconds, progress, found)
+    return found, placements
+
+
+def _measure(
+    placements: list[Placed],
+    profile: Profile,
+    task: _Task,
+    seconds: float,
+    progress: Progress,
+    found: Measurement,
+) -> None:
+    measure_all(
+        placements,
+        profile,
+        threads=task.threads,
+        seconds=seconds,
+        progress=progress,
+        measurement=found,
     )
 
 
@@ -136,38 +175,26 @@ def _runtime(name: str) -> RuntimeName:
     raise UsageError(what, where="--runtime", fix=nearest(name, RUNTIMES))
 
 
-def _times(found: Measurement, runtime: RuntimeName, threads: int, *, exact: bool) -> MeasuredTimes:
+def _times(task: _Task, profile: Profile, found: Measurement) -> MeasuredTimes:
     return tables(
         found.observations,
         machine=machine_name(),
-        versions=versions(runtime),
+        versions=versions(task.runtime),
         date=today(),
-        threads=threads,
+        threads=profile.cores if task.runtime == "artifact" else task.threads,
         call_s=found.call_s,
-        exact=exact,
+        exact=task.model is not None,
     )
 
 
-def _source(runtime: RuntimeName, model: Path | None, found: Measurement) -> str:
-    what = "small models over a grid of sizes" if model is None else model.name
-    packages = ", ".join(f"{k} {v}" for k, v in versions(runtime).items())
+def _source(task: _Task, found: Measurement) -> str:
+    what = "small models over a grid of sizes" if task.model is None else task.model.name
+    packages = ", ".join(f"{k} {v}" for k, v in versions(task.runtime).items())
     return f"targets probe: {len(found.observations)} calls in {what}; {machine_name()}; {packages}"
 
 
-def _placements(
-    profile: Profile,
-    model: Path,
-    data: str | None,
-    dims: Mapping[str, int],
-    threads: int,
-    found: Measurement,
-) -> list[Placed]:
-    """Build every placement of a model; a format that cannot be built becomes a note."""
-    c = prepare(profile, model, data=data, dims=dims, threads=threads)
-    return _built(c, found, "")
-
-
 def _built(c: Compilation, found: Measurement, prefix: str) -> list[Placed]:
+    """Build every placement of a model; a format that cannot be built becomes a note."""
     feeds = feeds_of(c)
     result = []
     for wish in wishes(c):
@@ -178,9 +205,7 @@ def _built(c: Compilation, found: Measurement, prefix: str) -> list[Placed]:
     return result
 
 
-def _measure_blocks(
-    profile: Profile, seconds: float, threads: int, progress: Progress, found: Measurement
-) -> None:
+def _measure_blocks(task: _Task, profile: Profile, progress: Progress, found: Measurement) -> None:
     """Measure every block in every placement, the time shared equally."""
     known = list(blocks())
     with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
@@ -188,16 +213,10 @@ def _measure_blocks(
             progress.phase(block.label)
             path = Path(folder) / f"block{number}.onnx"
             save_model(block.model(), path)
-            c = prepare(profile, path, data=None, dims={}, threads=threads)
-            placements = _built(c, found, f"{block.label}, ")
+            c = prepare(profile, path, data=None, dims={}, threads=task.threads)
             part = Measurement(notes=found.notes)
-            measure_all(
-                placements,
-                profile,
-                threads=threads,
-                seconds=seconds / len(known),
-                progress=progress,
-                measurement=part,
+            _measure(
+                _built(c, found, f"{block.label}, "), profile, task, task.seconds / len(known), progress, part
             )
             found.observations.extend(part.observations)
             found.calls.extend(part.calls)

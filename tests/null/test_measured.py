@@ -97,9 +97,12 @@ def test_a_call_that_writes_the_other_type_is_nearer_than_a_fit(plain: Profile) 
 
 def test_conversions_are_looked_up_by_shape(plain: Profile) -> None:
     shape = (1, 8, 16, 16)
-    assert boundary(shape, plain, RUNTIME, "int8", QUANTIZE).seconds == pytest.approx(
-        plain.overheads.per_op_s + quantize_s(2048, plain)
-    )
+    changes = {"per_op_s": 1e-6, "onnxruntime_per_op_s": 4e-6}
+    model = plain.model_copy(update={"overheads": plain.overheads.model_copy(update=changes)})
+    for runtime, start in (("artifact", 1e-6), ("onnxruntime", 4e-6)):
+        modelled = boundary(shape, model, runtime, "int8", QUANTIZE)  # type: ignore[arg-type]
+        assert modelled.seconds == pytest.approx(start + quantize_s(2048, plain))
+        assert modelled.source == "modelled"
     times = {QUANTIZE: {"int8": {"1x8x16x16>1x8x16x16": 3e-6}}}
     fits = {DEQUANTIZE: {"int8": {"call_s": 1e-6, "mac_s": 0.0, "byte_s": 1e-10, "points": 5, "error": 0.1}}}
     profile = with_times(plain, times=times, fits=fits)
