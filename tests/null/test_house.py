@@ -31,6 +31,8 @@ NO_PASS = {
     "__init__": "the package",
     "contract": "what a pass is",
     "rewriting": "graph surgery that passes share",
+    "channel_groups": "which values of a convolutional network can be scaled channel by channel",
+    "channel_noise": "predicted rounding noise around such values, and its minimum",
     "channel_scaling": "what the two folds of per-channel arithmetic share",
     "weightless": "models without weight bytes, for onnx's own functions",
     "normalize": "the list of passes",
