@@ -112,7 +112,7 @@ def _ad_metric(run: Run) -> float:
 
 def _minilm_samples() -> Iterator[Feeds]:
     data = load("minilm_l6")
-    for ids, length in zip(data["calib_ids"][:128], data["calib_len"][:128], strict=True):
+    for ids, length in zip(data["calib_ids"][:512], data["calib_len"][:512], strict=True):
         yield {
             "input_ids": ids[None, :length].astype(np.int64),
             "attention_mask": np.ones((1, int(length)), np.int64),

@@ -119,6 +119,9 @@ def _gated(c: Compilation, notes: list[str]) -> Selection:
     if not c.options.gate:
         notes.append("switched off: int8 was not compared with float")
         return c.selection
+    if c.allocation is not None or not _for_speed(c.selection):
+        notes.append("not measured against float: these formats were chosen for size or by the allocator")
+        return c.selection
     groups = kinds(c.selection)
     samples = list(islice(c.dataset.batches(1), TIMED_SAMPLES))
     c.gate = no_regret(
@@ -142,6 +145,16 @@ def _gated(c: Compilation, notes: list[str]) -> Selection:
 def _kept(c: Compilation) -> frozenset[str]:
     """Return what the gate leaves in float."""
     return frozenset() if c.gate is None else c.gate.keep_float
+
+
+# Formats that are chosen to be faster; others are worth their bytes even where they are slower.
+FAST_FORMATS = ("int8", "int8-dynamic", "int8-row")
+
+
+def _for_speed(selection: Selection) -> bool:
+    """Tell whether every layer was quantized to be faster."""
+    anchors = [u for u in selection.integer if u.role == "anchor" and u.combo is not None]
+    return all(u.combo is not None and u.combo.format in FAST_FORMATS for u in anchors)
 
 
 def _time(c: Compilation, notes: list[str]) -> None:

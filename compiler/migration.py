@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -19,10 +20,13 @@ from bitwright.compiler.recipe.schema import Recipe
 from bitwright.compiler.shape_choice import static_shapes
 from bitwright.passes.contract import Pass
 from bitwright.passes.disassemble_channels import DisassembleChannels
+from bitwright.passes.scale_weights_awq import ScaleWeightsAWQ
 from bitwright.passes.smooth_scales import SmoothScales
+from bitwright.passes.split_outliers import SplitOutliers, float_products
 
 # The rewrites scale by float32 factors and multiply by their reciprocals: a few roundings, not a different function.
 BOUND = 1e-3
+DEFAULT_GROUP = 32
 
 
 def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
@@ -35,6 +39,9 @@ def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
         c.migrations[rewrite.name] = result.notes
         notes.append(f"{rewrite.name}: {result.changed} changes")
         notes.extend(result.notes)
+        if isinstance(rewrite, SplitOutliers):
+            floats = dict.fromkeys(float_products(c.model), "float")
+            c.formats = replace(c.formats, by_node={**c.formats.by_node, **floats})
         if result.changed:
             c.shapes = static_shapes(c.model, c.dims)
             c.selection = reselect(c, runtime)
@@ -46,12 +53,16 @@ def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
 def _rewrites(c: Compilation, selection: Selection) -> Iterator[Pass]:
     """Yield the rewrites one after the other; those that need moments keep them in step with the model."""
     wanted = c.recipe.recipe.migrate
-    if wanted.smooth or wanted.disassemble:
+    if wanted.smooth or wanted.disassemble or wanted.awq or wanted.split_outliers:
         c.moments = moments_of(c, selection)
-    if wanted.smooth:
-        yield SmoothScales(c.moments)
     if wanted.disassemble:
         yield DisassembleChannels(c.moments, budget=wanted.disassemble)
+    if wanted.smooth:
+        yield SmoothScales(c.moments)
+    if wanted.awq:
+        yield ScaleWeightsAWQ(c.moments, group=c.options.group or c.recipe.recipe.group or DEFAULT_GROUP)
+    if wanted.split_outliers:
+        yield SplitOutliers(c.moments, (wanted.split_outliers,))
 
 
 def needs_moments(recipe: Recipe) -> bool:
