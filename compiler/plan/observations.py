@@ -28,6 +28,7 @@ class Observation:
         seconds: Measured.
         layout_s: The part of it that changes the storage order; the fits leave it out, since another neighbour
             would need another change.
+        weight: How much it counts among equal calls.
     """
 
     op: str
@@ -38,6 +39,7 @@ class Observation:
     bytes: float
     seconds: float
     layout_s: float = 0.0
+    weight: float = 1.0
 
 
 def tables(
@@ -77,12 +79,14 @@ def tables(
 
 
 def _times(found: list[Observation]) -> dict[str, dict[str, dict[str, float]]]:
-    groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for o in found:
-        groups[o.op, o.format, o.key].append(o.seconds)
+        groups[o.op, o.format, o.key].append((o.seconds, o.weight))
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for (op, fmt, key), seconds in sorted(groups.items()):
-        result.setdefault(op, {}).setdefault(fmt, {})[key] = _rounded(float(np.mean(seconds)))
+    for (op, fmt, key), calls in sorted(groups.items()):
+        seconds, weights = zip(*calls, strict=True)
+        mean = float(np.average(seconds, weights=weights))
+        result.setdefault(op, {}).setdefault(fmt, {})[key] = _rounded(mean)
     return result
 
 

@@ -32,6 +32,7 @@ class Placed:
         model: The Q/DQ model.
         shapes: Static shape of every tensor of the normalized model.
         feeds: Inputs of one call.
+        weight: How much its calls count against equal ones in other placements.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Placed:
     model: ir.Model
     shapes: Shapes
     feeds: Mapping[str, np.ndarray]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def observe(placed: Placed, calls: Sequence[CallProfile], profile: Profile) -> O
     for owner, taken in shares.seconds.items():
         try:
             one = _observation(owner, taken, operators, conversions, placed.shapes, profile)
-            found.append(one if owner.is_conversion else replace(one, layout_s=shares.layout[owner]))
+            moved = 0.0 if owner.is_conversion else shares.layout[owner]
+            found.append(replace(one, layout_s=moved, weight=placed.weight))
         except ModelError:
             rest += taken
     return Observed(tuple(found), call.call_s + rest, call.seconds)

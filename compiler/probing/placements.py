@@ -23,6 +23,9 @@ from bitwright.targets.schema import Profile
 
 # Ranges only have to be plausible: they do not change the time.
 CALIBRATION_SAMPLES = 2
+# A kernel is slower among kernels of another format, which share its caches, and plans are mostly of one format: a call
+# counts more where its format is everywhere.
+UNIFORM_WEIGHT = 3.0
 SEARCHED_SAMPLES = 256
 
 
@@ -34,23 +37,25 @@ class Wish:
         label: What it is, in words.
         formats: Which formats the nodes may run in.
         keep_float: Anchors that stay in float.
+        weight: How much its calls count against equal ones in other placements.
     """
 
     label: str
     formats: FormatChoice
     keep_float: frozenset[str] = frozenset()
+    weight: float = 1.0
 
 
 def wishes(c: Compilation) -> Iterator[Wish]:
     """Yield the placements whose measurements tell every site's time in every format, and what borders cost."""
     table = c.profile.runtimes.onnxruntime
-    yield Wish("float", uniform("float"))
+    yield Wish("float", uniform("float"), weight=UNIFORM_WEIGHT)
     for fmt in table.formats():
         choice = uniform(fmt)
         selection = _select(c, choice, frozenset())
         if fmt not in table.float_formats and not selection.integer:
             continue  # nothing in the model has a kernel for it
-        yield Wish(fmt, choice)
+        yield Wish(fmt, choice, weight=UNIFORM_WEIGHT)
         anchors = [u.name for u in selection.units if u in selection.integer and u.role == "anchor"]
         if len(anchors) < 2 or not crossings(selection):
             continue
@@ -120,7 +125,7 @@ def place(c: Compilation, wish: Wish, feeds: Mapping[str, np.ndarray]) -> Placed
     frontend.calibrate(c, observed_tensors(selection), [])
     plan = frontend.allocate(c, selection, "onnxruntime")
     model = quantizing.draft_model(c, plan)
-    return Placed(wish.label, selection, model, c.shapes, feeds)
+    return Placed(wish.label, selection, model, c.shapes, feeds, wish.weight)
 
 
 def _select(c: Compilation, formats: FormatChoice, keep: frozenset[str]) -> Selection:

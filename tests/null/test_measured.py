@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,10 @@ def test_repeated_calls_are_averaged_so_that_sums_stay() -> None:
 
     made = tables([one(0.0), one(4e-6)], machine="m", versions={}, date="d", threads=1, call_s=1e-6)
     assert made.times == {"Add": {"float": {"4>4": 2e-6}}}
+    made = tables(
+        [replace(one(0.0), weight=3.0), one(4e-6)], machine="m", versions={}, date="d", threads=1, call_s=1e-6
+    )
+    assert made.times == {"Add": {"float": {"4>4": 1e-6}}}
     assert (
         tables([one(1e-6)], machine="m", versions={}, date="d", threads=1, call_s=0, exact=False).times == {}
     )
