@@ -81,6 +81,7 @@ class Compilation:
         moments: What the data says about the inputs of weighted operators, by node.
         formats: Which formats the nodes may run in.
         migrations: What each rewrite of the migration did.
+        migrated: How many changes each of them made.
         dataset: Calibration samples.
         selection: What runs on integers.
         statistics: By tensor name.
@@ -117,6 +118,7 @@ class Compilation:
     moments: dict[str, InputMoments] = field(default_factory=dict)
     formats: FormatChoice = field(default_factory=FormatChoice)
     migrations: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    migrated: dict[str, int] = field(default_factory=dict)
     allocation: Allocation | None = None
     plan: Plan | None = None
     quantized: ir.Model | None = None

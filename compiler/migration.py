@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from bitwright.compiler.calibrate.moments import collect_moments
 from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.equalization import equalize
 from bitwright.compiler.errors import InternalError
 from bitwright.compiler.frontend import check_names, reselect, samples_of
 from bitwright.compiler.graph.operands import weight_of
@@ -18,7 +19,7 @@ from bitwright.compiler.plan.planner import RuntimeName
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.recipe.schema import Recipe
 from bitwright.compiler.shape_choice import static_shapes
-from bitwright.passes.contract import Pass
+from bitwright.passes.contract import Pass, PassResult
 from bitwright.passes.disassemble_channels import DisassembleChannels
 from bitwright.passes.scale_weights_awq import ScaleWeightsAWQ
 from bitwright.passes.smooth_scales import SmoothScales
@@ -34,9 +35,12 @@ def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     assert c.model is not None and c.normalized is not None and c.selection is not None
     c.model = c.normalized.clone()
     c.selection = reselect(c, runtime)
+    if c.recipe.recipe.migrate.equalize:
+        _record(c, runtime, "equalize_layers", equalize(c, runtime, observe_inputs), notes)
     for rewrite in _rewrites(c, c.selection):
         result = rewrite.run(c.model)
         c.migrations[rewrite.name] = result.notes
+        c.migrated[rewrite.name] = result.changed
         notes.append(f"{rewrite.name}: {result.changed} changes")
         notes.extend(result.notes)
         if isinstance(rewrite, SplitOutliers):
@@ -48,6 +52,16 @@ def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     if any(c.migrations):
         _check_function(c, c.normalized, c.model, notes)
     check_names(c)
+
+
+def _record(c: Compilation, runtime: RuntimeName, name: str, result: PassResult, notes: list[str]) -> None:
+    """Write down what a rewrite did; what depends on the model follows."""
+    c.migrations[name] = result.notes
+    notes.append(f"{name}: {result.changed} changes")
+    notes.extend(result.notes)
+    if result.changed:
+        c.shapes = static_shapes(result.model, c.dims)
+        c.selection = reselect(c, runtime)
 
 
 def _rewrites(c: Compilation, selection: Selection) -> Iterator[Pass]:

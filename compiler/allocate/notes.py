@@ -18,13 +18,18 @@ def allocation_notes(allocation: Allocation) -> list[str]:
     name, value = NAMES[allocation.objective], figure(allocation.objective, allocation.value)
     proof = (
         "proven optimal"
-        if allocation.gap <= _PROVEN
+        if is_proven(allocation)
         else f"at most {allocation.gap:.2%} above the optimum (the solver ran out of time)"
     )
     lines = [f"formats: {mix}", f"{name} {value}, {proof}, in {allocation.seconds:.2f} s"]
     lines += [_price(price, allocation) for price in allocation.prices]
     lines += [f"{d.group}: {d.format} left out: {d.reason}" for d in allocation.dropped]
     return lines
+
+
+def is_proven(allocation: Allocation) -> bool:
+    """Tell whether the solver stopped at the optimum, not at the end of its time."""
+    return allocation.gap <= _PROVEN
 
 
 def _price(price: Price, allocation: Allocation) -> str:

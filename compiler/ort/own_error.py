@@ -27,7 +27,8 @@ def own_errors(
 ) -> dict[str, float]:
     """Return the SQNR in dB of each named tensor if only the layers since the named tensors before it are quantized.
 
-    A tensor's own rounding belongs to the layer that reads it.
+    A tensor's own rounding belongs to the layer that reads it; an output of the graph is read by none, so its rounding
+    is its own.
 
     Args:
         float_model: The float model.
@@ -57,7 +58,7 @@ def _in_both(float_model: ir.Model, quantized: ir.Model, tensors: Sequence[str])
             v.name
             for n in m.graph
             for v in n.outputs
-            if v.dtype in (None, ir.DataType.FLOAT) and not v.is_graph_output()
+            if v.dtype in (None, ir.DataType.FLOAT)
         }
         for m in (float_model, quantized)
     )
@@ -67,8 +68,8 @@ def _in_both(float_model: ir.Model, quantized: ir.Model, tensors: Sequence[str])
 def cut_at(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
     """Return a copy in which every named tensor is an input, and the names under which its values are outputs.
 
-    Readers of a named tensor read the input; the node that writes it writes an output of a new name. The graph's
-    own outputs are left out.
+    Readers of a named tensor read the input; the node that writes it writes an output of a new name. Outputs of the
+    graph that are not named are left out.
 
     Args:
         model: The model; weights are shared with the copy, not copied.

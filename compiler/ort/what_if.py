@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.ort.layer_error import PERFECT_DB, NoiseMeter
+from bitwright.compiler.ort.replaced_layer import compute_in_float
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.passes.restore_float import Part, RestoreFloat
 
@@ -22,14 +23,14 @@ class WhatIf:
     Attributes:
         node: The layer.
         gain_db: Gain in SQNR, of the output that gains most, if the layer were computed in float.
-        inputs_db: If only its inputs were not rounded.
-        weights_db: If only its weights were not rounded.
+        inputs_db: If only its inputs were not rounded; None where its kernel has no quantizers to leave out.
+        weights_db: If only its weights were not rounded; None likewise.
     """
 
     node: str
     gain_db: float
-    inputs_db: float
-    weights_db: float
+    inputs_db: float | None
+    weights_db: float | None
 
 
 def what_if_float(
@@ -41,6 +42,8 @@ def what_if_float(
     config: SessionConfig | None = None,
 ) -> tuple[WhatIf, ...]:
     """Measure what each of a few layers costs the outputs, the most expensive first.
+
+    A layer that cannot be taken back alone, because the quantized model lacks what it reads, is left out.
 
     Args:
         float_model: The float model.
@@ -56,17 +59,24 @@ def what_if_float(
     def noise(model: ir.Model) -> dict[str, float]:
         return _noise(model, feeds, exact, config)
 
-    def gain(node: str, *parts: Part) -> float:
-        model = quantized.clone()
-        RestoreFloat(frozenset([node]), float_model, frozenset(parts)).run(model)
+    def gain(model: ir.Model) -> float:
         found = noise(model)
         return max((found[name] - base[name] for name in base), default=0.0)
 
+    def part(node: str, *parts: Part) -> float | None:
+        model = quantized.clone()
+        changed = RestoreFloat(frozenset([node]), float_model, frozenset(parts)).run(model).changed
+        return gain(model) if changed else None
+
+    def trial(node: str) -> WhatIf | None:
+        whole = part(node, "weights", "inputs")
+        if whole is not None:
+            return WhatIf(node, whole, part(node, "inputs") or 0.0, part(node, "weights") or 0.0)
+        model = quantized.clone()
+        return WhatIf(node, gain(model), None, None) if compute_in_float(model, float_model, node) else None
+
     base = noise(quantized)
-    trials = [
-        WhatIf(node, gain(node, "weights", "inputs"), gain(node, "inputs"), gain(node, "weights"))
-        for node in nodes
-    ]
+    trials = [found for found in map(trial, nodes) if found is not None]
     return tuple(sorted(trials, key=lambda t: -t.gain_db))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from bitwright import __version__
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.graph.model import consumers, node_label, static_shape
-from bitwright.compiler.plan.model import NodeDecision, Plan
-from bitwright.compiler.plan.units import Unit
+from bitwright.compiler.plan.model import Plan
+from bitwright.compiler.report.advice import advice_rows
+from bitwright.compiler.report.decisions import allocation_section, migration_section, recipe_section
+from bitwright.compiler.report.formats import DYNAMIC
+from bitwright.compiler.report.layers import layer_rows, noise_rows, parameters_by_bits
+from bitwright.compiler.report.sizes import constant_bytes, size_ledger
 
 SCHEMA = 1
 
@@ -20,9 +23,9 @@ SCHEMA = 1
 def report_content(c: Compilation) -> dict[str, Any]:
     """Return the report of a finished compilation.
 
-    Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``phases``, ``layers``, ``noise``,
-    ``sizes``, ``float``, ``not_lowered``, ``audit``, ``gate``, ``accuracy``, ``timing``, ``verification``,
-    ``warnings``. Times are seconds, sizes bytes, errors decibel.
+    Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``recipe``, ``phases``, ``migrations``,
+    ``allocation``, ``layers``, ``noise``, ``advice``, ``sizes``, ``float``, ``not_lowered``, ``audit``, ``gate``,
+    ``accuracy``, ``timing``, ``verification``, ``warnings``. Times are seconds, sizes bytes, errors decibel.
     """
     assert c.source is not None and c.model is not None and c.plan is not None and c.quantized is not None
     return {
@@ -37,9 +40,13 @@ def report_content(c: Compilation) -> dict[str, Any]:
             "dims": dict(c.dims),
         },
         "summary": _summary(c, c.plan),
+        "recipe": recipe_section(c),
         "phases": [asdict(p) for p in c.phases],
-        "layers": _layers(c, c.plan),
-        "noise": _noise(c),
+        "migrations": migration_section(c),
+        "allocation": allocation_section(c),
+        "layers": layer_rows(c, c.plan),
+        "noise": noise_rows(c),
+        "advice": advice_rows(c, c.plan),
         "sizes": size_ledger(c.model, c.quantized),
         "float": [
             {"node": d.node, "op": d.op, "reason": d.reason}
@@ -107,119 +114,28 @@ def _model(c: Compilation) -> dict[str, Any]:
 
 def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
     anchors = [d for d in plan.nodes.values() if d.role == "anchor" and d.constant_weight]
-    integer = [d for d in anchors if d.format != "float"]
+    rows = layer_rows(c, plan)
+    weighted = [r for r in rows if r["parameters"] and r["role"] in ("anchor", "table")]
+    quantized = [d for d in anchors if d.format != "float"]
+    integer = [d for d in quantized if d.integer or d.format in DYNAMIC]
     ledger = size_ledger(c.model, c.quantized)
     outputs = [] if c.model is None else [value.name or "" for value in c.model.graph.outputs]
     total = sum(d.macs for d in anchors)
     return {
         "integer_anchors": len(integer),
+        "quantized_anchors": len(quantized),
         "anchors": len(anchors),
         "integer_macs_share": sum(d.macs for d in integer) / total if total else 0.0,
+        "quantized_macs_share": sum(d.macs for d in quantized) / total if total else 0.0,
         "macs": total,
-        "float_bytes": _constant_bytes(c.normalized or c.model),
+        "formats": dict(Counter(r["format"] for r in weighted).most_common()),
+        "parameters_by_bits": parameters_by_bits(c, plan),
+        "float_bytes": constant_bytes(c.normalized or c.model),
         "bytes": sum(row["bytes"] for row in ledger),
         "output_sqnr_db": {name: c.sqnr_db[name] for name in outputs if name in c.sqnr_db},
         "executed": "none" if c.verification is None else c.verification.executed,
         "speed": "modelled (profile's cost model)" if c.timing is None and c.float_s is None else "measured",
     }
-
-
-def _constant_bytes(model: ir.Model | None) -> int:
-    assert model is not None
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
-
-
-def _layers(c: Compilation, plan: Plan) -> list[dict[str, Any]]:
-    """Return a row for every operator that the profile has a rule for, in graph order."""
-    units = {unit.name: unit for unit in c.selection.units} if c.selection is not None else {}
-    return [_layer(d, c, plan, units.get(d.node)) for d in plan.nodes.values() if d.role]
-
-
-def _layer(decision: NodeDecision, c: Compilation, plan: Plan, unit: Unit | None) -> dict[str, Any]:
-    """Return one row; the noise is that of what the operator and the nodes fused behind it write."""
-    output = "" if unit is None else unit.output.name or ""
-    reads = plan.activations.get(decision.inputs[0]) if decision.inputs else None
-    writes = plan.activations.get(output)
-    weight = plan.weights.get(decision.weight)
-    return {
-        **asdict(decision),
-        "input_quant": None if reads is None else asdict(reads),
-        "output_quant": None if writes is None else asdict(writes),
-        "fused": [] if unit is None else [node_label(node) for node in unit.tail],
-        "sqnr_db": c.sqnr_db.get(output),
-        "measured_s": _measured(decision.node, c),
-        "weight_scales": None if weight is None else int(weight.scale.size),
-        "weight_scale_min": None if weight is None else float(weight.scale.min()),
-        "weight_scale_max": None if weight is None else float(weight.scale.max()),
-    }
-
-
-def _measured(node: str, c: Compilation) -> float | None:
-    """Return the best seconds of a node's integer kernels, where the artifact ran natively."""
-    return None if c.verification is None else c.verification.step_seconds.get(node)
-
-
-def _noise(c: Compilation) -> list[dict[str, Any]]:
-    """Return the noise of every measured tensor, with the operator that writes it, in graph order."""
-    assert c.model is not None and c.plan is not None
-    units = {} if c.selection is None else {unit.output.name: unit.name for unit in c.selection.units}
-    rows = []
-    for node in c.model.graph:
-        for value in node.outputs:
-            if value.name in c.sqnr_db:
-                name = units.get(value.name, node_label(node))
-                decision = c.plan.nodes.get(name)
-                row = {
-                    "tensor": value.name,
-                    "node": name,
-                    "op": node.op_type if decision is None else decision.op,
-                }
-                kind = "float" if decision is None else decision.format
-                rows.append({**row, "format": kind, "sqnr_db": c.sqnr_db[value.name]})
-    return rows
-
-
-def size_ledger(before: ir.Model | None, after: ir.Model | None) -> list[dict[str, Any]]:
-    """Return a row per initializer of the quantized model: who reads it, its bytes, those of its values in float32."""
-    assert before is not None and after is not None
-    rows = []
-    for name, value in after.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        quantized = name.endswith("_quantized")
-        shape = static_shape(value) or tuple(tensor.shape.numpy())
-        elements = int(np.prod(shape, dtype=np.int64))
-        stem = name.removesuffix("_quantized").removesuffix("_corrected")
-        added = stem != name.removesuffix("_quantized") and stem not in before.graph.initializers
-        overhead = added or (not quantized and name not in before.graph.initializers)
-        rows.append(
-            {
-                "initializer": name,
-                "node": _reader(value),
-                "dtype": tensor.dtype.name.lower(),
-                "shape": list(shape),
-                "bytes": int(tensor.nbytes),
-                "float_bytes": 0 if overhead else elements * 4 if quantized else int(tensor.nbytes),
-            }
-        )
-    return sorted(rows, key=lambda row: (-row["bytes"], row["initializer"]))
-
-
-# A weight reaches its operator through these.
-BETWEEN_WEIGHT_AND_READER = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Identity")
-
-
-def _reader(value: ir.Value) -> str:
-    """Return the first operator behind the quantizers that reads an initializer, "" if nothing does."""
-    current = value
-    while readers := consumers(current):
-        node = min(readers, key=node_label)
-        if node.op_type not in BETWEEN_WEIGHT_AND_READER or not node.outputs:
-            return node_label(node)
-        current = node.outputs[0]
-    return ""
 
 
 def _audit(c: Compilation) -> dict[str, Any]:

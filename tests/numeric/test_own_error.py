@@ -52,5 +52,16 @@ def test_tensors_that_only_one_model_has_are_left_out() -> None:
     weights = {f"w{k}": np.eye(6, dtype=np.float32) for k in (1, 2, 3)}
     sample = {"x": np.ones((2, 6), np.float32)}
     model = _model(weights)
-    assert own_errors(model, model, ["nothing", "y"], [sample]) == {}  # y is the graph's own output
+    assert own_errors(model, model, ["nothing"], [sample]) == {}
     assert own_errors(model, model, ["a"], [sample]) == {"a": PERFECT_DB}
+
+
+def test_the_last_layer_has_an_error_of_its_own() -> None:
+    rng = np.random.default_rng(1)
+    weights = {f"w{k}": rng.standard_normal((6, 6)).astype(np.float32) for k in (1, 2, 3)}
+    coarse = {**weights, "w1": weights["w1"] + 0.3, "w3": weights["w3"] + 0.01}
+    x = rng.standard_normal((2, 6)).astype(np.float32)
+    found = own_errors(_model(weights), _model(coarse), ["b", "y"], [{"x": x}])
+    b = x @ weights["w1"] @ weights["w2"]
+    exact, got = (np.maximum(b @ w["w3"], 0) for w in (weights, coarse))
+    assert found["y"] == pytest.approx(_decibel(exact, got), abs=0.01)
