@@ -13,6 +13,7 @@ from bitwright.compiler.plan.weight_search import search_weight_scales
 from bitwright.passes.block_tables import BlockTables
 from bitwright.passes.contract import Pass
 from bitwright.passes.correct_bias import CorrectBias
+from bitwright.passes.fuse_gelu import FuseGelu
 from bitwright.passes.insert_qdq import InsertQDQ, activation_opset
 from bitwright.passes.narrow_floats import NarrowFloats
 from bitwright.passes.pack_bnb4 import PackBnb4
@@ -84,6 +85,8 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
     if dynamic:
         yield QuantizeDynamic(dynamic)
     yield InsertQDQ(plan)
+    if plan.runtime == "onnxruntime":
+        yield FuseGelu()
     for fmt, dtype in _HALF.items():
         nodes = frozenset(n for n, d in plan.nodes.items() if d.format == fmt)
         if nodes:

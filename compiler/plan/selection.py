@@ -69,15 +69,30 @@ def _writes_only_integers(unit: Unit, profile: Profile) -> bool:
 
 
 def _follower_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> str | None:
-    for value in unit.activations:
-        source = neighbours.producer.get(value)
-        if source is None or source not in chosen:
-            return f"its operand '{value.name}' is computed in float"
-        if source.role in WRITES_FLOAT and not _prefers_integer_output(source, profile):
-            return f"its operand '{value.name}' is a float result; rounding it to 8 bits here would cost accuracy"
+    lacking = {v: why for v in unit.activations if (why := _is_float(v, chosen, neighbours, profile))}
+    # A gate (squeeze and excitation) is one value a channel: rounding it here costs little, and the tensor that it
+    # scales stays in integers.
+    big = [why for value, why in lacking.items() if not _one_value_a_channel(value)]
+    if big or len(lacking) == len(unit.activations):
+        return next(iter([*big, *lacking.values()]))
     if not any(reader in chosen for reader in neighbours.readers(unit.output)):
         return "nothing behind it reads integers"
     return None
+
+
+def _is_float(value: ir.Value, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> str:
+    """Return why a value is no integer where a follower reads it, "" if it is one."""
+    source = neighbours.producer.get(value)
+    if source is None or source not in chosen:
+        return f"its operand '{value.name}' is computed in float"
+    if source.role in WRITES_FLOAT and not _prefers_integer_output(source, profile):
+        return f"its operand '{value.name}' is a float result; rounding it to 8 bits here would cost accuracy"
+    return ""
+
+
+def _one_value_a_channel(value: ir.Value) -> bool:
+    dims = () if value.shape is None else tuple(value.shape.dims)
+    return len(dims) == 4 and dims[2:] == (1, 1)
 
 
 def _carrier_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours) -> str | None:

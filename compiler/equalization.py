@@ -1,0 +1,103 @@
+"""Cross-layer equalization behind a gate: kept only where it lowers the error on samples that it has not seen.
+
+The pass predicts noise as if rounding errors were independent; in networks where they are not it can lose. So the model
+is quantized with and without it from one half of the samples, and the other half decides.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler import frontend, quantizing
+from bitwright.compiler.calibrate.channels import collect_channels
+from bitwright.compiler.calibrate.stream import Dataset
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.ort.layer_error import layer_errors
+from bitwright.compiler.ort.session import config_for
+from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
+from bitwright.compiler.plan.selection import Selection
+from bitwright.compiler.shape_choice import static_shapes
+from bitwright.passes.contract import PassResult
+from bitwright.passes.equalize_layers import EqualizeLayers, tensors_to_observe
+
+Observe = Callable[[Compilation, Selection], None]
+
+FEWEST_SAMPLES = 8
+JUDGES = 32
+WORTHWHILE_DB = 0.5
+
+
+class EveryOther:
+    """Every second sample of a dataset."""
+
+    def __init__(self, dataset: Dataset, start: int) -> None:
+        self._dataset, self._start = dataset, start
+
+    def __len__(self) -> int:
+        return (len(self._dataset) - self._start + 1) // 2
+
+    def batches(self, size: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the samples one by one, whatever the wanted size."""
+        del size  # samples are joined by the dataset itself, which cannot leave out every other one
+        return islice(self._dataset.batches(1), self._start, None, 2)
+
+
+def equalize(c: Compilation, runtime: RuntimeName, observe_inputs: Observe) -> PassResult:
+    """Equalize ``c.model`` in place if that helps.
+
+    Args:
+        c: Has a model, its selection, and samples.
+        runtime: Which of the two runtimes it is quantized for.
+        observe_inputs: Collects what rounding needs to know of a model's inputs.
+    """
+    assert c.model is not None and c.selection is not None and c.dataset is not None
+    samples = frontend.samples_of(c)
+    quantized = frozenset(observed_tensors(c.selection))
+    tensors = tensors_to_observe(c.model, quantized)
+    if not tensors:
+        return PassResult(c.model, 0, ("nothing to equalize",))
+    if len(samples) < FEWEST_SAMPLES:
+        return PassResult(
+            c.model, 0, (f"left out: fewer than {FEWEST_SAMPLES} samples cannot tell whether it helps",)
+        )
+    seen = EveryOther(samples, 0)
+    statistics = collect_channels(c.model, seen, tensors, threads=c.options.threads)
+    candidate = c.model.clone()
+    result = EqualizeLayers(statistics, quantized).run(candidate)
+    if not result.changed:
+        return PassResult(c.model, 0, result.notes)
+    before = _quality(c, runtime, c.model, samples, observe_inputs)
+    after = _quality(c, runtime, candidate, samples, observe_inputs)
+    gain = min(after[name] - before[name] for name in before)
+    verdict = f"least gain of an output or the last layer on unseen samples {gain:+.1f} dB"
+    if gain < WORTHWHILE_DB:
+        return PassResult(c.model, 0, (f"not kept: {verdict}", *result.notes))
+    c.model = candidate
+    return PassResult(candidate, result.changed, (f"kept: {verdict}", *result.notes))
+
+
+def _quality(
+    c: Compilation, runtime: RuntimeName, model: ir.Model, samples: Dataset, observe_inputs: Observe
+) -> dict[str, float]:
+    """Quantize a model from one half of the samples; return the SQNR in dB of outputs and last layer on the other."""
+    trial = copy.copy(c)
+    trial.model, trial.shapes = model, static_shapes(model, c.dims)
+    trial.dataset, trial.statistics, trial.moments = EveryOther(samples, 0), {}, {}  # type: ignore[assignment]
+    trial.selection = frontend.reselect(trial, runtime)
+    frontend.calibrate(trial, observed_tensors(trial.selection), [])
+    observe_inputs(trial, trial.selection)
+    plan = quantizing.with_searched_scales(trial, frontend.allocate(trial, trial.selection, runtime))
+    quantized = quantizing.quantized_model(trial, plan)
+    layers = [
+        u.output.name or ""
+        for u in trial.selection.units
+        if u in trial.selection.integer and u.role == "anchor"
+    ]
+    judges = list(islice(EveryOther(samples, 1).batches(1), JUDGES))
+    config = config_for(c.profile.runtimes.onnxruntime)
+    return layer_errors(model, quantized, layers[-1:], judges, config=config)
