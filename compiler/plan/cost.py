@@ -25,6 +25,7 @@ from bitwright.compiler.errors import ProfileError, nearest
 from bitwright.compiler.graph.cost import Shapes, is_depthwise, node_macs, reduction, shape_of
 from bitwright.compiler.graph.model import constant_array, is_op, node_label
 from bitwright.compiler.plan.measured import Estimate, fitted, look_up
+from bitwright.compiler.plan.measured import nearest as nearest_call
 from bitwright.compiler.plan.signature import QUANTIZE, boundary_signature, fit_names, signature
 from bitwright.compiler.plan.units import fused_tail
 from bitwright.targets.checks import element_type, holds
@@ -165,6 +166,9 @@ def _from_measurements(
     known = look_up(times, node.op_type, fmt, signature(node, shapes, tail, writes=writes))
     if known is not None:
         return Estimate(known, "measured")
+    close = nearest_call(times, node.op_type, fmt, signature(node, shapes, tail, writes=writes))
+    if close is not None:
+        return Estimate(close, "fitted")
     moved = traffic(node, shapes, bytes_each(fmt, combo, profile), float_output=float_output)
     near = fitted(times, fit_names(node, shapes), fmt, node_macs(node, shapes), moved)
     return None if near is None else Estimate(near, "fitted")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -13,6 +16,8 @@ from bitwright.targets.schema import MeasuredTimes, WorkFit
 Source = Literal["measured", "fitted", "modelled"]
 _OTHER = {"q": "f", "f": "q"}
 MIN_POINTS = 4
+NEAR = 1.25
+_DIGITS = re.compile("[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,50 @@ def look_up(times: MeasuredTimes, op: str, fmt: str, key: str) -> float | None:
         return known[key]
     other = _OTHER.get(key[-1:])
     return known.get(key[:-1] + other) if other else None
+
+
+def nearest(times: MeasuredTimes, op: str, fmt: str, key: str) -> float | None:
+    """Return the seconds of the measured call of the same form whose sizes are nearest, scaled to this one's; or None.
+
+    Rewrites that make a model easier to quantize add a few channels to a layer; what was fused into it then still is,
+    which no fitted model knows. No size may differ by more than a quarter.
+    """
+    form, sizes = _parsed(key)
+    best: tuple[float, float] | None = None
+    known: dict[str, float] = times.times.get(op, {}).get(fmt, {})  # type: ignore[call-overload]
+    for other, seconds in known.items():
+        other_form, others = _parsed(other)
+        if form != other_form:
+            continue
+        apart = [
+            abs(math.log(max(a, 1) / max(b, 1))) for a, b in zip(_flat(sizes), _flat(others), strict=True)
+        ]
+        if max(apart, default=0.0) <= math.log(NEAR) and (best is None or sum(apart) < best[0]):
+            best = sum(apart), seconds * _elements(sizes) / max(_elements(others), 1)
+    return None if best is None else best[1]
+
+
+Sizes = tuple[tuple[int, ...], ...]
+
+
+@cache
+def _parsed(key: str) -> tuple[tuple[object, ...], Sizes]:
+    """Split a signature into its form (constants, ranks, what is fused, what is written) and its sizes."""
+    shapes, _, writes = key.partition(" ")
+    inputs, _, rest = shapes.partition(">")
+    outputs, *tail = rest.split("+")
+    operands = [*inputs.split(","), *outputs.split(",")]
+    sizes = tuple(tuple(int(d) for d in _DIGITS.findall(text)) for text in operands)
+    constant = tuple(text.startswith("c") for text in operands)
+    return (constant, tuple(map(len, sizes)), tuple(tail), writes), sizes
+
+
+def _flat(sizes: Sizes) -> list[int]:
+    return [d for shape in sizes for d in shape]
+
+
+def _elements(sizes: Sizes) -> int:
+    return sum(math.prod(shape) for shape in sizes)
 
 
 def fitted(times: MeasuredTimes, names: Sequence[str], fmt: str, macs: float, moved: float) -> float | None:

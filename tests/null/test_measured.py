@@ -96,6 +96,20 @@ def test_a_call_that_writes_the_other_type_is_nearer_than_a_fit(plain: Profile) 
     assert estimate_call(net().graph.node(0), {}, profile, RUNTIME, "int8").seconds == 5e-6
 
 
+def test_a_layer_of_a_few_more_channels_is_scaled_from_its_neighbour(plain: Profile) -> None:
+    fits = {"conv": {"float": {"call_s": 1.0, "mac_s": 0.0, "byte_s": 0.0, "points": 9, "error": 0.1}}}
+    conv = net().graph.node(0)
+    near, far = "1x8x16x16,c8x7x3x3>1x8x16x16+Relu", "1x8x32x32,c8x8x3x3>1x8x32x32+Relu"
+    profile = with_times(plain, times={"Conv": {"float": {near: 1e-5, far: 1e-3}}}, fits=fits)
+    found = estimate_call(conv, {}, profile, RUNTIME, "float")
+    assert found.source == "fitted"
+    assert found.seconds == pytest.approx(1e-5 * (2 * 2048 + 576) / (2 * 2048 + 504))
+    # Another form (nothing fused behind) or twice the size is no neighbour.
+    for key in (far, near.removesuffix("+Relu"), f"{near} q"):
+        profile = with_times(plain, times={"Conv": {"float": {key: 1e-5}}}, fits=fits)
+        assert estimate_call(conv, {}, profile, RUNTIME, "float").seconds == 1.0
+
+
 def test_conversions_are_looked_up_by_shape(plain: Profile) -> None:
     shape = (1, 8, 16, 16)
     changes = {"per_op_s": 1e-6, "onnxruntime_per_op_s": 4e-6}
