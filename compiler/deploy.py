@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import observed_tensors, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.report.content import report_content
+from bitwright.compiler.report.written import companion
 from bitwright.targets.loader import load_profile
 
 TIMED_SAMPLES = 4
@@ -34,16 +36,18 @@ class Deployment:
         session: The written .session.json.
         plan: The written .plan.yaml, which can be edited and given back as a recipe.
         report: The report's content.
+        report_file: The written .report.json, which ``report`` and ``explain`` read.
     """
 
     model: Path
     session: Path
     plan: Path
     report: dict[str, object]
+    report_file: Path
 
 
 def quantize(options: Options, progress: Progress | None = None) -> Deployment:
-    """Quantize a model for ONNX Runtime; write ``options.output``, its .session.json and its .plan.yaml."""
+    """Quantize a model for ONNX Runtime; write ``options.output`` and its .session.json, .plan.yaml, .report.json."""
     if options.output is None:
         msg = "no output file"
         raise UsageError(msg, where="--output", fix="pass -o q.onnx")
@@ -175,8 +179,13 @@ def _timed(c: Compilation, model: ir.Model) -> PairedTiming:
 
 def _write(c: Compilation, output: Path, report: dict[str, object]) -> Deployment:
     assert c.quantized is not None and c.plan is not None
-    stem = output.name.removesuffix(".onnx")
-    session, plan = (output.with_name(f"{stem}{suffix}") for suffix in (".session.json", ".plan.yaml"))
-    beside = {session: _config(c).to_json(), plan: plan_to_yaml(c.plan, c.recipe.as_plain())}
+    session, plan, content = (
+        companion(output, suffix) for suffix in (".session.json", ".plan.yaml", ".report.json")
+    )
+    beside = {
+        session: _config(c).to_json(),
+        plan: plan_to_yaml(c.plan, c.recipe.as_plain()),
+        content: json.dumps(report, indent=1, allow_nan=False) + "\n",
+    }
     write_model_atomically(c.quantized, output, beside)
-    return Deployment(output, session, plan, report)
+    return Deployment(output, session, plan, report, content)

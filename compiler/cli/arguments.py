@@ -88,6 +88,14 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for cali
 Bundle = Annotated[
     Path, typer.Argument(metavar="OUT", help="What 'bitwright compile -o' wrote.", show_default=False)
 ]
+Result = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT",
+        help="What 'bitwright compile -o' wrote, or the .onnx file of 'bitwright quantize'.",
+        show_default=False,
+    ),
+]
 OutputFolder = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Output folder; one below it for each of several targets."),

@@ -1,8 +1,8 @@
-"""``inspect``, ``report``, ``explain``, ``verify``, ``bench``: the verbs that look and measure."""
+"""``inspect``, ``report``, ``verify``, ``bench``: the verbs that look and measure."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -10,14 +10,7 @@ from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.parsing import parse_dims
 from bitwright.compiler.errors import UsageError, nearest
-from bitwright.compiler.report.figures import (
-    DASH,
-    count_text,
-    decibel_text,
-    number_text,
-    seconds_text,
-    size_text,
-)
+from bitwright.compiler.report.figures import DASH, seconds_text
 
 RUNTIMES = ("artifact", "onnxruntime")
 
@@ -48,66 +41,17 @@ def inspect_verb(
         out.document(found.to_dict())
 
 
-def report_verb(out: Output, bundle: arg.Bundle) -> None:
+def report_verb(out: Output, bundle: arg.Result) -> None:
     """Print the summary of a report and the path of its page."""
-    from bitwright.compiler.bundle.bundle import Bundle
     from bitwright.compiler.cli.tables import print_report
+    from bitwright.compiler.report.written import open_written
 
-    opened = Bundle.open(bundle)
+    opened = open_written(bundle)
     print_report(out, opened.report, layers=True)
     if out.json:
         out.document(opened.report)
     else:
-        out.path(opened.path / "report.html")
-
-
-def explain_verb(
-    out: Output,
-    bundle: arg.Bundle,
-    node: Annotated[str, typer.Argument(metavar="NODE", help="A node's name.", show_default=False)],
-) -> None:
-    """Say why a node is int8 or float, and its scales, error and cost."""
-    from bitwright.compiler.bundle.bundle import Bundle
-    from bitwright.compiler.report.explain import explain
-
-    row = explain(Bundle.open(bundle).report, node)
-    if out.json:
-        out.document(row)
-    else:
-        out.facts(f"{row['node']} ({row['op']}): {row['format']}", _explanation(row))
-
-
-def _explanation(row: dict[str, Any]) -> list[tuple[str, str]]:
-    found = [("Why", row["reason"])]
-    if row["asked"] != row["node"]:
-        found.append(("Asked for", f"{row['asked']}, which is fused behind {row['node']}"))
-    if row.get("fused"):
-        found.append(("Fused behind it", ", ".join(row["fused"])))
-    for key, label in (("input_quant", "Reads"), ("output_quant", "Writes")):
-        if row.get(key):
-            found.append((label, _quantizer(row[key])))
-    if row.get("weight_scales"):
-        span = f"{number_text(row['weight_scale_min'])} to {number_text(row['weight_scale_max'])}"
-        found.append(("Weight", f"{row['weight']}: {row['weight_scales']} scales, {span}"))
-    if row.get("sqnr_db") is not None:
-        found.append(("SQNR", decibel_text(row["sqnr_db"])))
-    if row.get("macs"):
-        found.append(("MACs", count_text(row["macs"])))
-    if row.get("estimated_s"):
-        times = (
-            f"{seconds_text(row['estimated_s'])} estimated, {seconds_text(row['estimated_float_s'])} in float"
-        )
-        found.append(("Time", times))
-    if row["bytes"]:
-        found.append(("Constants", f"{size_text(row['bytes'])}, {size_text(row['float_bytes'])} in float"))
-    return found + [("ONNX Runtime", f"{f['kind']}: {f['why']}") for f in row["findings"]]
-
-
-def _quantizer(quant: dict[str, Any]) -> str:
-    span = f"[{number_text(quant['low'])}, {number_text(quant['high'])}] by {quant['method']}"
-    tie = f", one scale with {quant['tie']}" if quant["tie"] and quant["tie"] != quant["tensor"] else ""
-    scale = f"scale {number_text(quant['scale'])}, zero point {quant['zero_point']}"
-    return f"{quant['tensor']}: {quant['dtype']}, {scale}, {span}{tie}"
+        out.path(opened.page or opened.place)
 
 
 def verify_verb(

@@ -177,9 +177,10 @@ def _quantize(out: Output, options: Options, page: Path | None) -> None:
     print_report(out, made.report)
     if out.json:
         files = {"model": made.model, "session": made.session, "plan": made.plan, "page": page}
+        files["report_file"] = made.report_file
         out.document({**files, "report": made.report})
         return
-    for path in (made.model, made.session, made.plan, page):
+    for path in (made.model, made.session, made.plan, made.report_file, page):
         if path is not None:
             out.path(path)
 

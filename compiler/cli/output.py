@@ -61,6 +61,11 @@ class Output:
         if self.speaks:
             self.console.print(Text(printable(line), style))
 
+    def line(self, line: str, style: str = "") -> None:
+        """Print a line that people copy: it is not wrapped."""
+        if self.speaks:
+            self.console.print(Text(printable(line), style), soft_wrap=True)
+
     def warn(self, lines: Iterable[str]) -> None:
         """Print warnings; only ``--json``, whose document holds them, silences these."""
         for line in lines if not self.json else ():
@@ -102,7 +107,12 @@ class Output:
         return exit_code
 
 
-STYLES: Mapping[str, str] = {"int8": "blue", "float": "yellow"}
+STYLES: Mapping[str, str] = {
+    **dict.fromkeys(("int8", "int8-dynamic", "int8-row", "w4a8", "w8a16", "fp8"), "blue"),
+    **dict.fromkeys(("w8", "w4", "w2", "nf4", "ternary", "binary"), "magenta"),
+    **dict.fromkeys(("fp16-weights", "fp16", "bf16"), "cyan"),
+    "float": "yellow",
+}
 
 
 def _style(cell: str) -> str:

@@ -11,12 +11,12 @@ from bitwright.compiler.report.figures import (
     DASH,
     count_text,
     decibel_text,
-    number_text,
     seconds_text,
     share_text,
     size_text,
     speed_text,
 )
+from bitwright.compiler.report.formats import short_weight_text
 from bitwright.compiler.report.headline import headline
 
 
@@ -39,8 +39,8 @@ def _print_layers(out: Output, layers: list[dict[str, Any]]) -> None:
         "Node",
         "Operator",
         "Format",
-        "#Scale",
-        "#Zero point",
+        "Weight",
+        "#Own",
         "#SQNR",
         "#MACs",
         "#Estimated",
@@ -50,13 +50,12 @@ def _print_layers(out: Output, layers: list[dict[str, Any]]) -> None:
 
 
 def _layer(row: Mapping[str, Any]) -> tuple[str, ...]:
-    quant = row["input_quant"]
     return (
         row["node"],
         row["op"],
         row["format"],
-        DASH if quant is None else number_text(quant["scale"]),
-        DASH if quant is None else str(quant["zero_point"]),
+        DASH if row["weight_quant"] is None else short_weight_text(row["weight_quant"]),
+        decibel_text(row["own_sqnr_db"]),
         decibel_text(row["sqnr_db"]),
         count_text(row["macs"]) if row["macs"] else DASH,
         seconds_text(row["estimated_s"] or None),
@@ -101,7 +100,7 @@ def print_inspection(out: Output, found: Inspection) -> None:
             count_text(r.macs) if r.macs else DASH,
             seconds_text(r.estimated_s),
             seconds_text(r.estimated_float_s),
-            r.role if r.format == "int8" else r.reason,
+            r.reason if r.format == "float" else r.role,
         )
         for r in shown
     ]

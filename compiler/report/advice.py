@@ -13,6 +13,7 @@ from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.plan_patch import PlanText
 from bitwright.compiler.plan.support import why_weight_unfit
 from bitwright.compiler.plan.units import Unit
+from bitwright.compiler.report.figures import gain_text
 from bitwright.compiler.report.formats import DYNAMIC
 
 FLOAT = "float"
@@ -112,7 +113,7 @@ def _runs(c: Compilation, fmt: str, unit: Unit) -> bool:
 
 
 def _sentence(found: WhatIf, decision: NodeDecision, blame: str, change: str | None) -> str:
-    gain = f"{found.gain_db:+.1f} dB"
+    gain = gain_text(found.gain_db)
     if change is None:
         return (
             f"Leave it: computed in float it would move the outputs by {gain}. "
@@ -127,7 +128,7 @@ def _sentence(found: WhatIf, decision: NodeDecision, blame: str, change: str | N
     if change == FLOAT:
         return f"{head}. Keep it in float{_price(decision)}."
     part = {"weights": found.weights_db, "inputs": found.inputs_db}.get(blame)
-    alone = "" if part is None else f" ({part:+.1f} dB without it)"
+    alone = "" if part is None else f" ({gain_text(part)} without it)"
     return f"{head}{alone}. Move it from {decision.format} to {change} for most of that."
 
 

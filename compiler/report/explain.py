@@ -1,4 +1,4 @@
-"""``explain``: everything a report knows about one node."""
+"""``explain``: everything a report knows about one node, and what would help most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def explain(content: Mapping[str, Any], node: str) -> dict[str, Any]:
 
     Returns:
         The row of ``layers`` or ``float``, with ``asked`` (the name asked for), ``bytes`` and ``float_bytes`` of its
-        constants, and ``findings`` of the ONNX Runtime audit that name it.
+        constants, ``findings`` of the ONNX Runtime audit that name it, and ``advice`` if it is one of the worst.
 
     Raises:
         UsageError: The report has no such node; the nearest name is in the message.
@@ -37,7 +37,33 @@ def explain(content: Mapping[str, Any], node: str) -> dict[str, Any]:
         "bytes": sum(r["bytes"] for r in constants),
         "float_bytes": sum(r["float_bytes"] for r in constants),
         "findings": [f for f in findings if row["node"] in (f["node"], f["tensor"])],
+        "advice": next((a for a in content.get("advice", ()) if a["node"] == row["node"]), None),
     }
+
+
+def changes(content: Mapping[str, Any], node: str | None = None) -> dict[str, str]:
+    """Return the formats that a report advises: those of the worst layers, or of one of them.
+
+    Args:
+        content: The content of a report.json.
+        node: Only this node's.
+
+    Raises:
+        UsageError: There is no advice to follow.
+    """
+    asked = None if node is None else explain(content, node)["node"]
+    found = {
+        a["node"]: a["change"]
+        for a in content["advice"]
+        if a["change"] is not None and asked in (None, a["node"])
+    }
+    if not found:
+        about = "for any layer" if node is None else f"for '{node}'"
+        known = [a["node"] for a in content["advice"] if a["change"] is not None]
+        what = f"the report advises no change {about}"
+        fix = f"it advises one for {', '.join(known)}" if known else "no single layer costs the outputs much"
+        raise UsageError(what, where=content["model"]["file"], fix=fix)
+    return found
 
 
 def _suggestion(node: str, known: list[str]) -> str:

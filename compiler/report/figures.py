@@ -56,6 +56,11 @@ def decibel_text(value: float | None) -> str:
     return "exact" if value >= 200 else f"{value:.1f} dB"
 
 
+def gain_text(value: float) -> str:
+    """Return a gain in decibel with its sign."""
+    return f"{round(value, 1) + 0.0:+.1f} dB"
+
+
 def speed_text(ratio: float) -> str:
     """Return how many times as fast something is, given the ratio of the times (new over old)."""
     if ratio <= 0:

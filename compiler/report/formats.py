@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bitwright.compiler.report.figures import share_text
@@ -49,11 +48,6 @@ def kind_of(fmt: str) -> str:
     return _KIND_OF.get(fmt, "float")
 
 
-def mix_text(formats: Iterable[str]) -> str:
-    """Return how often each format occurs, the most frequent first: ``18 int8, 6 w4, 3 float``."""
-    return ", ".join(f"{n} {fmt}" for fmt, n in Counter(formats).most_common())
-
-
 def bits_text(parameters: Mapping[str, int]) -> str:
     """Return the shares of weights by their bits: ``80 % in 8 bits, 20 % in 4 bits``."""
     total = sum(parameters.values())
@@ -61,6 +55,12 @@ def bits_text(parameters: Mapping[str, int]) -> str:
     return ", ".join(
         f"{share_text(count / total)} in {bits} bit{'s' if bits != '1' else ''}" for bits, count in rows if count
     )
+
+
+def short_weight_text(weight: Mapping[str, Any]) -> str:
+    """Return how a weight is quantized, in a few characters: ``4 bits/32``, ``8 bits``, ``nf4/64``."""
+    head = weight["codebook"] or f"{weight['bits']} bits"
+    return f"{head}/{weight['group']}" if weight["granularity"] == "group" else str(head)
 
 
 def weight_text(weight: Mapping[str, Any]) -> str:

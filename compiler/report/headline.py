@@ -16,6 +16,7 @@ from bitwright.compiler.report.figures import (
     size_text,
     speed_text,
 )
+from bitwright.compiler.report.formats import bits_text
 
 Tone = Literal["good", "bad", "warn", "plain"]
 
@@ -41,7 +42,9 @@ def headline(content: Mapping[str, Any]) -> list[Fact]:
     """Return the headline of a report."""
     facts = [
         _integers(content["summary"]),
+        _formats(content["summary"]),
         _size(content["summary"]),
+        _allocation(content.get("allocation")),
         *_accuracy(content),
         _noise(content["summary"]),
         _speed(content),
@@ -51,12 +54,40 @@ def headline(content: Mapping[str, Any]) -> list[Fact]:
 
 
 def _integers(summary: Mapping[str, Any]) -> Fact:
+    """Return the share that is multiplied in integers; where none is, the share that is quantized for its size."""
+    integer, quantized = summary["integer_macs_share"], summary["quantized_macs_share"]
+    size_only = not integer and bool(quantized)
+    label, share, count = (
+        ("Quantized", quantized, summary["quantized_anchors"])
+        if size_only
+        else ("In integers", integer, summary["integer_anchors"])
+    )
     detail = (
         f"of {count_text(summary['macs'])} multiply-accumulates with a constant weight; "
-        f"{summary['integer_anchors']} of {summary['anchors']} operators"
+        f"{count} of {summary['anchors']} operators"
     )
-    share = summary["integer_macs_share"]
-    return Fact("In integers", share_text(share), detail, "plain" if share else "warn")
+    if size_only:
+        detail += "; none multiplies integers"
+    elif quantized > integer:
+        detail += f"; {share_text(quantized - integer)} more have only their weights or precision reduced"
+    return Fact(label, share_text(share), detail, "plain" if share else "warn")
+
+
+def _formats(summary: Mapping[str, Any]) -> Fact | None:
+    if not summary["formats"]:
+        return None
+    value = ", ".join(f"{count} {fmt}" for fmt, count in summary["formats"].items())
+    return Fact("Layers", value, f"weights: {bits_text(summary['parameters_by_bits'])}")
+
+
+def _allocation(found: Mapping[str, Any] | None) -> Fact | None:
+    """Return how good the chosen formats are, and what the budgets leave."""
+    if found is None:
+        return None
+    value = "optimal" if found["proven"] else f"within {found['gap']:.1%}"
+    prices = [note for note in found["notes"] if "binding" in note]
+    detail = "; ".join(["formats chosen by the allocator", *prices])
+    return Fact("Allocation", value, detail, "good" if found["proven"] else "plain")
 
 
 def _size(summary: Mapping[str, Any]) -> Fact:

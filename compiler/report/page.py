@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from bitwright.compiler.report import tables
+from bitwright.compiler.report import choices, tables
 from bitwright.compiler.report.figures import count_text, number_text
+from bitwright.compiler.report.formats import KINDS, kind_of
 from bitwright.compiler.report.headline import Fact, headline
-from bitwright.compiler.report.markup import Child, Markup, element, join
+from bitwright.compiler.report.markup import Child, Markup, element
 from bitwright.compiler.report.pictures import size_picture, sqnr_picture
+from bitwright.compiler.report.section import Section, anchor, key, section
 
+LONG_VALUE = 12
 RUNTIMES = {"artifact": "compiled artifact", "onnxruntime": "ONNX Runtime deployment"}
 
 
@@ -58,7 +61,7 @@ def _header(content: Mapping[str, Any], names: list[str]) -> Markup:
         element("p", *about, class_="soft"),
         _warnings(content["warnings"]),
         element("div", *(_card(fact) for fact in headline(content)), class_="cards"),
-        element("nav", *(element("a", name, href=f"#{_anchor(name)}") for name in names)),
+        element("nav", *(element("a", name, href=f"#{anchor(name)}") for name in names)),
     )
 
 
@@ -74,39 +77,29 @@ def _card(fact: Fact) -> Markup:
     mark = {"good": "\N{CHECK MARK} ", "bad": "\N{BALLOT X} ", "warn": "\N{WARNING SIGN} ", "plain": ""}[
         fact.tone
     ]
+    size = "value" if len(fact.value) <= LONG_VALUE else "value long"
     return element(
         "div",
         element("div", fact.label, class_="label"),
-        element("div", f"{mark}{fact.value}", class_="value"),
+        element("div", f"{mark}{fact.value}", class_=size),
         element("div", fact.detail, class_="detail"),
         class_=f"card {fact.tone}",
     )
 
 
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-def _section(title: str, lead: str, *parts: Child) -> tuple[str, Markup | None]:
-    """Return a titled section; nothing inside means no section."""
-    inside = join(parts)
-    if not inside:
-        return title, None
-    heading = element("h2", title)
-    return title, element(
-        "section", heading, element("p", lead, class_="soft") if lead else None, inside, id=_anchor(title)
-    )
-
-
-def _sections(content: Mapping[str, Any]) -> list[tuple[str, Markup | None]]:
+def _sections(content: Mapping[str, Any]) -> list[Section]:
     return [
+        choices.formats_section(content),
         _accuracy(content.get("accuracy")),
         _noise(content["noise"]),
+        choices.advice_section(content),
         _sizes(content["sizes"]),
         _layers(content["layers"]),
         _float(content["float"]),
         _not_lowered(content.get("not_lowered", [])),
         _verification(content.get("verification")),
+        choices.allocation_section(content),
+        choices.migration_section(content),
         _gate(content.get("gate")),
         _audit(content.get("audit")),
         _phases(content["phases"]),
@@ -114,7 +107,7 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, Markup | None]]:
     ]
 
 
-def _accuracy(accuracy: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+def _accuracy(accuracy: Mapping[str, Any] | None) -> Section:
     if accuracy is None:
         return "Accuracy", None
     row = [
@@ -123,48 +116,47 @@ def _accuracy(accuracy: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
         f"{accuracy['drop'] * 100:.3f} %",
     ]
     lead = "Your own metric on both models, run in ONNX Runtime; higher is better."
-    return _section("Accuracy", lead, tables.table(("#Float", "#Quantized", "#Relative drop"), [row]))
+    return section("Accuracy", lead, tables.table(("#Float", "#Quantized", "#Relative drop"), [row]))
 
 
-def _key(*entries: tuple[str, str]) -> Markup:
-    return element(
-        "div", *(part for kind, text in entries for part in (element("i", class_=kind), text)), class_="key"
-    )
-
-
-def _noise(measured: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+def _noise(measured: list[dict[str, Any]]) -> Section:
     lead = (
-        "Signal to quantization noise of what each layer writes, inputs already quantized, in graph order. Six decibel "
-        "are one bit; a sudden step down names the layer to keep in float."
+        "Signal to quantization noise of what each layer writes, in graph order: as a bar with everything before it "
+        "quantized, too, as a line with the layer alone quantized and its inputs exact. Six decibel are one bit. A low "
+        "line names a layer that is bad itself; a bar far below its line has inherited its noise."
     )
     picture = sqnr_picture(measured)
-    key = _key(("int8", "written by an integer kernel"), ("float", "computed in float"))
-    return _section("Noise by layer", lead, *((key, picture) if picture else ()))
+    present = {kind_of(row["format"]) for row in measured}
+    entries = [(kind, text) for kind, text in KINDS.items() if kind in present]
+    if any(row["own_sqnr_db"] is not None for row in measured):
+        entries.append(("own", "the layer's own noise alone"))
+    return section("Noise by layer", lead, *((key(*entries), picture) if picture else ()))
 
 
-def _sizes(ledger: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+def _sizes(ledger: list[dict[str, Any]]) -> Section:
     picture = size_picture(ledger)
     lead = "Constants by the layer that reads them, then every initializer: weights, biases, scales and zero points."
     if picture is None:
         return "Size", None
-    key = _key(("ghost", "float32"), ("int8", "now"))
-    return _section("Size", lead, key, picture, tables.size_table(ledger))
+    legend = key(("ghost", "float32"), ("integer", "now"))
+    return section("Size", lead, legend, picture, tables.size_table(ledger))
 
 
-def _layers(layers: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+def _layers(layers: list[dict[str, Any]]) -> Section:
     lead = (
-        "Every operator the target has an integer kernel for, and what was decided. Estimated times, here and in "
-        "float, are the profile's cost model: they rank choices, they do not predict a clock. Measured is the "
+        "Every operator the target has a kernel for in another format than float, and what was decided. Own is the noise "
+        "the layer adds to exact inputs, SQNR that of its output with all before it. Estimated times, here and in "
+        "float, come from the profile: they rank choices, they do not predict a clock. Measured is the "
         "best time of the layer's kernels in the compiled artifact, where it ran on this machine."
     )
-    return _section("Layers", lead, *((tables.layer_table(layers),) if layers else ()))
+    return section("Layers", lead, *((tables.layer_table(layers),) if layers else ()))
 
 
-def _float(rows: list[dict[str, Any]]) -> tuple[str, Markup | None]:
-    return _section("Stayed float", "Operators that run in float, by reason.", *tables.float_groups(rows))
+def _float(rows: list[dict[str, Any]]) -> Section:
+    return section("Stayed float", "Operators that run in float, by reason.", *tables.float_groups(rows))
 
 
-def _not_lowered(found: list[dict[str, Any]]) -> tuple[str, Markup | None]:
+def _not_lowered(found: list[dict[str, Any]]) -> Section:
     rows = [
         {"node": node, "reason": f"{', '.join(part['operators'])}: {part['reason']}"}
         for part in found
@@ -174,15 +166,15 @@ def _not_lowered(found: list[dict[str, Any]]) -> tuple[str, Markup | None]:
         "What the compiler has no code for. The artifact is in segments: these nodes are ONNX files that ONNX Runtime "
         "executes between the compiled libraries; on this machine during verification, whatever the target is."
     )
-    return _section("Left to ONNX Runtime", lead, *tables.float_groups(rows))
+    return section("Left to ONNX Runtime", lead, *tables.float_groups(rows))
 
 
-def _verification(found: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+def _verification(found: Mapping[str, Any] | None) -> Section:
     if found is None:
         return "Verification", None
     if found["executed"] == "none":
         text = f"Compiled, not executed: {found['reason']}"
-        return _section("Verification", "", element("p", text, class_="warn-text"))
+        return section("Verification", "", element("p", text, class_="warn-text"))
     equal = found["calls"] - len(found["kernel_differences"])
     lead = (
         f"Nothing of the model is compiled: ONNX Runtime executed all of it on {found['sets']} golden input sets."
@@ -202,27 +194,27 @@ def _verification(found: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
         parts.append(
             element("p", "No kernel call of their own: ", tables.code(", ".join(found["unrecorded"])))
         )
-    return _section("Verification", lead, *parts)
+    return section("Verification", lead, *parts)
 
 
-def _gate(gate: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+def _gate(gate: Mapping[str, Any] | None) -> Section:
     if gate is None or not gate["trials"]:
         return "No-regret gate", None
     lead = "Measured on this machine: a kind of layer that is not faster as integers stays in float."
     verdict = "No integer form was faster than float: the model stays in float." if gate["all_float"] else ""
     note = element("p", verdict, class_="warn-text") if verdict else None
-    return _section("No-regret gate", lead, note, tables.gate_table(gate))
+    return section("No-regret gate", lead, note, tables.gate_table(gate))
 
 
-def _audit(audit: Mapping[str, Any] | None) -> tuple[str, Markup | None]:
+def _audit(audit: Mapping[str, Any] | None) -> Section:
     if audit is None:
         return "ONNX Runtime audit", None
     lead = "The graph that ONNX Runtime really executes, read back after its optimizations."
-    return _section("ONNX Runtime audit", lead, *tables.audit_tables(audit))
+    return section("ONNX Runtime audit", lead, *tables.audit_tables(audit))
 
 
-def _phases(phases: list[dict[str, Any]]) -> tuple[str, Markup | None]:
-    return _section("Phases", "", *((tables.phase_table(phases),) if phases else ()))
+def _phases(phases: list[dict[str, Any]]) -> Section:
+    return section("Phases", "", *((tables.phase_table(phases),) if phases else ()))
 
 
 def _port(port: Mapping[str, Any]) -> str:
@@ -234,7 +226,7 @@ def _port(port: Mapping[str, Any]) -> str:
     return f"{port['name']}: {port['dtype']}, {shape}"
 
 
-def _model(content: Mapping[str, Any]) -> tuple[str, Markup | None]:
+def _model(content: Mapping[str, Any]) -> Section:
     model, target = content["model"], content["target"]
     entries = [
         ("File", model["file"]),
@@ -246,4 +238,4 @@ def _model(content: Mapping[str, Any]) -> tuple[str, Markup | None]:
         ("Target", f"{target['name']} ({target['family']})"),
         ("Planned for", ", ".join(f"{k} = {v}" for k, v in target["dims"].items()) or "fixed shapes"),
     ]
-    return _section("Model", "", element("dl", *((element("dt", k), element("dd", v)) for k, v in entries)))
+    return section("Model", "", element("dl", *((element("dt", k), element("dd", v)) for k, v in entries)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitwright.compiler.report.figures import decibel_text, size_text
+from bitwright.compiler.report.formats import kind_of
 from bitwright.compiler.report.markup import Markup, element
 
 WIDTH = 920
@@ -18,12 +19,15 @@ LABEL_LENGTH = 16
 WIDEST_BAR = 40
 SHOWN_LAYERS = 14
 TICKS_DB = 10
-# Two equal tensors have no noise at all; their bar ends here.
-TOP_DB = 60.0
+# No axis is longer; two equal tensors have no noise at all, their bar ends at its end.
+TOP_DB, EXACT_DB = 100.0, 200.0
 
 
 def sqnr_picture(measured: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Return one bar for each measured tensor, named after what writes it; None if there is none."""
+    """Return one bar for each measured tensor, named after what writes it; None if there is none.
+
+    A line across the bar is the layer's own noise, a row's ``own_sqnr_db``.
+    """
     if not measured:
         return None
     top = _top(measured)
@@ -35,13 +39,17 @@ def sqnr_picture(measured: Sequence[Mapping[str, Any]]) -> Markup | None:
     )
     longest = max(len(_shortened(row["node"], LABEL_LENGTH)) for row in measured)
     height = PLOT_HEIGHT + (22 + 4.6 * longest if labelled else 14)
-    return _svg(height, "Signal to quantization noise by layer", _grid(top), bars, labels)
+    owns = [
+        _own(row, LEFT + k * step, step, top) for k, row in enumerate(measured) if row["own_sqnr_db"] is not None
+    ]
+    return svg(height, "Signal to quantization noise by layer", _grid(top), bars, owns, labels)
 
 
 def _top(rows: Sequence[Mapping[str, Any]]) -> float:
     """Return the end of the axis: the next ten above the largest measured value that is not exact."""
-    largest = max((min(row["sqnr_db"], TOP_DB) for row in rows), default=TOP_DB)
-    return max(20.0, TICKS_DB * -(-largest // TICKS_DB))
+    values = [row[name] for row in rows for name in ("sqnr_db", "own_sqnr_db") if row[name] is not None]
+    largest = max((value for value in values if value < EXACT_DB), default=TOP_DB)
+    return min(max(20.0, TICKS_DB * -(-largest // TICKS_DB)), TOP_DB)
 
 
 def _grid(top: float) -> list[Markup]:
@@ -61,12 +69,25 @@ def _height(value: float, top: float) -> float:
 def _bar(row: Mapping[str, Any], x: float, step: float, top: float) -> Markup:
     y = _height(max(0.0, min(row["sqnr_db"], top)), top)
     gap = max(step * 0.25, step - WIDEST_BAR)
-    tip = element("title", f"{row['node']} ({row['op']}, {row['format']}): {decibel_text(row['sqnr_db'])}")
-    kind = "float" if row["format"] == "float" else "int8"
+    tip = element("title", _tip(row))
+    kind = kind_of(row["format"])
     height = max(PLOT_HEIGHT - y, 1.0)
     return element(
         "rect", tip, x=x + gap / 2, y=y, width=step - gap, height=height, rx=2, class_=f"bar {kind}"
     )
+
+
+def _tip(row: Mapping[str, Any]) -> str:
+    own = "" if row["own_sqnr_db"] is None else f", its own noise alone {decibel_text(row['own_sqnr_db'])}"
+    return f"{row['node']} ({row['op']}, {row['format']}): {decibel_text(row['sqnr_db'])}{own}"
+
+
+def _own(row: Mapping[str, Any], x: float, step: float, top: float) -> Markup:
+    """Return the mark of a layer's own noise, a little wider than its bar."""
+    y = _height(max(0.0, min(row["own_sqnr_db"], top)), top)
+    gap = max(step * 0.25, step - WIDEST_BAR) * 0.6
+    tip = element("title", _tip(row))
+    return element("rect", tip, x=x + gap / 2, y=y - 1.5, width=step - gap, height=3, rx=1.5, class_="bar own")
 
 
 def _label(name: str, x: float) -> Markup:
@@ -105,7 +126,7 @@ def size_picture(ledger: Sequence[Mapping[str, Any]]) -> Markup | None:
         return None
     height = 22
     parts = [_size_row(row, k * height, longest) for k, row in enumerate(rows)]
-    return _svg(len(rows) * height + 4, "Bytes by layer, before and after", parts)
+    return svg(len(rows) * height + 4, "Bytes by layer, before and after", parts)
 
 
 def _size_row(row: tuple[str, int, int], y: int, longest: int) -> Markup:
@@ -121,11 +142,12 @@ def _size_row(row: tuple[str, int, int], y: int, longest: int) -> Markup:
         element(
             "rect", x=start, y=y + 4, width=max(before * scale, 1.0), height=14, rx=2, class_="bar ghost"
         ),
-        element("rect", x=start, y=y + 4, width=max(after * scale, 1.0), height=14, rx=2, class_="bar int8"),
+        element("rect", x=start, y=y + 4, width=max(after * scale, 1.0), height=14, rx=2, class_="bar integer"),
         element("text", figures, x=start + max(before, after) * scale + 8, y=y + 15, class_="tick"),
     )
 
 
-def _svg(height: float, title: str, *parts: Any) -> Markup:
+def svg(height: float, title: str, *parts: Any) -> Markup:
+    """Return a picture as wide as the page."""
     box = f"0 0 {WIDTH} {height:.0f}"
     return element("svg", element("title", title), *parts, viewBox=box, role="img", class_="picture")

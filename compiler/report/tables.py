@@ -15,10 +15,12 @@ from bitwright.compiler.report.figures import (
     share_text,
     size_text,
 )
+from bitwright.compiler.report.formats import WORDS, kind_of, weight_text
 from bitwright.compiler.report.markup import Child, Markup, element
 
 SHOWN_ROWS = 12
 SHOWN_NODES = 12
+SHOWN_NOTES = 6
 FULL_METER_DB = 50.0
 
 
@@ -49,6 +51,23 @@ def pill(text: str, kind: str) -> Markup:
     return element("span", text, class_=f"pill {kind}")
 
 
+def format_pill(fmt: str) -> Markup:
+    """Return the label of a format in the colour of its kind, its meaning in the tooltip."""
+    return element("span", fmt, class_=f"pill {kind_of(fmt)}", title=WORDS.get(fmt))
+
+
+def note_list(notes: Sequence[str]) -> Child:
+    """Return notes as a list; more than a few are folded."""
+    first, rest = notes[:SHOWN_NOTES], notes[SHOWN_NOTES:]
+    if not notes:
+        return ""
+    shown = element("ul", *(element("li", note) for note in first), class_="notes")
+    if not rest:
+        return shown
+    more = element("ul", *(element("li", note) for note in rest), class_="notes")
+    return [shown, element("details", element("summary", f"{len(rest)} more"), more)]
+
+
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> Markup:
     """Return the table of all operators that the profile has a rule for; small ones that stayed float are folded."""
     columns = (
@@ -56,12 +75,13 @@ def layer_table(layers: Sequence[Mapping[str, Any]]) -> Markup:
         "Format",
         "Why",
         "Reads",
+        "#Own",
         "#SQNR",
         "#MACs",
         "#Estimated",
         "#In float",
         "#Measured",
-        "Weight scales",
+        "Weight",
     )
     folded = [row for row in layers if row["format"] == "float" and row["role"] != "anchor"]
     shown = [row for row in layers if row not in folded]
@@ -78,15 +98,16 @@ def _layer_row(row: Mapping[str, Any]) -> list[Child]:
     fused = f" + {', '.join(row['fused'])}" if row["fused"] else ""
     return [
         element("td", code(row["node"]), element("span", f"{row['op']}{fused}", class_="sub"), class_="name"),
-        element("td", pill(row["format"], row["format"]), element("span", row["role"], class_="sub")),
+        element("td", format_pill(row["format"]), element("span", row["role"], class_="sub")),
         element("td", row["reason"], class_="why"),
         _quantizer(row["input_quant"]),
+        _noise(row["own_sqnr_db"]),
         _noise(row["sqnr_db"]),
         count_text(row["macs"]) if row["macs"] else DASH,
         seconds_text(row["estimated_s"] or None),
         seconds_text(row["estimated_float_s"] or None),
         seconds_text(row["measured_s"]),
-        _weight_scales(row),
+        _weight(row),
     ]
 
 
@@ -111,13 +132,15 @@ def _noise(value: float | None) -> Child:
     return [decibel_text(value), meter]
 
 
-def _weight_scales(row: Mapping[str, Any]) -> Child:
-    if row["weight_scales"] is None:
+def _weight(row: Mapping[str, Any]) -> Child:
+    if row["weight_quant"] is None:
         return DASH
+    words = weight_text(row["weight_quant"])
+    if row["weight_scales"] is None:
+        return element("td", words, class_="weight")
     low, high = number_text(row["weight_scale_min"], 2), number_text(row["weight_scale_max"], 2)
     span = low if low == high else f"{low} \N{HORIZONTAL ELLIPSIS} {high}"
-    kind = "per tensor" if row["weight_scales"] == 1 else f"{row['weight_scales']} channels"
-    return element("td", kind, element("span", span, class_="sub"), class_="reads")
+    return element("td", words, element("span", f"scales {span}", class_="sub"), class_="weight")
 
 
 def size_table(ledger: Sequence[Mapping[str, Any]]) -> Markup:
@@ -169,7 +192,7 @@ def gate_table(gate: Mapping[str, Any]) -> Markup:
         [
             t["subject"],
             f"{t['ratio']:.3f}",
-            pill("adopted", "int8") if t["adopted"] else pill("rejected", "plain"),
+            pill("adopted", "integer") if t["adopted"] else pill("rejected", "plain"),
         ]
         for t in gate["trials"]
     ]
@@ -243,9 +266,7 @@ def phase_table(phases: Sequence[Mapping[str, Any]]) -> Markup:
             p["name"],
             seconds_text(p["seconds"]),
             share_text(p["seconds"] / total),
-            element("ul", *(element("li", note) for note in p["notes"]), class_="notes")
-            if p["notes"]
-            else "",
+            note_list(p["notes"]),
         ]
         for p in phases
     ]
