@@ -65,7 +65,7 @@ def _improve(
     reached = c.accuracy
     problem = allocation_problem(c, runtime, notes)
     start = _formats_now(c, problem)
-    moves = upgrades(problem, start, budget=budget_of(c))
+    moves = upgrades(problem, start, budget=budget_of(c, problem))
     config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
 
     def evaluate(formats: Mapping[str, str]) -> float:

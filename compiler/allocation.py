@@ -34,7 +34,7 @@ SAMPLES = 16
 
 def wanted(c: Compilation) -> bool:
     """Tell whether there is anything to choose: the recipe says so, or a budget has to be met."""
-    return c.recipe.recipe.choose == "allocate" or bool(c.options.budget)
+    return c.recipe.recipe.choose == "allocate" or bool(c.options.budget or budget_of(c).limits())
 
 
 def choose_formats(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
@@ -52,7 +52,7 @@ def goal(c: Compilation, problem: Problem, notes: list[str]) -> tuple[Budget, Me
     With bounds on cost the loss is minimised, with a bound on the loss the time. Without any bound: the time, as
     long as no more is lost than with every layer in the recipe's first format.
     """
-    budget = budget_of(c)
+    budget = budget_of(c, problem)
     objective = c.options.objective
     if not budget.limits():
         first = {g.name: _first(c, g) for g in problem.groups}
@@ -72,13 +72,22 @@ def _first(c: Compilation, group: Group) -> str:
     return next((f for f in (*recipe.formats, *recipe.tables) if f in known), FLOAT)
 
 
-def budget_of(c: Compilation) -> Budget:
-    """Return the user's bounds, completed by the profile's."""
+def budget_of(c: Compilation, problem: Problem | None = None) -> Budget:
+    """Return the user's bounds, completed by the profile's.
+
+    Args:
+        c: The compilation.
+        problem: Needed to turn a bound on the bits of a weight into one on bytes.
+    """
     asked, default = c.options.budget, c.profile.budgets
+    size = asked.get("size", default.weights_bytes)
+    if "bits" in asked and problem is not None:
+        elements = sum(group.choice(FLOAT).weight_bytes / 4 for group in problem.groups)
+        size = problem.fixed.weight_bytes + asked["bits"] / 8 * elements
     return Budget(
         loss=asked.get("loss"),
         latency_s=asked.get("latency", default.latency_s),
-        weight_bytes=asked.get("size", default.weights_bytes),
+        weight_bytes=size,
         peak_ram_bytes=asked.get("ram", default.peak_ram_bytes),
         energy_j=asked.get("energy"),
     )
@@ -107,24 +116,45 @@ def allocation_problem(c: Compilation, runtime: RuntimeName, notes: list[str]) -
     observe_inputs(c, c.selection)
     losses = _losses(c, variants, notes)
     base = variants.seconds({})
-    costs = {
-        (site.name, fmt): Cost(variants.seconds({site.name: fmt}) - base if fmt != FLOAT else 0.0)
-        for site in variants.sites
-        for fmt in site.formats
-    }
     ties = _ties(variants.sites)
-    for site in variants.sites:
-        # A weight that several layers share is stored once: the first one pays for it.
-        if all(site.name == tie[0] or site.name not in tie for tie in ties):
-            for fmt in site.formats:
-                key = site.name, fmt
-                costs[key] = replace(costs[key], weight_bytes=variants.weight_bytes(site, fmt))
+    costs = _costs(c, variants, base, ties)
     groups = tied_groups(losses, costs, ties)
+    group_of = {name: group for group in groups for name in group.members}
     return Problem(
         groups,
         boundaries=tuple(_boundaries(variants, groups, base, costs)),
-        fixed=Totals(latency_s=base, weight_bytes=_other_bytes(c, variants)),
+        live_sets=tuple(variants.live_sets(group_of)) if budget_of(c).peak_ram_bytes else (),
+        fixed=Totals(
+            latency_s=base,
+            weight_bytes=_other_bytes(c, variants),
+            energy_j=variants.joules({}) if _counts_energy(c) else 0.0,
+        ),
     )
+
+
+def _counts_energy(c: Compilation) -> bool:
+    return "energy" in c.options.budget or c.options.objective == "energy"
+
+
+def _costs(
+    c: Compilation, variants: Variants, base: float, ties: list[list[str]]
+) -> dict[tuple[str, str], Cost]:
+    """Return what every site costs in every format, beyond the float model where that is subtracted."""
+    idle = variants.joules({}) if _counts_energy(c) else 0.0
+    # A weight that several layers share is stored once: the first one pays for it.
+    free = {name for tie in ties for name in tie[1:]}
+    costs = {}
+    for site in variants.sites:
+        for fmt in site.formats:
+            alone = {site.name: fmt} if fmt != FLOAT else {}
+            costs[site.name, fmt] = Cost(
+                variants.seconds(alone) - base if alone else 0.0,
+                0.0
+                if site.name in free
+                else variants.weight_bytes(site, fmt, ideal="bits" in c.options.budget),
+                variants.joules(alone) - idle if alone and _counts_energy(c) else 0.0,
+            )
+    return costs
 
 
 def _losses(c: Compilation, variants: Variants, notes: list[str]) -> list[SiteLoss]:

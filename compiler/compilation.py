@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.options import Options
@@ -143,11 +144,16 @@ class Compilation:
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[list[str]]:
-        """Time a phase; lines added to the yielded list become its notes."""
+        """Time a phase; lines added to the yielded list become its notes.
+
+        Linear algebra uses as many threads as ONNX Runtime: on few cores the waiting threads of OpenBLAS take the time
+        of the working ones, five times as much in all.
+        """
         self.progress.phase(name)
         notes: list[str] = []
         start = time.perf_counter()
-        yield notes
+        with threadpool_limits(self.options.threads, user_api="blas"):
+            yield notes
         self.phases.append(PhaseRecord(name, time.perf_counter() - start, tuple(notes)))
 
 

@@ -28,7 +28,7 @@ from bitwright.passes.equalize_layers import EqualizeLayers, tensors_to_observe
 Observe = Callable[[Compilation, Selection], None]
 
 FEWEST_SAMPLES = 8
-JUDGES = 32
+JUDGES = 128
 WORTHWHILE_DB = 0.5
 
 
@@ -68,7 +68,7 @@ def equalize(c: Compilation, runtime: RuntimeName, observe_inputs: Observe) -> P
     seen = EveryOther(samples, 0)
     statistics = collect_channels(c.model, seen, tensors, threads=c.options.threads)
     candidate = c.model.clone()
-    result = EqualizeLayers(statistics, quantized).run(candidate)
+    result = EqualizeLayers(statistics, quantized, largest=_largest_integer(c)).run(candidate)
     if not result.changed:
         return PassResult(c.model, 0, result.notes)
     before = _quality(c, runtime, c.model, samples, observe_inputs)
@@ -79,6 +79,11 @@ def equalize(c: Compilation, runtime: RuntimeName, observe_inputs: Observe) -> P
         return PassResult(c.model, 0, (f"not kept: {verdict}", *result.notes))
     c.model = candidate
     return PassResult(candidate, result.changed, (f"kept: {verdict}", *result.notes))
+
+
+def _largest_integer(c: Compilation) -> int:
+    """Return the largest integer of the narrowest weights that the recipe may choose for convolutions."""
+    return 7 if "w4a8" in c.recipe.recipe.formats else 127
 
 
 def _quality(

@@ -23,7 +23,7 @@ PHASES = (
     "audit",
     "specialize",
 )
-BUDGETS = ("latency", "size", "ram", "energy", "loss")
+BUDGETS = ("latency", "size", "bits", "ram", "energy", "loss")
 OBJECTIVES = ("loss", "latency", "size", "ram", "energy")
 LOSSES = ("sqnr", "cosine", "kl", "eval")
 
@@ -49,7 +49,8 @@ class Options:
         dump: Folder for a numbered model after every phase.
         threads: Threads for calibration and timing.
         golden: Samples kept in the bundle and used for verification.
-        budget: Upper bounds: ``latency`` (seconds), ``size`` (bytes of weights), ``ram`` (bytes of activations),
+        budget: Upper bounds: ``latency`` (seconds), ``size`` (bytes of constants) or ``bits`` (of a weight, on
+            average), ``ram`` (bytes of activations),
             ``energy`` (joules) of one call; ``loss``: a quality bound.
         objective: What to minimise under these bounds; None: the loss, or the latency under a quality bound.
         loss: What the allocator predicts the loss by: ``sqnr``, ``cosine``, ``kl`` or ``eval``.
@@ -90,6 +91,9 @@ class Options:
     def __post_init__(self) -> None:
         for name in self.budget:
             _one_of(name, BUDGETS, "budget", "--budget")
+        if "bits" in self.budget and "size" in self.budget:
+            msg = "bits count integers alone, size the file: only one of them can be bounded"
+            raise UsageError(msg, where="--budget", fix="leave one out")
         if self.objective is not None:
             _one_of(self.objective, OBJECTIVES, "objective", "--minimise")
         _one_of(self.loss, LOSSES, "loss", "--loss")

@@ -72,11 +72,11 @@ def sweep_model(
             problem,
             metric,
             points=points,
-            budget=budget_of(c),
+            budget=budget_of(c, problem),
             progress=lambda done, total: c.progress.step(done, total, "budgets"),
         )
         uniform = uniform_points(problem)
-        found = _with_uniform_costs(problem, metric, budget_of(c), found, uniform)
+        found = _with_uniform_costs(problem, metric, budget_of(c, problem), found, uniform)
     return Front(
         tuple(found), uniform, problem, metric, _write(c, options.output, found, uniform, problem, metric)
     )

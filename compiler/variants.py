@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bitwright.compiler import frontend, quantizing
+from bitwright.compiler.allocate.problem import Group, LiveSet
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.graph.operands import stored_weight, table_of, weight_of
-from bitwright.compiler.plan.latency import predict
+from bitwright.compiler.plan.energy import placement_energy_j
+from bitwright.compiler.plan.latency import chains, predict
+from bitwright.compiler.plan.memory import buffers, live_at, written_bytes
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors, runtime_of
 from bitwright.compiler.plan.selection import Selection
@@ -82,13 +85,65 @@ class Variants:
         """Return the predicted seconds of such a placement."""
         return predict(self.selection(formats), self._c.profile, self._runtime, self._c.shapes).seconds
 
-    def weight_bytes(self, site: Site, fmt: str) -> int:
-        """Return the bytes of a site's weight in a format, scales included."""
+    def joules(self, formats: Mapping[str, str]) -> float:
+        """Return the estimated joules of such a placement.
+
+        Raises:
+            ProfileError: The profile says nothing about energy.
+        """
+        return placement_energy_j(self.selection(formats), self._c.profile, self._runtime, self._c.shapes)
+
+    def weight_bytes(self, site: Site, fmt: str, *, ideal: bool = False) -> float:
+        """Return the bytes of a site's weight in a format.
+
+        Args:
+            site: One of the sites.
+            fmt: One of its formats.
+            ideal: Count the bits of the integers alone: no scales, no wider elements that hold them.
+        """
         array = constant_array(site.weight)
         assert array is not None
         plan = self.plan({site.name: fmt}) if fmt != FLOAT else None
         quant = None if plan is None else plan.weights.get(plan.nodes[site.name].weight)
-        return int(array.nbytes) if quant is None else stored_bytes(quant, int(array.size))
+        if quant is None:
+            return float(array.nbytes)
+        return array.size * quant.bits / 8 if ideal else stored_bytes(quant, int(array.size))
+
+    def live_sets(self, group_of: Mapping[str, Group]) -> list[LiveSet]:
+        """Return what is in memory at every step, by the format of the group that wrote it.
+
+        What stands between two layers and can pass integers on goes by the layer before it.
+        """
+        profile, table = self._c.profile, runtime_of(self._c.profile, self._runtime)
+        found, _ = buffers(self.current, table, self._c.shapes)
+        owners = _owners(self.current, self.sites)
+        steps = chains(self.current, table)
+        sets = []
+        for step, alive in zip(steps, live_at(found, len(steps)), strict=True):
+            sizes: dict[str, dict[str, float]] = {}
+            fixed = 0.0
+            for buffer in alive:
+                site = owners.get(buffer.unit)
+                if site is None:
+                    fixed += written_bytes(buffer, FLOAT, None, profile)
+                    continue
+                by_format = sizes.setdefault(group_of[site.name].name, {})
+                for fmt in site.formats:
+                    combo = site.unit.rule.combo_for((fmt,)) if site.unit.rule is not None else None
+                    by_format[fmt] = by_format.get(fmt, 0.0) + written_bytes(buffer, fmt, combo, profile)
+            sets.append(LiveSet(step.unit.name, sizes, fixed))
+        return sets
+
+
+def _owners(selection: Selection, sites: list[Site]) -> dict[str, Site]:
+    """Return, by unit, the site whose format a unit's result follows."""
+    at = {site.unit.output: site for site in sites}
+    owners = {site.name: site for site in sites}
+    for unit in selection.units:
+        source = at.get(unit.activations[0]) if unit.role in BETWEEN and unit.activations else None
+        if source is not None:
+            owners[unit.name] = at[unit.output] = source
+    return owners
 
 
 def reads_integers(site: Site, fmt: str) -> bool:

@@ -37,7 +37,7 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="NAME=AMOUNT",
-        help="Bounds of one call: latency=8ms,size=2MB,ram=512KB,energy=1mJ; loss=0.01 bounds the predicted loss.",
+        help="Bounds: latency=8ms,size=2MB,ram=512KB,energy=1mJ, bits=6 of a weight, loss=0.01 predicted.",
     ),
 ]
 Minimise = Annotated[

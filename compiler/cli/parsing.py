@@ -63,7 +63,7 @@ _UNITS = {
     "energy": {"j": 1.0, "mj": 1e-3, "uj": 1e-6, "nj": 1e-9},
 }
 _UNITS["ram"] = _UNITS["size"]
-_UNITS["loss"] = {"": 1.0}
+_UNITS["loss"] = _UNITS["bits"] = {"": 1.0}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:[eE]-[0-9]+)?\s*([A-Za-z]*)")
 
 
