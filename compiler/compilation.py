@@ -67,6 +67,19 @@ class PhaseRecord:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Change:
+    """Another format for one layer.
+
+    Attributes:
+        format: The format.
+        gain_db: What the outputs were measured to gain by it, every weight rounded to nearest.
+    """
+
+    format: str
+    gain_db: float
+
+
 @dataclass
 class Compilation:
     """Everything known so far; each phase reads what earlier ones wrote.
@@ -92,6 +105,7 @@ class Compilation:
         sqnr_db: Noise of every layer's output and of the model's outputs, everything before it quantized, too.
         own_db: Noise that each layer adds to exact inputs, by the tensor it writes.
         advice: What the worst layers cost the outputs.
+        changes: The change of the plan that helps such a layer most.
         audit: What ONNX Runtime made of ``quantized``.
         accuracy: The user's metric before and after.
         timing: Quantized against float in ONNX Runtime.
@@ -126,6 +140,7 @@ class Compilation:
     sqnr_db: dict[str, float] = field(default_factory=dict)
     own_db: dict[str, float] = field(default_factory=dict)
     advice: tuple[WhatIf, ...] = ()
+    changes: dict[str, Change] = field(default_factory=dict)
     audit: Audit | None = None
     accuracy: Accuracy | None = None
     timing: PairedTiming | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler import accuracy, allocation, frontend, migration, quantizing
+from bitwright.compiler import accuracy, advising, allocation, frontend, migration, quantizing
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
@@ -87,6 +87,7 @@ def run_phases(c: Compilation) -> None:
         accuracy.hold(c, "onnxruntime", notes, _kept(c))
     with c.recorded("audit") as notes:
         frontend.audit_model(c, notes)
+        advising.choose_changes(c, "onnxruntime", _kept(c))
         assert c.audit is not None
         notes.extend(f"{f.kind} '{f.node}': {f.why}" for f in c.audit.unexpected)
         _time(c, notes)

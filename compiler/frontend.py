@@ -274,7 +274,11 @@ def _measure_errors(
     c.sqnr_db = layer_errors(
         c.model, c.quantized, (*plan.activations, *layers.values()), samples, config=config
     )
-    c.own_db = own_errors(c.model, c.quantized, list(layers.values()), samples, config=config)
+    read = {tensor for d in plan.nodes.values() for tensor in d.inputs}
+    unread = {n: t for n, t in layers.items() if t in plan.activations and t not in read}
+    c.own_db = own_errors(
+        c.model, c.quantized, list(layers.values()), samples, unread=frozenset(unread.values()), config=config
+    )
     weighted = [n for n, tensor in layers.items() if plan.nodes[n].weight and tensor in c.own_db]
     worst = sorted(weighted, key=lambda n: c.own_db[layers[n]])[:ADVISED_LAYERS]
-    c.advice = what_if_float(c.model, c.quantized, worst, samples, config=config)
+    c.advice = what_if_float(c.model, c.quantized, worst, samples, unread=unread, config=config)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bitwright.compiler import accuracy, allocation, artifact, frontend, migration, quantizing
+from bitwright.compiler import accuracy, advising, allocation, artifact, frontend, migration, quantizing
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
@@ -72,6 +72,7 @@ def audit(c: Compilation, notes: list[str]) -> None:
     """Run the Q/DQ model in ONNX Runtime: what fused, what it costs in accuracy."""
     assert c.selection is not None
     frontend.audit_model(c, notes)
+    advising.choose_changes(c, "artifact")
     assert c.audit is not None
     if c.audit.unexpected:
         notes.append(

@@ -40,7 +40,9 @@ def explain_verb(
     apply: Annotated[
         Path | None,
         typer.Option(
-            "--apply", metavar="FILE", help="Write the plan with the advised formats, to be given to --recipe."
+            "--apply",
+            metavar="FILE",
+            help="Write the plan with the advised formats, to be given to --recipe.",
         ),
     ] = None,
 ) -> None:
@@ -93,7 +95,9 @@ def _print_worst(out: Output, opened: Written) -> None:
     """Print the advice about the worst layers, each with its patch."""
     advice = opened.report["advice"]
     if not advice:
-        out.say("no layer's rounding was measured alone: nothing is quantized, or nothing could be taken back")
+        out.say(
+            "no layer's rounding was measured alone: nothing is quantized, or nothing could be taken back"
+        )
     for row in advice:
         facts = [("Own SQNR", decibel_text(row["own_sqnr_db"])), *_advice(row)]
         out.facts(f"{row['node']} ({row['op']}): {row['format']}", facts)
@@ -117,7 +121,7 @@ def _print_patch(out: Output, advice: dict[str, Any] | None) -> None:
 
 def _advice(row: dict[str, Any]) -> Facts:
     found = [("In float", f"{gain_text(row['gain_db'])} at the outputs")]
-    for key, label in (("inputs_db", "inputs"), ("weights_db", "weights")):
+    for key, label in (("inputs_db", "inputs"), ("weights_db", "weights"), ("output_db", "output")):
         if row[key] is not None:
             found.append((f"Exact {label}", f"{gain_text(row[key])} at the outputs"))
     return [*found, ("Advice", row["text"])]
@@ -139,7 +143,7 @@ def _explanation(row: dict[str, Any]) -> Facts:
     return [
         *found,
         *_cost(row),
-        *((("ONNX Runtime", f"{f['kind']}: {f['why']}") for f in row["findings"])),
+        *(("ONNX Runtime", f"{f['kind']}: {f['why']}") for f in row["findings"]),
         *(_advice(row["advice"]) if row["advice"] is not None else ()),
     ]
 

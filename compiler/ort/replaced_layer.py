@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bitwright.compiler.graph.model import FreshNames, constant_array, node_label, only_consumer
+from bitwright.compiler.graph.model import (
+    FreshNames,
+    constant_array,
+    consumers,
+    is_op,
+    node_label,
+    only_consumer,
+)
 from bitwright.passes.rewriting import add_initializer
 
 LONGEST_TAIL = 4
@@ -42,6 +49,33 @@ def compute_in_float(model: ir.Model, float_model: ir.Model, node: str) -> bool:
             user.replace_input_with(index, result)
     _take_over_output(model, written, result, fresh)
     return True
+
+
+def pass_quantizer(model: ir.Model, tensor: str) -> bool:
+    """Let the readers of a quantized tensor read it as it was before it was quantized, in place.
+
+    Args:
+        model: The quantized model.
+        tensor: Name of the float tensor that a QuantizeLinear reads.
+
+    Returns:
+        Whether anybody read it through a quantizer.
+    """
+    passed = False
+    for written, dequantized in quantized_copies(model, tensor):
+        for user, index in tuple(dequantized.uses()):
+            user.replace_input_with(index, written)
+            passed = True
+    return passed
+
+
+def quantized_copies(model: ir.Model, tensor: str) -> list[tuple[ir.Value, ir.Value]]:
+    """Return a float tensor of the main graph with each value that is made from it by quantizing and dequantizing."""
+    written = next((o for n in model.graph for o in n.outputs if o.name == tensor), None)
+    if written is None:
+        return []
+    quantizers = [n for n in consumers(written) if is_op(n, "QuantizeLinear")]
+    return [(written, d.outputs[0]) for q in quantizers for d in consumers(q.outputs[0])]
 
 
 def _chain(float_model: ir.Model, name: str, known: dict[str | None, ir.Value]) -> list[ir.Node]:

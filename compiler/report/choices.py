@@ -17,6 +17,7 @@ BLAME = {
     "weights": "its weights",
     "inputs": "its inputs",
     "both": "inputs and weights",
+    "output": "the rounding of its output",
     "nothing": "nothing that shows",
 }
 
@@ -61,9 +62,9 @@ def advice_section(content: Mapping[str, Any]) -> Section:
     """Return the worst layers, why they are, and the patch that helps."""
     rows = content.get("advice") or []
     lead = (
-        "The layers with the largest errors of their own. Each was taken back to float alone, then only its inputs, then "
-        "only its weights, and the model was run again: that is what its rounding costs the outputs. A patch changes "
-        "one line of the plan, which is then the recipe of the next run."
+        "The layers with the largest errors of their own. Each was taken back to float alone, then only its inputs, "
+        "then only its weights, and the model was run again: that is what its rounding costs the outputs. A patch "
+        "changes one line of the plan, which is then the recipe of the next run."
     )
     command = next((row["command"] for row in rows if row["command"]), None)
     follow = None
@@ -84,10 +85,21 @@ def _advice(row: Mapping[str, Any]) -> Markup:
         ("If it were float", gain_text(row["gain_db"])),
         ("If its inputs were exact", _gain(row["inputs_db"])),
         ("If its weights were exact", _gain(row["weights_db"])),
+        *(
+            [("If its output were exact", gain_text(row["output_db"]))]
+            if row["output_db"] is not None
+            else []
+        ),
         ("To blame", BLAME[row["blame"]]),
+        *(
+            [(f"As {row['change']}", gain_text(row["change_db"]))]
+            if row["change"] not in (None, "float")
+            else []
+        ),
     ]
     figures = [
-        element("div", element("span", label, class_="sub"), element("strong", value)) for label, value in facts
+        element("div", element("span", label, class_="sub"), element("strong", value))
+        for label, value in facts
     ]
     return element(
         "div",
@@ -140,8 +152,13 @@ def allocation_section(content: Mapping[str, Any]) -> Section:
         if found["proven"]
         else f"the solver ran out of time; the optimum is at most {found['gap']:.2%} better"
     )
-    lead = f"Formats were chosen for {len(found['formats'])} groups of layers, for the least {name}. Found: {value}; {proof}."
-    dropped = [[tables.code(d["group"]), tables.format_pill(d["format"]), d["reason"]] for d in found["dropped"]]
+    groups = len(found["formats"])
+    lead = (
+        f"Formats were chosen for {groups} groups of layers, for the least {name}. Found: {value}; {proof}."
+    )
+    dropped = [
+        [tables.code(d["group"]), tables.format_pill(d["format"]), d["reason"]] for d in found["dropped"]
+    ]
     return section(
         "Allocation",
         lead,
@@ -157,7 +174,9 @@ def _budgets(found: Mapping[str, Any]) -> Markup:
     for price in found["budgets"]:
         metric, limit = price["metric"], price["limit"]
         share = price["used"] / limit if limit > 0 else 0.0
-        meter = element("span", element("i", style=f"width:{min(share, 1.0) * 100:.0f}%"), class_="meter wide")
+        meter = element(
+            "span", element("i", style=f"width:{min(share, 1.0) * 100:.0f}%"), class_="meter wide"
+        )
         rows.append(
             [
                 NAMES[metric],

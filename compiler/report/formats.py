@@ -53,7 +53,9 @@ def bits_text(parameters: Mapping[str, int]) -> str:
     total = sum(parameters.values())
     rows = sorted(parameters.items(), key=lambda item: (-item[1], int(item[0])))
     return ", ".join(
-        f"{share_text(count / total)} in {bits} bit{'s' if bits != '1' else ''}" for bits, count in rows if count
+        f"{share_text(count / total)} in {bits} bit{'s' if bits != '1' else ''}"
+        for bits, count in rows
+        if count
     )
 
 

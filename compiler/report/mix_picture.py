@@ -30,9 +30,7 @@ def mix_picture(layers: Sequence[Mapping[str, Any]]) -> Markup:
         for row in layers:
             amounts[row["format"]] += 1 if measure == "count" else row[measure]
         if amounts.total():
-            parts.append(
-                element("text", label, x=LEFT - 8, y=k * ROW + 20, text_anchor="end", class_="tick")
-            )
+            parts.append(element("text", label, x=LEFT - 8, y=k * ROW + 20, text_anchor="end", class_="tick"))
             parts.extend(_stack(amounts, k * ROW + 4))
     return svg(len(bars) * ROW, "Mix of formats", parts)
 

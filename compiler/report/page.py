@@ -144,9 +144,9 @@ def _sizes(ledger: list[dict[str, Any]]) -> Section:
 
 def _layers(layers: list[dict[str, Any]]) -> Section:
     lead = (
-        "Every operator the target has a kernel for in another format than float, and what was decided. Own is the noise "
-        "the layer adds to exact inputs, SQNR that of its output with all before it. Estimated times, here and in "
-        "float, come from the profile: they rank choices, they do not predict a clock. Measured is the "
+        "Every operator the target has a kernel for in another format than float, and what was decided. Own is the "
+        "noise the layer adds to exact inputs, SQNR that of its output with all before it. Estimated times, here and "
+        "in float, come from the profile: they rank choices, they do not predict a clock. Measured is the "
         "best time of the layer's kernels in the compiled artifact, where it ran on this machine."
     )
     return section("Layers", lead, *((tables.layer_table(layers),) if layers else ()))

@@ -40,7 +40,9 @@ def sqnr_picture(measured: Sequence[Mapping[str, Any]]) -> Markup | None:
     longest = max(len(_shortened(row["node"], LABEL_LENGTH)) for row in measured)
     height = PLOT_HEIGHT + (22 + 4.6 * longest if labelled else 14)
     owns = [
-        _own(row, LEFT + k * step, step, top) for k, row in enumerate(measured) if row["own_sqnr_db"] is not None
+        _own(row, LEFT + k * step, step, top)
+        for k, row in enumerate(measured)
+        if row["own_sqnr_db"] is not None
     ]
     return svg(height, "Signal to quantization noise by layer", _grid(top), bars, owns, labels)
 
@@ -87,7 +89,9 @@ def _own(row: Mapping[str, Any], x: float, step: float, top: float) -> Markup:
     y = _height(max(0.0, min(row["own_sqnr_db"], top)), top)
     gap = max(step * 0.25, step - WIDEST_BAR) * 0.6
     tip = element("title", _tip(row))
-    return element("rect", tip, x=x + gap / 2, y=y - 1.5, width=step - gap, height=3, rx=1.5, class_="bar own")
+    return element(
+        "rect", tip, x=x + gap / 2, y=y - 1.5, width=step - gap, height=3, rx=1.5, class_="bar own"
+    )
 
 
 def _label(name: str, x: float) -> Markup:
@@ -142,7 +146,9 @@ def _size_row(row: tuple[str, int, int], y: int, longest: int) -> Markup:
         element(
             "rect", x=start, y=y + 4, width=max(before * scale, 1.0), height=14, rx=2, class_="bar ghost"
         ),
-        element("rect", x=start, y=y + 4, width=max(after * scale, 1.0), height=14, rx=2, class_="bar integer"),
+        element(
+            "rect", x=start, y=y + 4, width=max(after * scale, 1.0), height=14, rx=2, class_="bar integer"
+        ),
         element("text", figures, x=start + max(before, after) * scale + 8, y=y + 15, class_="tick"),
     )
 

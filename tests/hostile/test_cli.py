@@ -123,6 +123,8 @@ CASES = {
     "verify nothing": ("verify none", 2, "none"),
     "report no bundle": ("report full", 2, "not a bitwright output folder"),
     "explain no bundle": ("explain full conv", 2, "not a bitwright output folder"),
+    "explain without a report": ("explain {i}/m.onnx", 2, "no report is beside m.onnx"),
+    "report without a report": ("report {i}/m.onnx", 2, "no report is beside m.onnx"),
     "bench one model": ("bench {i}/m.onnx", 2, "second model"),
     "bench no model": ("bench {i}/m.onnx file.txt", 3, "file.txt"),
     "export form": ("export net:make -o e.onnx", 2, "MODULE.py:FACTORY"),
@@ -185,12 +187,53 @@ def test_quantize_prints_its_files_and_nothing_else_on_stdout(inputs, work, capf
     arguments = filled("quantize {i}/m.onnx -t x86-avx2 -o q.onnx --no-gate --report r.html", inputs)
     assert main([*arguments, "-d", data]) == 0
     captured = capfd.readouterr()
-    assert captured.out.splitlines() == ["q.onnx", "q.session.json", "q.plan.yaml", "r.html"]
+    files = ["q.onnx", "q.session.json", "q.plan.yaml", "q.report.json", "r.html"]
+    assert captured.out.splitlines() == files
     assert "noise" in captured.err and "m.onnx for x86-avx2" in captured.err
-    assert {"q.onnx", "q.session.json", "q.plan.yaml", "r.html"} <= {p.name for p in work.iterdir()}
+    assert set(files) <= {p.name for p in work.iterdir()}
     assert main([*arguments, "-d", data, "--json"]) == 0
     document = json.loads(capfd.readouterr().out)
-    assert document["model"] == "q.onnx" and document["report"]["target"]["name"] == "x86-avx2"
+    assert document["model"] == "q.onnx" and document["report_file"] == "q.report.json"
+    assert document["report"]["target"]["name"] == "x86-avx2"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a report of this version"),
+        ('{"layers": []}', "not a report"),
+        ("[" * 9999, "JSON"),
+    ],
+)
+def test_a_broken_report_is_refused(text, words, work, capsys):
+    (work / "q.report.json").write_text(text)
+    assert main(["explain", "q.onnx"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_advice_is_applied_to_a_new_file_only(inputs, work, capsys):
+    assert main(filled(f"quantize {GOOD} -o q.onnx --no-gate --recipe w4 -q", inputs)) == 0
+    before = listing(work)
+    for arguments, words in (
+        ("explain q.onnx --apply q.plan.yaml", "would replace the plan"),
+        ("explain q.onnx --apply full", "is a folder"),
+        ("explain q.onnx --apply file.txt/p.yaml", "is not a folder"),
+        ("explain q.onnx heed", "did you mean 'head'?"),
+        ("explain q.onnx heed --apply p.yaml", "did you mean 'head'?"),
+        ("explain q.onnx sum --apply p.yaml", "advises no change for 'sum'"),
+    ):
+        capsys.readouterr()
+        assert main(arguments.split()) == 2
+        assert words in capsys.readouterr().err
+    assert listing(work) == before
+    assert main(["explain", "q.onnx", "--apply", "new/p.yaml"]) == 0
+    assert {k: v for k, v in listing(work).items() if k in before} == before and (
+        work / "new/p.yaml"
+    ).exists()
+    (work / "q.plan.yaml").unlink()
+    assert main(["explain", "q.onnx", "--apply", "p.yaml"]) == 2
+    assert "the plan is not there any more" in capsys.readouterr().err
 
 
 def test_random_data_is_shouted_even_when_quiet(inputs, work, capsys):

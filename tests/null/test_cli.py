@@ -12,7 +12,7 @@ import pytest
 from bitwright.compiler import errors
 from bitwright.compiler.cli.app import EPILOG, main
 from bitwright.compiler.cli.parsing import check_place, parse_dims, parse_drop
-from bitwright.compiler.report.explain import explain
+from bitwright.compiler.report.explain import changes, explain
 from bitwright.targets import loader
 
 VERBS = ("compile", "quantize", "inspect", "verify", "bench", "report", "explain", "export")
@@ -264,6 +264,24 @@ def test_explain_adds_up_constants_and_findings():
 def test_explain_resolves_fused_nodes_and_float_ones():
     assert explain(REPORT, "relu1")["node"] == "conv1" and explain(REPORT, "relu1")["asked"] == "relu1"
     assert explain(REPORT, "soft")["format"] == "float"
+
+
+ADVICE = {"node": "conv1", "change": "w8", "patch": "p"}
+
+
+def test_explain_adds_the_advice_to_the_worst():
+    content = {**REPORT, "advice": [ADVICE]}
+    assert explain(content, "relu1")["advice"] == ADVICE and explain(content, "soft")["advice"] is None
+    assert changes(content) == changes(content, "relu1") == {"conv1": "w8"}
+
+
+@pytest.mark.parametrize(
+    ("advice", "words"),
+    [([ADVICE], "advises one for conv1"), ([{**ADVICE, "change": None}], "no single layer")],
+)
+def test_no_change_is_made_that_was_not_advised(advice, words):
+    with pytest.raises(errors.UsageError, match=words):
+        changes({**REPORT, "advice": advice}, "soft")
 
 
 def test_explain_suggests_the_nearest_node():

@@ -170,10 +170,76 @@ def test_equal_content_gives_equal_pages(content):
     assert render_page(content) == render_page(again)
 
 
+ALLOCATION = {
+    "formats": {"first": "int8"},
+    "totals": {"loss": 0.5, "weight_bytes": 90.0},
+    "objective": "loss",
+    "value": 0.5,
+    "bound": 0.5,
+    "gap": 0.0,
+    "proven": True,
+    "budgets": [
+        {
+            "metric": "weight_bytes",
+            "limit": 100.0,
+            "used": 90.0,
+            "binding": True,
+            "per_unit": 0.1,
+            "more_limit": 105.0,
+            "more_objective": 0.25,
+        }
+    ],
+    "dropped": [],
+    "seconds": 0.1,
+    "notes": ["formats: 1 in int8", "weights: 90 bytes of 100 bytes, binding: 105 bytes would buy loss 0.25"],
+}
+
+
+def test_the_price_of_a_budget_is_told(content):
+    content["allocation"] = ALLOCATION
+    text = " ".join(parsed(render_page(content)).texts)
+    assert "loss 0.25, 50.0% less, with 105 bytes" in text and "90 bytes" in text
+    fact = next(f for f in headline(content) if f.label == "Allocation")
+    assert fact.value == "optimal" and "would buy loss 0.25" in fact.detail
+    content["allocation"] = {**ALLOCATION, "proven": False, "gap": 0.02}
+    assert next(f for f in headline(content) if f.label == "Allocation").value == "within 2.0%"
+    assert "at most 2.00% better" in render_page(content)
+
+
+def test_the_page_tells_own_from_accumulated_noise(content):
+    found = parsed(render_page(content))
+    kinds = [value for name, value in found.attributes if name == "class"]
+    measured = [row for row in content["noise"] if row["own_sqnr_db"] is not None]
+    assert kinds.count("bar own") == len(measured) >= 3
+    assert "the layer's own noise alone" in " ".join(found.texts)
+
+
+def test_the_headline_tells_the_mix_of_formats(content):
+    fact = next(f for f in headline(content) if f.label == "Layers")
+    assert fact.value == "3 int8" and fact.detail == "weights: 100 % in 8 bits"
+    content["summary"]["formats"] = {"int8": 18, "w4": 6, "float": 3}
+    content["summary"]["parameters_by_bits"] = {"4": 100, "8": 300, "32": 0}
+    fact = next(f for f in headline(content) if f.label == "Layers")
+    assert fact.value == "18 int8, 6 w4, 3 float" and fact.detail == "weights: 75 % in 8 bits, 25 % in 4 bits"
+
+
 def test_names_of_a_model_are_text(content):
     evil = "<script>alert('1')</script>\x1b[31m\" onload=\"x"
-    for row in (*content["layers"], *content["float"], *content["noise"], *content["sizes"]):
-        row["node"] = row["reason"] = evil
+    content["advice"] = [{**a, "patch": f"--- {evil}\n+{evil}", "command": evil} for a in content["advice"]]
+    content["migrations"].append({"rewrite": evil, "changes": 1, "notes": [evil] * 9})
+    content["allocation"] = {**ALLOCATION, "dropped": [{"group": evil, "format": evil, "reason": evil}]}
+    content["allocation"]["notes"] = [f"{evil} binding"]
+    content["recipe"]["name"] = content["recipe"]["description"] = evil
+    for row in (
+        *content["layers"],
+        *content["float"],
+        *content["noise"],
+        *content["sizes"],
+        *content["advice"],
+    ):
+        row["node"] = row["reason"] = row["text"] = row["format"] = evil
+        if row.get("weight_quant"):
+            row["weight_quant"]["dtype"] = row["weight_quant"]["codebook"] = evil
     content["model"]["file"] = content["target"]["description"] = evil
     content["model"]["inputs"][0]["name"] = content["sizes"][0]["initializer"] = evil
     content["warnings"], content["phases"][0]["notes"] = [evil], [evil]
@@ -185,15 +251,18 @@ def test_names_of_a_model_are_text(content):
     assert "<script>alert('1')</script>" in " ".join(found.texts)
 
 
-@pytest.mark.parametrize("section", ["accuracy", "audit", "gate", "verification"])
+@pytest.mark.parametrize(
+    "section", ["accuracy", "advice", "allocation", "audit", "gate", "migrations", "verification"]
+)
 def test_sections_without_content_are_left_out(content, section):
     content[section] = None
     parsed(render_page(content))
 
 
 def test_a_model_without_layers_has_a_page(content):
-    for section in ("layers", "noise", "sizes", "float", "phases"):
+    for section in ("layers", "noise", "advice", "migrations", "sizes", "float", "phases"):
         content[section] = []
+    content["summary"]["formats"] = content["summary"]["parameters_by_bits"] = {}
     content["summary"]["output_sqnr_db"] = {}
     assert "Model" in " ".join(parsed(render_page(content)).texts)
 
