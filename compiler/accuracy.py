@@ -68,16 +68,21 @@ def _improve(
     moves = upgrades(problem, start, budget=budget_of(c, problem))
     config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
 
-    def evaluate(formats: Mapping[str, str]) -> float:
-        c.progress.step(0, 0, "the metric with other formats")
+    def build(formats: Mapping[str, str]) -> None:
         apply_formats(c, runtime, problem, formats)
         requantize(c, runtime, [], keep)
+
+    def evaluate(formats: Mapping[str, str]) -> float:
+        if formats == start:
+            return reached.quantized_value
+        c.progress.step(0, 0, "the metric with other formats")
+        build(formats)
         return _value(metric, c.quantized, config)
 
     result = hold_accuracy(
         evaluate, start, moves, float_value=reached.float_value, max_drop=c.options.max_drop
     )
-    evaluate(result.formats)
+    build(result.formats)
     c.accuracy = replace(reached, quantized_value=result.trial.value)
     notes.append(
         f"{len(result.moved)} of {len(moves)} moves made after {len(result.trials)} trials; {_line(c.accuracy)}"
