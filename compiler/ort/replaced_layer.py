@@ -12,6 +12,7 @@ from bitwright.compiler.graph.model import (
     node_label,
     only_consumer,
 )
+from bitwright.compiler.graph.operands import weight_of
 from bitwright.passes.rewriting import add_initializer
 
 LONGEST_TAIL = 4
@@ -87,6 +88,8 @@ def _chain(float_model: ir.Model, name: str, known: dict[str | None, ir.Value]) 
         if node.outputs[0].name in known:
             return chain
         node = only_consumer(node.outputs[0])
+        if node is not None and weight_of(node) is not None:  # a layer of its own
+            break
     return []
 
 

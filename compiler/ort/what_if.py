@@ -14,7 +14,7 @@ from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.passes.restore_float import Part, RestoreFloat
 
 # Less than this cannot be told from the noise of a few samples.
-WORTHWHILE_DB = 0.1
+WORTHWHILE_DB = 0.3
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 

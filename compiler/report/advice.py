@@ -92,7 +92,7 @@ def _sentence(found: WhatIf, decision: NodeDecision, blame: str, change: Change 
             "What it rounds does not show behind the layers that follow."
         )
     if change is None:
-        return f"Leave it: in float the outputs would gain {gain}, but nothing shows that they need it."
+        return f"Leave it: the outputs would gain {gain} in float, too little to matter."
     parts = "inputs and weights" if found.output_db is None else "inputs, weights and output"
     rounding = {
         "weights": "the rounding of its weights is to blame",

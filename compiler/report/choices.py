@@ -13,6 +13,10 @@ from bitwright.compiler.report.markup import Child, Markup, element
 from bitwright.compiler.report.mix_picture import mix_picture, weighted
 from bitwright.compiler.report.section import Section, key, section
 
+SPREAD = (
+    "None of them is worth a change alone: the noise is spread over many layers. What helps all of them is a recipe "
+    "with finer formats, or more calibration data."
+)
 BLAME = {
     "weights": "its weights",
     "inputs": "its inputs",
@@ -67,7 +71,7 @@ def advice_section(content: Mapping[str, Any]) -> Section:
         "changes one line of the plan, which is then the recipe of the next run."
     )
     command = next((row["command"] for row in rows if row["command"]), None)
-    follow = None
+    follow: Child = element("p", SPREAD, class_="soft") if rows else None
     if command is not None:
         how = f"bitwright explain OUT --apply better.plan.yaml\n{command}"
         follow = [element("p", "To follow all of the advice:", class_="soft"), element("pre", how)]

@@ -56,6 +56,44 @@ def test_tensors_that_only_one_model_has_are_left_out() -> None:
     assert own_errors(model, model, ["a"], [sample]) == {"a": PERFECT_DB}
 
 
+ROUNDED = """
+<ir_version: 8, opset_import: ["" : 17]>
+rounded (float[2,6] x) => (float[2,6] y)
+{
+  a = MatMul(x, w1)
+  q = QuantizeLinear(a, scale, zero)
+  d = DequantizeLinear(q, scale, zero)
+  b = MatMul(d, w2)
+  y = Relu(b)
+}
+"""
+PLAIN = ROUNDED.replace(
+    "  q = QuantizeLinear(a, scale, zero)\n  d = DequantizeLinear(q, scale, zero)\n", ""
+).replace("MatMul(d", "MatMul(a")
+
+
+def test_a_rounding_that_no_layer_reads_belongs_to_the_layer_that_writes() -> None:
+    rng = np.random.default_rng(2)
+    arrays = {f"w{k}": rng.standard_normal((6, 6)).astype(np.float32) for k in (1, 2)}
+    models = [onnx.parser.parse_model(text) for text in (PLAIN, ROUNDED)]
+    for model in models:
+        model.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in arrays.items())
+    scale = {"scale": np.float32(0.5), "zero": np.int8(0)}
+    models[1].graph.initializer.extend(
+        numpy_helper.from_array(np.array(v), name) for name, v in scale.items()
+    )
+    exact, rounded = map(ir.from_proto, models)
+    x = rng.standard_normal((2, 6)).astype(np.float32)
+    a = x @ arrays["w1"]
+    coarse = np.rint(a / 0.5) * 0.5
+    reader = own_errors(exact, rounded, ["a", "b"], [{"x": x}])
+    assert reader["a"] == PERFECT_DB
+    assert reader["b"] == pytest.approx(_decibel(a @ arrays["w2"], coarse @ arrays["w2"]), abs=0.01)
+    writer = own_errors(exact, rounded, ["a", "b"], [{"x": x}], unread=["a"])
+    assert writer["b"] == PERFECT_DB
+    assert writer["a"] == pytest.approx(_decibel(a, coarse), abs=0.01)
+
+
 def test_the_last_layer_has_an_error_of_its_own() -> None:
     rng = np.random.default_rng(1)
     weights = {f"w{k}": rng.standard_normal((6, 6)).astype(np.float32) for k in (1, 2, 3)}
