@@ -84,8 +84,9 @@ def output_shift(
 ) -> NDArray[np.float64]:
     """Return ``E[x W] - E[Q(x) Q(W)]``, one value a output channel, float64, shape (G * N,).
 
-    Split as ``E[x] (W - Q(W)) + E[x - Q(x)] Q(W)``: the first mean is known from all rows, and the second is of
-    rounding errors, which vary little from row to row.
+    Split as ``E[x] (W - Q(W)) + E[x - Q(x)] Q(W)``: the first mean is known from all rows, the second only from the
+    kept ones. Where inputs are rounded without a preference, the second is zero and what is seen of it is chance:
+    it is shrunk by its own standard error.
 
     Args:
         moments: Of the float inputs.
@@ -96,9 +97,32 @@ def output_shift(
     quantized = rounded.astype(np.float64)
     shift = np.einsum("gk,gkn->gn", moments.mean, weights.astype(np.float64) - quantized)
     if activation is not None:
-        lost = (moments.rows - quantize_rows(moments.rows, activation)).mean(axis=0, dtype=np.float64)
-        shift += np.einsum("gk,gkn->gn", lost, quantized)
+        lost = (moments.rows - quantize_rows(moments.rows, activation)).transpose(1, 0, 2)  # (G, n, K)
+        shift += shrunk_mean(lost @ quantized.astype(np.float32), moments.count)
     found: NDArray[np.float64] = shift.reshape(-1)
+    return found
+
+
+def shrunk_mean(errors: NDArray[np.float32], population: int) -> NDArray[np.float64]:
+    """Return means over sampled rows, drawn to zero as far as chance explains them.
+
+    Each mean m with standard error s is multiplied by ``max(0, 1 - s^2 / m^2)`` (positive-part James-Stein); s is that
+    of a sample without replacement, so the mean over all rows stays as it is.
+
+    Args:
+        errors: Shape (G, n, N).
+        population: Rows that the n were taken from.
+
+    Returns:
+        Shape (G, N).
+    """
+    n = errors.shape[1]
+    mean, variance = (f(errors, axis=1, dtype=np.float64) for f in (np.mean, np.var))
+    unseen = variance / n * max(0.0, 1 - n / population)
+    square = mean * mean
+    found: NDArray[np.float64] = mean * (
+        1 - np.divide(unseen, square, out=np.ones_like(mean), where=square > unseen)
+    )
     return found
 
 

@@ -63,13 +63,14 @@ def _linear_only(name: str, label: str, **settings: Any) -> Competitor:
     )
 
 
-def _nbits(name: str, label: str, **settings: Any) -> Competitor:
+def _nbits(name: str, label: str, *, time_limit_s: float = 900.0, **settings: Any) -> Competitor:
     return Competitor(
         f"ort-nbits-{name}",
         f"ORT MatMulNBits, {label}",
         "quantization.rivals.ort_nbits:quantize",
         settings,
         WITH_MATMUL,
+        time_limit_s=time_limit_s,
         family="low-bit",
     )
 
@@ -91,11 +92,18 @@ def _ours(name: str, label: str, models: tuple[str, ...] = ALL, **options: Any) 
     return Competitor(f"bitwright-{name}", f"**Bitwright**, {label}", function, options, models)
 
 
-def _our_low_bits(recipe: str, models: tuple[str, ...] = WITH_MATMUL, **options: Any) -> Competitor:
+def _our_low_bits(
+    recipe: str, models: tuple[str, ...] = WITH_MATMUL, *, suffix: str = "", **options: Any
+) -> Competitor:
     function = "quantization.bitwright_recipe:quantize"
     settings = {"recipe": recipe, "gate": False, **options}
-    label = f"**Bitwright**, {recipe}" + "".join(f", {k} {v}" for k, v in options.items())
-    return Competitor(f"bitwright-{recipe}", label, function, settings, models, family="low-bit")
+    label = f"**Bitwright**, {recipe}" + "".join(f", {k} {_said(v)}" for k, v in options.items())
+    return Competitor(f"bitwright-{recipe}{suffix}", label, function, settings, models, family="low-bit")
+
+
+def _said(option: Any) -> str:
+    """Return an option as a label spells it: a mapping as ``bits=6``."""
+    return " ".join(f"{k}={v:g}" for k, v in option.items()) if isinstance(option, Mapping) else str(option)
 
 
 NNCF_INT8 = "quantization.rivals.nncf_int8:quantize"
@@ -105,9 +113,13 @@ BITWRIGHT = (
     _ours("int8", "int8, gate off", gate=False),
     _ours("int8-gated", "int8, only where it is faster"),
     _ours("int8-nearest", "int8-nearest, gate off", recipe="int8-nearest", gate=False),
+    _ours("int8-dynamic", "int8-dynamic, gate off", WITH_MATMUL, recipe="int8-dynamic", gate=False),
     _ours("int8-row", "int8-row, gate off", WITH_MATMUL, recipe="int8-row", gate=False),
+    _our_low_bits("w4a8-mixed", ("kws_dscnn", "resnet8_cifar10"), budget={"bits": 6.0}),
     _our_low_bits("w4a8", CNNS),
+    _our_low_bits("w8"),
     _our_low_bits("w4", group=32),
+    _our_low_bits("w4", suffix="-128", group=128),
     _our_low_bits("nf4"),
     _our_low_bits("w2"),
     _our_low_bits("ternary"),
@@ -157,8 +169,9 @@ RIVALS = (
         algorithm="gptq",
         actorder=True,
         mse=True,
+        time_limit_s=300.0,
     ),
-    _nbits("hqq-32", "HQQ, group 32", block_size=32, algorithm="hqq", symmetric=False),
+    _nbits("hqq-32", "HQQ, group 32", block_size=32, algorithm="hqq", symmetric=False, time_limit_s=300.0),
     _nncf_weights("sym-32", "INT4_SYM, group 32", mode="INT4_SYM", group_size=32),
     _nncf_weights("asym-32", "INT4_ASYM, group 32", mode="INT4_ASYM", group_size=32),
     _nncf_weights(

@@ -27,31 +27,46 @@ ROW_BYTES = 4 << 20
 Key = tuple[str, RowGeometry]
 
 
-class RowSample:
-    """Evenly spaced rows of a stream of unknown length, without chance.
+# 2^64 over the golden ratio, made odd: multiples of it modulo 2^64 spread as evenly as any sequence can.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
-    The kept rows are the multiples of a stride, which doubles when twice the wanted number has gathered.
+
+class RowSample:
+    """Nearly evenly spaced rows of a stream of unknown length, without chance.
+
+    A row is kept if the multiple of the golden ratio that belongs to its number is among the smallest. A constant
+    stride would not do: images have the same number of patches each, often a power of two, and the same few places
+    of every image, the padded border for one, would stand for all.
     """
 
     def __init__(self, wanted: int) -> None:
-        self._wanted, self._stride, self._seen = wanted, 1, 0
+        self._wanted, self._seen = wanted, 0
+        self._below = np.iinfo(np.uint64).max
+        self._keys: list[NDArray[np.uint64]] = []
         self._kept: list[NDArray[np.float32]] = []
 
     def update(self, rows: np.ndarray) -> None:
         """Take further rows, shape (n, ...)."""
-        self._kept.append(rows[-self._seen % self._stride :: self._stride].astype(np.float32))
+        keys = np.arange(self._seen, self._seen + len(rows), dtype=np.uint64) * GOLDEN
         self._seen += len(rows)
-        while sum(len(k) for k in self._kept) >= 2 * self._wanted:
-            self._kept = [np.ascontiguousarray(np.concatenate(self._kept)[::2])]
-            self._stride *= 2
+        chosen = keys <= self._below
+        self._keys.append(keys[chosen])
+        self._kept.append(rows[chosen].astype(np.float32))
+        if sum(len(k) for k in self._keys) >= 2 * self._wanted:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Keep the wanted number of rows, in the order of the stream."""
+        keys, rows = np.concatenate(self._keys), np.concatenate(self._kept)
+        if len(keys) > self._wanted:
+            self._below = np.partition(keys, self._wanted - 1)[self._wanted - 1]
+            keys, rows = keys[keys <= self._below], rows[keys <= self._below]
+        self._keys, self._kept = [keys], [rows]
 
     def result(self) -> NDArray[np.float32]:
         """Return at most the wanted number of rows."""
-        kept = np.concatenate(self._kept)
-        if len(kept) <= self._wanted:
-            return kept
-        chosen: NDArray[np.float32] = kept[np.linspace(0, len(kept) - 1, self._wanted).round().astype(int)]
-        return chosen
+        self._thin()
+        return self._kept[0]
 
 
 class MomentSums:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from rounding_models import ANCHORS, build, make_plan, moments_of, values_of
 
-from bitwright.passes.correct_bias import CorrectBias, quantize_rows
+from bitwright.passes.correct_bias import CorrectBias, quantize_rows, shrunk_mean
 from bitwright.passes.insert_qdq import InsertQDQ
 from bitwright.passes.round_gptq import RoundGPTQ
 from bitwright.passes.round_nearest import RoundNearest
@@ -141,3 +141,17 @@ def test_rows_are_quantized_as_the_runtime_does():
     assert len(np.unique(found)) == 256 and 0 in found
     inside = (rows >= quant.low) & (rows <= quant.high)
     assert np.abs(found - rows)[inside].max() <= 0.501 * quant.scale
+
+
+def test_a_mean_of_few_rows_counts_as_far_as_it_stands_out_of_chance():
+    # Three channels: no mean, one of ten standard errors, and no spread at all.
+    rows = np.random.default_rng(0).standard_normal((1, 400, 3)).astype(np.float32)
+    rows = (rows - rows.mean(axis=1)) / rows.std(axis=1) * [1, 1, 0] + [0.02, 0.5, 0.5]
+    mean = rows.mean(axis=1)
+    found = shrunk_mean(rows.astype(np.float32), 10**9)
+    assert found[0, 0] == 0
+    # (1 / 20)^2 / 0.5^2 = 0.01 of the second is put down to chance.
+    np.testing.assert_allclose(found[0, 1:], mean[0, 1:] * [0.99, 1], rtol=1e-5)
+    np.testing.assert_array_equal(
+        shrunk_mean(rows.astype(np.float32), 400), rows.astype(np.float32).mean(1, np.float64)
+    )
