@@ -31,7 +31,19 @@ DEFAULT_GROUP = 32
 
 
 def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
-    """Run the recipe's rewrites on a copy of the normalized model."""
+    """Run the recipe's rewrites on a copy of the normalized model.
+
+    A plan's formats are left out meanwhile: its ranges hold for the rewrites that were made before they were chosen.
+    """
+    fixed = c.formats.by_node
+    if c.recipe.target:
+        c.formats = replace(c.formats, by_node={})
+    _migrate(c, runtime, notes)
+    c.formats = replace(c.formats, by_node={**fixed, **c.formats.by_node})
+    c.selection = reselect(c, runtime)
+
+
+def _migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     assert c.model is not None and c.normalized is not None and c.selection is not None
     c.model = c.normalized.clone()
     c.selection = reselect(c, runtime)
