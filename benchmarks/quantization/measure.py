@@ -45,10 +45,19 @@ def _minilm_feeds(length: int) -> Feeds:
 
 
 def timing_cases(model: ZooModel) -> dict[str, list[Feeds]]:
-    """Return what is timed, by label: sentence encoders at fixed lengths, others on their longest samples."""
+    """Return what is timed, by label: a sentence encoder at fixed lengths, others on their longest samples.
+
+    Text lines differ in width by an order of magnitude: those nearest to the median are timed, too.
+    """
     if model.name == "minilm_l6":
         return {f"{n} tokens": [_minilm_feeds(n)] for n in MINILM_LENGTHS}
     samples = sorted(model.samples(), key=lambda s: -max(a.size for a in s.values()))
+    if model.name == "ppocr_rec":
+        middle = (len(samples) - TIMED_SAMPLES) // 2
+        return {
+            "typical lines": samples[middle : middle + TIMED_SAMPLES],
+            "longest lines": samples[:TIMED_SAMPLES],
+        }
     return {"": samples[:TIMED_SAMPLES]}
 
 
