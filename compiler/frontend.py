@@ -66,7 +66,7 @@ def _open_data(c: Compilation) -> Dataset:
     assert c.source is not None
     data = c.options.data
     if data is None:
-        return random_dataset(c.source.model, RANDOM_SAMPLES, seed=0)
+        return random_dataset(c.source.model, RANDOM_SAMPLES, seed=0, dims=c.options.dims)
     if isinstance(data, str):
         return open_dataset(data, c.source.model)
     return dataset_from_memory(data, c.source.model)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitwright.compiler import frontend, migration
 from bitwright.compiler.allocate.frontier import FrontPoint, front_csv, not_dominated, sweep
 from bitwright.compiler.allocate.problem import Budget, Metric, Problem, totals
 from bitwright.compiler.allocate.solve import allocate
-from bitwright.compiler.allocation import OBJECTIVES, allocation_problem, budget_of
+from bitwright.compiler.allocation import OBJECTIVES, allocation_problem, budget_of, placed_seconds
 from bitwright.compiler.bundle.atomic import write_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError, nearest
@@ -18,9 +18,12 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
 from bitwright.compiler.recipe.loader import recipe_text
 from bitwright.compiler.report.front_picture import front_picture
+from bitwright.compiler.variants import Variants
 from bitwright.targets.loader import load_profile
 
 FLOAT = "float"
+# Measured times are known to half a per cent at best.
+RESOLUTION = 0.005
 COSTS = tuple(name for name in OBJECTIVES if name != "loss")
 
 
@@ -65,25 +68,56 @@ def sweep_model(
         what = "no output folder"
         raise UsageError(what, where="--output", fix="pass -o FOLDER")
     c = Compilation(options, load_profile(options.target), progress or Silent())
-    problem = _problem(c, runtime)
-    metric = OBJECTIVES[cost]
+    problem = problem_of(c, runtime)
+    front = front_of(c, runtime, problem, OBJECTIVES[cost], points)
+    return replace(front, files=_write(c, options.output, front))
+
+
+def front_of(c: Compilation, runtime: RuntimeName, problem: Problem, metric: Metric, points: int) -> Front:
+    """Return the front of one cost; its seconds are predictions of whole placements.
+
+    Args:
+        c: The compilation that the problem was made of.
+        runtime: Which of the two runtimes.
+        problem: From :func:`problem_of`.
+        metric: The cost.
+        points: Budgets to try between the extremes.
+    """
+    budget, variants = budget_of(c, problem), Variants(c, runtime)
+
+    def placed(point: FrontPoint) -> FrontPoint:
+        seconds = placed_seconds(variants, problem, point.formats)
+        return replace(point, totals=replace(point.totals, latency_s=seconds))
+
     with c.recorded("sweep"):
         found = sweep(
             problem,
             metric,
             points=points,
-            budget=budget_of(c, problem),
+            budget=budget,
             progress=lambda done, total: c.progress.step(done, total, "budgets"),
         )
         uniform = uniform_points(problem)
-        found = _with_uniform_costs(problem, metric, budget_of(c, problem), found, uniform)
-    return Front(
-        tuple(found), uniform, problem, metric, _write(c, options.output, found, uniform, problem, metric)
+        found += _at_uniform_costs(problem, metric, budget, uniform)
+        uniform = {fmt: placed(point) for fmt, point in uniform.items()}
+        kept = [p for p in (*map(placed, found), *uniform.values()) if budget.met_by(p.totals)]
+    points_kept = (
+        _apart(not_dominated(kept, metric)) if metric == "latency_s" else not_dominated(kept, metric)
     )
+    return Front(tuple(points_kept), uniform, problem, metric, ())
 
 
-def _problem(c: Compilation, runtime: RuntimeName) -> Problem:
-    """Run the phases up to the allocation."""
+def _apart(points: list[FrontPoint]) -> list[FrontPoint]:
+    """Leave out points that are faster than the next one, which loses less, by no more than times are known to."""
+    kept: list[FrontPoint] = []
+    for point in reversed(points):
+        if not kept or point.totals.latency_s < (1 - RESOLUTION) * kept[-1].totals.latency_s:
+            kept.append(point)
+    return kept[::-1]
+
+
+def problem_of(c: Compilation, runtime: RuntimeName) -> Problem:
+    """Run the phases up to the allocation and return what is to be chosen from."""
     for name, phase in (
         ("ingest", frontend.ingest),
         ("normalize", frontend.normalize_model),
@@ -102,21 +136,17 @@ def _problem(c: Compilation, runtime: RuntimeName) -> Problem:
         return allocation_problem(c, runtime, notes)
 
 
-def _with_uniform_costs(
-    problem: Problem,
-    metric: Metric,
-    budget: Budget,
-    found: list[FrontPoint],
-    uniform: Mapping[str, FrontPoint],
+def _at_uniform_costs(
+    problem: Problem, metric: Metric, budget: Budget, uniform: Mapping[str, FrontPoint]
 ) -> list[FrontPoint]:
-    """Add what is best at the cost of every uniform format, so that each can be compared with a point of the front."""
-    points = list(found)
+    """Return what is best at the cost of every uniform format, so that each can be compared with a point."""
+    found = []
     for point in uniform.values():
         limits = budget.with_limit(metric, point.totals.of(metric))
         if budget.met_by(point.totals):
             best = allocate(problem, limits, prices=False)
-            points.append(FrontPoint(best.formats, best.totals, best.gap))
-    return not_dominated(points, metric)
+            found.append(FrontPoint(best.formats, best.totals, best.gap))
+    return found
 
 
 def uniform_points(problem: Problem) -> dict[str, FrontPoint]:
@@ -129,34 +159,29 @@ def uniform_points(problem: Problem) -> dict[str, FrontPoint]:
     return found
 
 
-def _write(
-    c: Compilation,
-    folder: Path,
-    points: list[FrontPoint],
-    uniform: Mapping[str, FrontPoint],
-    problem: Problem,
-    cost: Metric,
-) -> tuple[Path, ...]:
-    others = {fmt: [(p.totals.of(cost), p.totals.loss)] for fmt, p in uniform.items()}
+def _write(c: Compilation, folder: Path, front: Front) -> tuple[Path, ...]:
+    cost, points = front.cost, front.points
+    others = {fmt: [(p.totals.of(cost), p.totals.loss)] for fmt, p in front.uniform.items()}
     picture = front_picture([(p.totals.of(cost), p.totals.loss) for p in points], cost=cost, others=others)
     files = {folder / "front.csv": front_csv(points), folder / "front.svg": picture}
     for number, point in enumerate(points, start=1):
-        files[folder / f"point-{number:02d}.yaml"] = _recipe_of(c, problem, point, number)
+        name = f"point-{number:02d}"
+        files[folder / f"{name}.yaml"] = recipe_of(c, front.problem, point.formats, name)
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         write_atomically(path, text.encode())
     return tuple(files)
 
 
-def _recipe_of(c: Compilation, problem: Problem, point: FrontPoint, number: int) -> str:
-    """Return a point as a recipe: ``compile --recipe point-03.yaml`` makes it."""
+def recipe_of(c: Compilation, problem: Problem, formats: Mapping[str, str], name: str) -> str:
+    """Return an assignment of formats as a recipe: ``compile --recipe point-03.yaml`` makes it."""
     recipe = c.recipe.recipe
-    nodes = {site: point.formats[group.name] for group in problem.groups for site in group.members}
+    nodes = {site: formats[group.name] for group in problem.groups for site in group.members}
     return recipe_text(
         recipe.model_copy(
             update={
-                "name": f"{recipe.name}-point-{number:02d}",
-                "description": f"point {number} of a sweep on {c.profile.name}",
+                "name": f"{recipe.name}-{name}",
+                "description": f"{name} of a sweep on {c.profile.name}",
                 "choose": "first",
                 "nodes": {**recipe.nodes, **nodes},
             }

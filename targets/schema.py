@@ -43,7 +43,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 MeasuredFormat = Literal["float"] | Format
 # Shapes of the inputs ("c": constant, "s": scalar) ">" of the outputs, operators fused behind, "q" or "f": writes
 # integers or float.
-SIGNATURE_PATTERN = r"^[0-9x,sc]*>[0-9x,s]*(\+[A-Za-z0-9]+)*( [qf])?$"
+SIGNATURE_PATTERN = r"^[0-9x,sc]*>[0-9x,s]*(\+[A-Za-z0-9]+)*( [qf])?( beside [a-z0-9-]+)?$"
 Signature = Annotated[str, Field(pattern=SIGNATURE_PATTERN)]
 
 

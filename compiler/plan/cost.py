@@ -26,7 +26,7 @@ from bitwright.compiler.graph.cost import Shapes, is_depthwise, node_macs, reduc
 from bitwright.compiler.graph.model import constant_array, is_op, node_label
 from bitwright.compiler.plan.measured import Estimate, fitted, look_up
 from bitwright.compiler.plan.measured import nearest as nearest_call
-from bitwright.compiler.plan.signature import QUANTIZE, boundary_signature, fit_names, signature
+from bitwright.compiler.plan.signature import QUANTIZE, beside, boundary_signature, fit_names, signature
 from bitwright.compiler.plan.units import fused_tail
 from bitwright.targets.checks import element_type, holds
 from bitwright.targets.schema import (
@@ -73,6 +73,7 @@ def estimate_call(
     *,
     float_inputs: Collection[str] = (),
     float_output: bool = False,
+    neighbour: str = "",
 ) -> Estimate:
     """Return the estimated seconds of one call of a node and of what is fused behind it, and their source.
 
@@ -87,13 +88,16 @@ def estimate_call(
         fmt: The format it would run in: ``"float"``, or one that the profile has a kernel for.
         float_inputs: For integers: inputs that arrive in float and are quantized first.
         float_output: For integers: the result is written as float32 (the accumulator is still scaled once).
+        neighbour: Format of the layer before it, if it is known.
 
     Raises:
         ProfileError: The operator has no kernel for the format, or no compute row fits.
         ModelError: A shape is unknown.
     """
     combo = _combo(node, _kernels(profile, runtime), runtime, fmt)
-    found = _from_measurements(node, shapes, profile, runtime, fmt, combo, float_output=float_output)
+    found = _from_measurements(
+        node, shapes, profile, runtime, fmt, combo, float_output=float_output, neighbour=neighbour
+    )
     if found is None:
         work_s = _roofline_s(node, shapes, profile, fmt, combo, float_output=float_output)
         found = Estimate(_start_s(profile, runtime) + work_s, "modelled")
@@ -157,16 +161,20 @@ def _from_measurements(
     combo: Combo | None,
     *,
     float_output: bool,
+    neighbour: str,
 ) -> Estimate | None:
     times = _times(profile, runtime)
     if times is None:
         return None
     tail = fused_tail(node, _kernels(profile, runtime).fusions)
     writes = "" if combo is None else "f" if float_output else "q"
-    known = look_up(times, node.op_type, fmt, signature(node, shapes, tail, writes=writes))
+    key = signature(node, shapes, tail, writes=writes)
+    known = look_up(times, node.op_type, fmt, key, neighbour)
     if known is not None:
         return Estimate(known, "measured")
-    close = nearest_call(times, node.op_type, fmt, signature(node, shapes, tail, writes=writes))
+    close = nearest_call(times, node.op_type, fmt, beside(key, neighbour))
+    if close is None and neighbour:
+        close = nearest_call(times, node.op_type, fmt, key)
     if close is not None:
         return Estimate(close, "fitted")
     moved = traffic(node, shapes, bytes_each(fmt, combo, profile), float_output=float_output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -9,6 +10,7 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.cost import Shapes
 from bitwright.compiler.graph.model import consumers
+from bitwright.compiler.graph.operands import weight_of
 from bitwright.compiler.plan.cost import RuntimeName, boundary, call_overhead, estimate_call
 from bitwright.compiler.plan.measured import Estimate, Source
 from bitwright.compiler.plan.selection import Selection
@@ -120,11 +122,18 @@ def predict(selection: Selection, profile: Profile, runtime: RuntimeName, shapes
     parts: list[Part] = []
     unknown: list[str] = []
     table = profile.runtimes.artifact if runtime == "artifact" else profile.runtimes.onnxruntime
-    for chain in chains(selection, table):
+    everything = chains(selection, table)
+    for chain, neighbour in zip(everything, formats_before(everything), strict=True):
         head = chain.unit.head
         try:
             found = estimate_call(
-                head, shapes, profile, runtime, chain.format, float_output=chain.writes == "f"
+                head,
+                shapes,
+                profile,
+                runtime,
+                chain.format,
+                float_output=chain.writes == "f",
+                neighbour=neighbour,
             )
         except ModelError:
             unknown.append(chain.unit.name)
@@ -166,6 +175,23 @@ def chains(selection: Selection, runtime: Runtime) -> list[Chain]:
         else:
             result.append(Chain(unit, tail, unit.float_format, ""))
     return result
+
+
+def formats_before(everything: Sequence[Chain]) -> list[str]:
+    """Return, for each chain, the format of the last layer with a constant weight that runs before it.
+
+    Calls follow each other, so before the first layer of a call comes the last of the one before; "" where no chain
+    has a weight.
+    """
+    weighted = [weight_of(chain.unit.head) is not None for chain in everything]
+    last = next(
+        (c.format for c, is_layer in zip(everything[::-1], weighted[::-1], strict=True) if is_layer), ""
+    )
+    found = []
+    for chain, is_layer in zip(everything, weighted, strict=True):
+        found.append(last)
+        last = chain.format if is_layer else last
+    return found
 
 
 def crossings(selection: Selection) -> list[Crossing]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitwright.compiler.plan.signature import beside
 from bitwright.targets.schema import MeasuredTimes, WorkFit
 
 Source = Literal["measured", "fitted", "modelled"]
@@ -55,13 +56,21 @@ class Point:
     seconds: float
 
 
-def look_up(times: MeasuredTimes, op: str, fmt: str, key: str) -> float | None:
-    """Return the measured seconds of exactly this call, else of the one that only writes another type; else None."""
+def look_up(times: MeasuredTimes, op: str, fmt: str, key: str, neighbour: str = "") -> float | None:
+    """Return the measured seconds of exactly this call, else of the one that only writes another type; else None.
+
+    Args:
+        times: The measurements.
+        op: Operator type.
+        fmt: Its format.
+        key: Its signature.
+        neighbour: Format of the layer before it; the mean over all neighbours counts where this one was not measured.
+    """
     known: dict[str, float] = times.times.get(op, {}).get(fmt, {})  # type: ignore[call-overload]
-    if key in known:
-        return known[key]
     other = _OTHER.get(key[-1:])
-    return known.get(key[:-1] + other) if other else None
+    keys = [key, key[:-1] + other] if other else [key]
+    found = (known.get(k) for name in keys for k in (beside(name, neighbour), name))
+    return next((seconds for seconds in found if seconds is not None), None)
 
 
 def nearest(times: MeasuredTimes, op: str, fmt: str, key: str) -> float | None:

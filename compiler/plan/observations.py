@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitwright.compiler.plan.measured import Point, fit_work
+from bitwright.compiler.plan.signature import beside
 from bitwright.targets.schema import MeasuredTimes, WorkFit
 
 DIGITS = 4
@@ -29,6 +30,7 @@ class Observation:
         layout_s: The part of it that changes the storage order; the fits leave it out, since another neighbour
             would need another change.
         weight: How much it counts among equal calls.
+        neighbour: Format of the layer before it.
     """
 
     op: str
@@ -40,6 +42,7 @@ class Observation:
     seconds: float
     layout_s: float = 0.0
     weight: float = 1.0
+    neighbour: str = ""
 
 
 def tables(
@@ -81,7 +84,8 @@ def tables(
 def _times(found: list[Observation]) -> dict[str, dict[str, dict[str, float]]]:
     groups: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for o in found:
-        groups[o.op, o.format, o.key].append((o.seconds, o.weight))
+        for key in {o.key, beside(o.key, o.neighbour)}:
+            groups[o.op, o.format, key].append((o.seconds, o.weight))
     result: dict[str, dict[str, dict[str, float]]] = {}
     for (op, fmt, key), calls in sorted(groups.items()):
         seconds, weights = zip(*calls, strict=True)

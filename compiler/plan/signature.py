@@ -1,7 +1,9 @@
 """What decides the time of a call, as a line of text: the key of measured times in a profile.
 
 ``1x64x25x5,c64x1x3x3,c64>1x64x25x5+Relu q`` is a depthwise convolution with a constant weight and bias, a Relu fused
-behind it, that writes integers. Stride and groups follow from the shapes.
+behind it, that writes integers. Stride and groups follow from the shapes. `` beside int8`` behind that says that the
+layer before it runs in int8: large weights push everything else out of the caches, so the same LayerNormalization
+takes half as long again among float layers.
 """
 
 from __future__ import annotations
@@ -33,6 +35,16 @@ def signature(node: ir.Node, shapes: Shapes, tail: Sequence[ir.Node] = (), *, wr
     outputs = ",".join(_dims(shape_of(v, shapes, node)) for v in node.outputs if v.name)
     behind = "".join(f"+{n.op_type}" for n in tail)
     return f"{inputs}>{outputs}{behind}{' ' if writes else ''}{writes}"
+
+
+def beside(key: str, neighbour: str) -> str:
+    """Return the key of a call in a certain company: of the same call behind a layer in some format.
+
+    Args:
+        key: From :func:`signature`.
+        neighbour: Format of the layer before it; "" for any.
+    """
+    return f"{key} beside {neighbour}" if neighbour else key
 
 
 def boundary_signature(shape: Sequence[int]) -> str:

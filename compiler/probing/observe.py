@@ -15,7 +15,7 @@ from bitwright.compiler.ort.attribution import Owner, attribute
 from bitwright.compiler.ort.profiling import CallProfile, median_profile, profile_call
 from bitwright.compiler.ort.session import SessionConfig, config_for
 from bitwright.compiler.plan.cost import bytes_each, traffic
-from bitwright.compiler.plan.latency import Chain, Crossing, chains, crossings
+from bitwright.compiler.plan.latency import Chain, Crossing, chains, crossings, formats_before
 from bitwright.compiler.plan.observations import Observation
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.signature import boundary_signature, fit_names, signature
@@ -87,13 +87,16 @@ def observe(placed: Placed, calls: Sequence[CallProfile], profile: Profile) -> O
     shares = attribute(call, placed.model, placed.selection, table, placed.shapes)
     found: list[Observation] = []
     rest = shares.rest_s
-    operators = {c.unit.name: c for c in chains(placed.selection, table)}
+    everything = chains(placed.selection, table)
+    operators = {c.unit.name: c for c in everything}
+    before = dict(zip(operators, formats_before(everything), strict=True))
     conversions = {(c.operator, c.value.name or ""): c for c in crossings(placed.selection)}
     for owner, taken in shares.seconds.items():
         try:
             one = _observation(owner, taken, operators, conversions, placed.shapes, profile)
             moved = 0.0 if owner.is_conversion else shares.layout[owner]
-            found.append(replace(one, layout_s=moved, weight=placed.weight))
+            neighbour = "" if owner.is_conversion else before[owner.name]
+            found.append(replace(one, layout_s=moved, weight=placed.weight, neighbour=neighbour))
         except ModelError:
             rest += taken
     return Observed(tuple(found), call.call_s + rest, call.seconds)

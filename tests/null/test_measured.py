@@ -13,12 +13,13 @@ import pytest
 from bitwright.compiler.errors import ProfileError
 from bitwright.compiler.plan.cost import boundary, call_traffic, estimate_call, quantize_s
 from bitwright.compiler.plan.energy import energy_j, placement_energy_j
-from bitwright.compiler.plan.latency import crossings, predict, predict_float
+from bitwright.compiler.plan.latency import chains, crossings, formats_before, predict, predict_float
 from bitwright.compiler.plan.measured import Estimate, Point, fit_work
 from bitwright.compiler.plan.memory import peak_activation_bytes
 from bitwright.compiler.plan.observations import Observation, tables
 from bitwright.compiler.plan.planner import plan_selection
 from bitwright.compiler.plan.signature import DEQUANTIZE, QUANTIZE, fit_names, signature
+from bitwright.compiler.plan.units import FormatChoice
 from bitwright.compiler.probing.blocks import blocks
 from bitwright.passes.rewriting import add_initializer
 from bitwright.targets.loader import load_profile
@@ -108,6 +109,32 @@ def test_a_layer_of_a_few_more_channels_is_scaled_from_its_neighbour(plain: Prof
     for key in (far, near.removesuffix("+Relu"), f"{near} q"):
         profile = with_times(plain, times={"Conv": {"float": {key: 1e-5}}}, fits=fits)
         assert estimate_call(conv, {}, profile, RUNTIME, "float").seconds == 1.0
+
+
+def test_a_call_is_known_by_the_company_it_keeps(plain: Profile) -> None:
+    model = net()
+    profile = with_times(
+        plain, times={"Conv": {"float": {CONV_RELU: 3e-5, f"{CONV_RELU} beside int8": 2e-5}}}
+    )
+
+    def seconds(neighbour: str) -> float:
+        return estimate_call(model.graph.node(0), {}, profile, RUNTIME, "float", neighbour=neighbour).seconds
+
+    assert seconds("int8") == 2e-5
+    assert seconds("w4") == seconds("") == 3e-5  # not measured: the mean over all neighbours
+    keep = FormatChoice(("int8",), ("int8",), ("int8",), {"b": "float"})
+    selection = plan_selection(model, profile, RUNTIME, SHAPES, formats=keep)
+    everything = chains(selection, profile.runtimes.onnxruntime)
+    before = dict(zip([c.unit.name for c in everything], formats_before(everything), strict=True))
+    # Calls follow each other: before the first layer comes the last one.
+    assert before == {"a": "int8", "b": "int8", "y": "float"}
+
+
+def test_a_table_holds_each_company_and_the_mean_over_all() -> None:
+    shown = Observation("Add", "float", "1>1", ("Add",), 0, 8, 0.0)
+    found = [replace(shown, seconds=1e-6, neighbour="int8"), replace(shown, seconds=3e-6, neighbour="float")]
+    times = tables(found, machine="m", versions={}, date="2026-01-01", threads=1, call_s=0.0).times
+    assert times == {"Add": {"float": {"1>1": 2e-6, "1>1 beside int8": 1e-6, "1>1 beside float": 3e-6}}}
 
 
 def test_conversions_are_looked_up_by_shape(plain: Profile) -> None:

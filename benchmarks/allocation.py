@@ -1,0 +1,234 @@
+"""The allocator on real models: predicted against measured time, measured fronts against uniform formats and greedy.
+
+``BITWRIGHT_ZOO=... python benchmarks/allocation.py [--models kws_dscnn resnet8_cifar10 ...] [--out DIR]``
+
+Every model is probed, its plans are built and measured; results are kept in the folder, so that models can be run one
+by one, and the tables and the picture show all that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zoo
+from allocation_tables import draw, tables
+from built_plans import RUNTIME, Built, Judge, Workshop, opener, time_all
+from threadpoolctl import threadpool_limits
+from zoo import ZooModel, model_named
+
+from bitwright.compiler.allocate.moves import greedy
+from bitwright.compiler.allocate.problem import Boundary, Budget, Choice, Cost, Group, Metric, Problem, totals
+from bitwright.compiler.allocate.solve import allocate
+from bitwright.compiler.allocation import allocate_placed, placed_seconds
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.errors import InfeasibleBudgetError
+from bitwright.compiler.options import Options
+from bitwright.compiler.probing.placements import feeds_of, uniform
+from bitwright.compiler.probing.probe import probe
+from bitwright.compiler.sweep import front_of, problem_of
+from bitwright.compiler.variants import Variants
+from bitwright.targets.loader import load_profile
+
+MODELS = ("kws_dscnn", "resnet8_cifar10", "vww_mobilenet", "minilm_l6", "ppocr_rec")
+FRONTS = ("kws_dscnn", "resnet8_cifar10", "minilm_l6")
+METRICS: dict[str, Metric] = {"latency": "latency_s", "size": "weight_bytes"}
+
+
+def _data(model: ZooModel) -> str:
+    return f"{zoo.__file__}:{model.samples.__name__}"
+
+
+def _probed(model: ZooModel, out: Path, seconds: float) -> Path:
+    """Return the profile with the model's times, measured now."""
+    path = out / f"{model.name}-host.yaml"
+    path.unlink(missing_ok=True)
+    probe("host", model=model.path, data=_data(model), output=path, seconds=seconds)
+    return path
+
+
+def _middle(problem: Problem, variants: Variants) -> tuple[Built, dict[str, str]]:
+    """Choose formats under a latency in the middle between the fastest and float."""
+    fastest = allocate_placed(problem, Budget(), "latency_s", lambda f: placed_seconds(variants, problem, f))
+    slowest = placed_seconds(variants, problem, {g.name: "float" for g in problem.groups})
+    limit = (fastest.totals.latency_s + slowest) / 2
+    found = allocate_placed(
+        problem, Budget(latency_s=limit), "loss", lambda f: placed_seconds(variants, problem, f)
+    )
+    name = f"latency={limit * 1e6:.0f}us"
+    return Built(name, "chosen", "", found.totals.latency_s, found.totals.loss), found.formats
+
+
+def _greedy(problem: Problem, metric: Metric, limit: float) -> dict[str, str] | None:
+    try:
+        return greedy(problem, Budget().with_limit(metric, limit))
+    except InfeasibleBudgetError:
+        return None
+
+
+def _wanted(c: Compilation, problem: Problem, points: int) -> Iterator[tuple[Built, dict[str, str]]]:
+    """Yield plans and their formats: the middle one, the fronts, greedy selection at their budgets, uniform formats."""
+    variants = Variants(c, RUNTIME)
+
+    def plan(name: str, kind: str, formats: dict[str, str]) -> tuple[Built, dict[str, str]]:
+        loss = totals(problem, formats).loss
+        return Built(name, kind, "", placed_seconds(variants, problem, formats), loss), formats
+
+    yield _middle(problem, variants)
+    found = {
+        label: front_of(c, RUNTIME, problem, metric, max(points, 2)) for label, metric in METRICS.items()
+    }
+    for fmt, point in found["latency"].uniform.items():
+        if points or fmt in ("float", "int8"):
+            yield plan(f"uniform {fmt}", "uniform", point.formats)
+    for label, front in found.items() if points else ():
+        for k, point in enumerate(front.points, start=1):
+            yield plan(f"{label} front {k}", f"front {label}", point.formats)
+        for k, point in enumerate(front.points, start=1):
+            chosen = _greedy(problem, METRICS[label], totals(problem, point.formats).of(METRICS[label]))
+            if chosen is not None:
+                yield plan(f"{label} greedy {k}", f"greedy {label}", chosen)
+
+
+def measure_model(model: ZooModel, out: Path, *, points: int, seconds: float) -> dict[str, Any]:
+    """Probe a model, build its plans and measure them."""
+    profile = _probed(model, out, seconds)
+    c = Compilation(
+        Options(
+            model=model.path,
+            target=str(profile),
+            data=_data(model),
+            recipe="mixed",
+            cache=out / "cache",
+            gate=False,
+        ),
+        load_profile(str(profile)),
+    )
+    start = time.perf_counter()
+    problem = problem_of(c, RUNTIME)
+    problem_s = time.perf_counter() - start
+    plans = list(_wanted(c, problem, points))
+    folder = out / model.name
+    shop = Workshop(c, folder)
+    for built, formats in plans:
+        built.file = shop.assignment(problem, formats)
+    rows = [built for built, _ in plans]
+    if points:
+        rows.append(Built("uniform fp16", "uniform", shop.uniform(uniform("fp16"), "fp16"), None, None))
+    reference = _measure(c, model, rows, folder)
+    return {
+        "model": model.name,
+        "metric": model.metric,
+        "float_metric": reference,
+        "groups": len(problem.groups),
+        "problem_s": problem_s,
+        "rows": [row.as_plain() for row in rows],
+    }
+
+
+def _measure(c: Compilation, model: ZooModel, rows: list[Built], folder: Path) -> float:
+    """Fill in what is measured, once for every file; return the float model's metric."""
+    files = list(dict.fromkeys(row.file for row in rows))
+    feeds = dict(feeds_of(c))
+    seconds = dict(zip(files, time_all([opener(c, folder / f) for f in files], feeds), strict=True))
+    judge = Judge(model, opener(c, model.path, plain=True)())
+    judged = {f: judge(opener(c, folder / f)()) for f in files}
+    for row in rows:
+        row.size, row.seconds = (folder / row.file).stat().st_size, seconds[row.file]
+        row.loss, row.metric = judged[row.file]
+    return judge.float_metric
+
+
+def synthetic(groups: int, formats: int = 5) -> Problem:
+    """Return a problem of the size of a large model: a chain with residual boundaries, losses over four decades."""
+    rng = np.random.default_rng(0)
+    found = []
+    for k in range(groups):
+        size = float(10 ** rng.uniform(3, 6))
+        choices = [
+            Choice(
+                f"f{j}",
+                float(10 ** rng.uniform(-6, -2) * 4.0**-j) if j < formats - 1 else 0.0,
+                size * 1e-11 * (1 + j * rng.uniform(0.5, 1.5)),
+                size * (j + 1) / formats * rng.uniform(0.9, 1.1),
+            )
+            for j in range(formats)
+        ]
+        found.append(Group(f"g{k}", (f"s{k}",), tuple(choices)))
+    jumps = [(k, k + 1) for k in range(groups - 1)] + [(k, k + 3) for k in range(0, groups - 3, 4)]
+    boundaries = [
+        Boundary(
+            f"g{a}",
+            f"g{b}",
+            {
+                (f"f{i}", f"f{j}"): Cost(float(rng.uniform(1e-7, 3e-6)))
+                for i in range(formats)
+                for j in range(formats)
+                if (i < 2) != (j < 2)
+            },
+        )
+        for a, b in jumps
+    ]
+    return Problem(tuple(found), tuple(boundaries))
+
+
+def solver_times(groups: int = 500) -> dict[str, Any]:
+    """Solve the synthetic problem on one thread, under bounds of time and of size."""
+    problem = synthetic(groups)
+    ends = [totals(problem, {g.name: g.choices[k].format for g in problem.groups}) for k in (0, -1)]
+    rows = []
+    with threadpool_limits(1):
+        for share in (0.25, 0.5, 0.75):
+            latency, size = (
+                ends[0].of(m) + share * (ends[1].of(m) - ends[0].of(m)) for m in ("latency_s", "weight_bytes")
+            )
+            wall, cpu = time.perf_counter(), time.process_time()
+            found = allocate(problem, Budget(latency_s=latency, weight_bytes=size), prices=False)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            rows.append({"share": share, "wall_s": wall, "cpu_s": cpu, "gap": found.gap, "loss": found.value})
+            wall = time.perf_counter()
+            plain = _greedy_loss(problem, Budget(latency_s=latency, weight_bytes=size))
+            rows[-1] |= {"greedy_loss": plain, "greedy_s": time.perf_counter() - wall}
+    return {"groups": groups, "boundaries": len(problem.boundaries), "rows": rows}
+
+
+def _greedy_loss(problem: Problem, budget: Budget) -> float | None:
+    try:
+        return totals(problem, greedy(problem, budget)).loss
+    except InfeasibleBudgetError:
+        return None
+
+
+def main() -> None:
+    """Measure what is asked for; print the tables of everything that was ever measured into the folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS)
+    parser.add_argument("--out", type=Path, default=Path("allocation-results"))
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each probe")
+    parser.add_argument("--points", type=int, default=8, help="budgets of each front")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "solver.json").write_text(json.dumps(solver_times(), indent=1))
+    for name in arguments.models:
+        points = arguments.points if name in FRONTS else 0
+        result = measure_model(model_named(name), out, points=points, seconds=arguments.seconds)
+        (out / f"{name}.json").write_text(json.dumps(result, indent=1))
+    results = [json.loads((out / f"{n}.json").read_text()) for n in MODELS if (out / f"{n}.json").exists()]
+    text = tables(results, json.loads((out / "solver.json").read_text()))
+    (out / "tables.md").write_text(text)
+    draw(
+        [r for r in results if any(row["kind"].startswith("front") for row in r["rows"])], out / "fronts.svg"
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
