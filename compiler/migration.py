@@ -21,6 +21,7 @@ from bitwright.compiler.recipe.schema import Recipe
 from bitwright.compiler.shape_choice import static_shapes
 from bitwright.passes.contract import Pass, PassResult
 from bitwright.passes.disassemble_channels import DisassembleChannels
+from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.scale_weights_awq import ScaleWeightsAWQ
 from bitwright.passes.smooth_scales import SmoothScales
 from bitwright.passes.split_outliers import SplitOutliers, float_products
@@ -51,24 +52,19 @@ def _migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
         _record(c, runtime, "equalize_layers", equalize(c, runtime, observe_inputs), notes)
     for rewrite in _rewrites(c, c.selection):
         result = rewrite.run(c.model)
-        c.migrations[rewrite.name] = result.notes
-        c.migrated[rewrite.name] = result.changed
-        notes.append(f"{rewrite.name}: {result.changed} changes")
-        notes.extend(result.notes)
         if isinstance(rewrite, SplitOutliers):
             floats = dict.fromkeys(float_products(c.model), "float")
             c.formats = replace(c.formats, by_node={**c.formats.by_node, **floats})
-        if result.changed:
-            c.shapes = static_shapes(c.model, c.dims)
-            c.selection = reselect(c, runtime)
-    if any(c.migrations):
+        _record(c, runtime, rewrite.name, result, notes)
+    if any(c.migrated.values()):
+        RemoveUnused().run(c.model)
         _check_function(c, c.normalized, c.model, notes)
     check_names(c)
 
 
 def _record(c: Compilation, runtime: RuntimeName, name: str, result: PassResult, notes: list[str]) -> None:
     """Write down what a rewrite did; what depends on the model follows."""
-    c.migrations[name] = result.notes
+    c.migrations[name], c.migrated[name] = result.notes, result.changed
     notes.append(f"{name}: {result.changed} changes")
     notes.extend(result.notes)
     if result.changed:

@@ -93,6 +93,9 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
             ranges = {name: (s.low, s.high) for name, s in c.statistics.items()}
             yield NarrowFloats(dtype, nodes, ranges)
     if plan.runtime == "onnxruntime":
-        yield PackNBits()
+        # On processors without VNNI that option makes ONNX Runtime give blocked weights a scalar zero point, which it
+        # then refuses: there the products are written out.
+        spelled_out = "session.x64quantprecision" in c.profile.runtimes.onnxruntime.session_config
+        yield PackNBits(everywhere=spelled_out)
         yield PackBnb4()
     yield RemoveUnused()

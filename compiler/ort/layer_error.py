@@ -14,31 +14,36 @@ PERFECT_DB = 200.0
 
 
 class NoiseMeter:
-    """Accumulates signal and noise energy of tensors, in float64."""
+    """Accumulates signal and noise of tensors, in float64.
 
-    def __init__(self) -> None:
+    Args:
+        power: 2 sums squares. 1 sums magnitudes, which a few bad samples do not outweigh.
+    """
+
+    def __init__(self, power: int = 2) -> None:
+        self._power = power
         self._signal: dict[str, float] = {}
         self._noise: dict[str, float] = {}
 
     def add(self, name: str, reference: np.ndarray, actual: np.ndarray) -> None:
         """Account for one pair of equal-shaped float arrays."""
         exact = reference.astype(np.float64)
-        self._signal[name] = self._signal.get(name, 0.0) + float(np.sum(exact * exact))
-        self._noise[name] = self._noise.get(name, 0.0) + float(
-            np.sum((actual.astype(np.float64) - exact) ** 2)
-        )
+        noise = actual.astype(np.float64) - exact
+        self._signal[name] = self._signal.get(name, 0.0) + float(np.sum(np.abs(exact) ** self._power))
+        self._noise[name] = self._noise.get(name, 0.0) + float(np.sum(np.abs(noise) ** self._power))
 
     def sqnr_db(self) -> dict[str, float]:
-        """Return ``10 log10(signal / noise)`` for each tensor, limited to 200 dB."""
-        return {name: _decibel(self._signal[name], self._noise[name]) for name in self._signal}
+        """Return ``10 log10(signal / noise)`` (of magnitudes, 20 log10) for each tensor, limited to 200 dB."""
+        factor = 20.0 / self._power
+        return {name: _decibel(self._signal[name], self._noise[name], factor) for name in self._signal}
 
 
-def _decibel(signal: float, noise: float) -> float:
+def _decibel(signal: float, noise: float, factor: float) -> float:
     if noise == 0.0:
         return PERFECT_DB
     if signal == 0.0:
         return -PERFECT_DB
-    return float(np.clip(10.0 * np.log10(signal / noise), -PERFECT_DB, PERFECT_DB))
+    return float(np.clip(factor * np.log10(signal / noise), -PERFECT_DB, PERFECT_DB))
 
 
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -57,6 +62,7 @@ def layer_errors(
     feeds: Iterable[Mapping[str, np.ndarray]],
     *,
     config: SessionConfig | None = None,
+    power: int = 2,
 ) -> dict[str, float]:
     """Return the SQNR in dB of each named tensor and graph output.
 
@@ -66,6 +72,7 @@ def layer_errors(
         tensors: Names of tensors of ``float_model``; those that either model lacks are left out.
         feeds: A few samples.
         config: Session options that the quantized model needs.
+        power: 1 compares magnitudes instead of squares.
     """
     outputs = [o.name or "" for o in float_model.graph.outputs]
     produced = _produced(float_model) & _produced(quantized)
@@ -75,7 +82,7 @@ def layer_errors(
     config = config or SessionConfig()
     reference = open_session(with_outputs(float_model, list(pairs)), config)
     actual = open_session(with_outputs(quantized, list(dict.fromkeys(pairs.values()))), config)
-    meter = NoiseMeter()
+    meter = NoiseMeter(power)
     for sample in feeds:
         exact, rounded = run(reference, sample), run(actual, sample)
         for name, other in pairs.items():

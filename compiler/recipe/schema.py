@@ -36,13 +36,14 @@ class Rounding(Strict):
         scales: From the largest magnitude, or searched for the least square error.
         method: Round to nearest, or with the error fed forward (GPTQ).
         refine: Improve the integers by coordinate descent on the layer's output error.
-        correct_bias: Take the mean error of a layer's output off its bias.
+        correct_bias: Take the mean error of a layer's output off its bias. For rounding to nearest: GPTQ minimizes the
+            mean error together with the rest, and what is left is noise of the calibration samples.
     """
 
     scales: Literal["max", "mse"] = "mse"
     method: Literal["nearest", "gptq"] = "gptq"
     refine: bool = False
-    correct_bias: bool = True
+    correct_bias: bool = False
 
 
 class Recipe(Strict):

@@ -40,6 +40,7 @@ LEAST_DB = {
     "int8-dynamic": 28,
     "int8-row": 28,
     "mixed": 28,  # within half the size of float
+    "w4a8-mixed": 28,  # without a budget: as good as int8
     "w8": 34,
     "w4": 16,
     "w4a8": 12,
@@ -97,6 +98,14 @@ def test_a_recipe_runs_in_plain_onnxruntime(tmp_path: Path, recipe: str) -> None
     assert _decibel(made.model) > LEAST_DB[recipe]
     if recipe != "binary":  # as large as ternary in 2 bits
         assert made.model.stat().st_size < (tmp_path / "m.onnx").stat().st_size
+
+
+def test_weight_only_formats_run_where_every_integer_gets_a_zero_point(tmp_path: Path) -> None:
+    options = _options(tmp_path, "w8", "x86-avx2")
+    made = quantize(options)
+    settings = load_profile("x86-avx2").runtimes.onnxruntime.session_config
+    assert "session.x64quantprecision" in settings
+    assert _decibel(made.model, SessionConfig(session_config_entries=settings)) > LEAST_DB["w8"]
 
 
 def test_every_recipe_is_tried_or_refused() -> None:
