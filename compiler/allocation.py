@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from bitwright.compiler import frontend
 from bitwright.compiler.allocate.grouping import tied_groups
+from bitwright.compiler.allocate.moves import greedy
 from bitwright.compiler.allocate.notes import allocation_notes
 from bitwright.compiler.allocate.problem import (
     Budget,
@@ -26,6 +27,7 @@ from bitwright.compiler.allocate.sensitivity import Sensitivity, SiteLoss, measu
 from bitwright.compiler.allocate.solve import Allocation, allocate
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import InfeasibleBudgetError, UsageError
+from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.interactions import boundaries_between
 from bitwright.compiler.migration import observe_inputs
 from bitwright.compiler.ort.session import config_for
@@ -43,6 +45,7 @@ SAMPLES = 16
 # Solutions whose whole placement may be predicted, and how much of the time it may leave over.
 TRIES = 5
 LEFT_OVER = 0.01
+POLISHED = 200
 
 
 def wanted(c: Compilation) -> bool:
@@ -60,6 +63,10 @@ def choose_formats(c: Compilation, runtime: RuntimeName, notes: list[str]) -> No
     )
     apply_formats(c, runtime, problem, c.allocation.formats)
     notes.extend(allocation_notes(c.allocation))
+    if budget.latency_s is not None:
+        notes.append(
+            "the whole placement keeps the limit of time; what is proven holds for its model of pairs"
+        )
 
 
 def placed_seconds(variants: Variants, problem: Problem, formats: Mapping[str, str]) -> float:
@@ -117,6 +124,72 @@ def allocate_placed(
     return best
 
 
+def polish(
+    problem: Problem,
+    budget: Budget,
+    formats: Mapping[str, str],
+    seconds: Callable[[Mapping[str, str]], float],
+    *,
+    most: int = POLISHED,
+) -> dict[str, str]:
+    """Return an assignment with single groups moved to formats of a smaller loss, as far as the placement allows.
+
+    Args:
+        problem: What to choose from.
+        budget: Upper limits; ``formats`` keeps them.
+        formats: The start.
+        seconds: Predicts an assignment as a whole.
+        most: Placements to predict at most.
+    """
+    chosen = dict(formats)
+    moves = [
+        (group.choice(chosen[group.name]).loss - choice.loss, group.name, choice.format)
+        for group in problem.groups
+        for choice in group.choices
+        if choice.loss < group.choice(chosen[group.name]).loss
+    ]
+    for gain, name, fmt in sorted(moves, reverse=True)[:most]:
+        tried = chosen | {name: fmt}
+        better = totals(problem, tried).loss < totals(problem, chosen).loss
+        if gain > 0 and better and budget.met_by(placed_totals(problem, tried, seconds)):
+            chosen = tried
+    return chosen
+
+
+def placed_totals(
+    problem: Problem, formats: Mapping[str, str], seconds: Callable[[Mapping[str, str]], float]
+) -> Totals:
+    """Return what an assignment costs; its seconds are those of the placement."""
+    return replace(totals(problem, formats), latency_s=seconds(formats))
+
+
+def greedy_or_none(problem: Problem, budget: Budget) -> dict[str, str] | None:
+    """Return what greedy selection finds under a budget, if anything."""
+    try:
+        return greedy(problem, budget)
+    except InfeasibleBudgetError:
+        return None
+
+
+def _polished(
+    problem: Problem, budget: Budget, best: Allocation, seconds: Callable[[Mapping[str, str]], float]
+) -> Allocation:
+    """Improve an optimum of the pairwise model by what the placements themselves allow; greedy is another start.
+
+    The optimum's bound is kept: it is that of the model.
+    """
+    starts = [best.formats]
+    other = greedy_or_none(problem, budget)
+    if other is not None and budget.met_by(placed_totals(problem, other, seconds)):
+        starts.append(other)
+    ends = [polish(problem, budget, start, seconds) for start in starts]
+    chosen = min(ends, key=lambda formats: totals(problem, formats).loss)
+    paid = placed_totals(problem, chosen, seconds)
+    if paid.loss >= best.value:
+        return best
+    return _with_seconds(replace(best, formats=chosen, totals=paid, value=paid.loss), paid.latency_s)
+
+
 def _with_seconds(found: Allocation, exact: float) -> Allocation:
     """Replace the modelled seconds of an allocation by those of the placement."""
     moved = exact - found.totals.latency_s if found.objective == "latency_s" else 0.0
@@ -155,6 +228,14 @@ def _first(c: Compilation, group: Group) -> str:
     return next((f for f in (*recipe.formats, *recipe.tables) if f in known), FLOAT)
 
 
+def _elements(c: Compilation, problem: Problem) -> int:
+    """Return how many weights have a choice; one that several layers share counts once."""
+    assert c.selection is not None
+    names = {site for group in problem.groups for site in group.members}
+    weights = {Site(u, ()).weight for u in c.selection.units if u.name in names}
+    return sum(0 if (array := constant_array(w)) is None else array.size for w in weights)
+
+
 def budget_of(c: Compilation, problem: Problem | None = None) -> Budget:
     """Return the user's bounds, completed by the profile's.
 
@@ -165,7 +246,7 @@ def budget_of(c: Compilation, problem: Problem | None = None) -> Budget:
     asked, default = c.options.budget, c.profile.budgets
     size = asked.get("size", default.weights_bytes)
     if "bits" in asked and problem is not None:
-        elements = sum(group.choice(FLOAT).weight_bytes / 4 for group in problem.groups)
+        elements = _elements(c, problem)
         size = problem.fixed.weight_bytes + asked["bits"] / 8 * elements
     return Budget(
         loss=asked.get("loss"),

@@ -59,7 +59,9 @@ class Variants:
             menu: tuple[str, ...] = recipe.tables if unit.role == "table" else recipe.formats
             menu = (c.formats.by_node[unit.name],) if unit.name in c.formats.by_node else menu
             kernels = [f for f in menu if unit.rule.combo_for((f,)) or f in table.float_formats]
-            self.sites.append(Site(unit, tuple(dict.fromkeys([*kernels, FLOAT]))))
+            if recipe.choose != "allocate" or FLOAT in recipe.formats or not kernels:
+                kernels.append(FLOAT)
+            self.sites.append(Site(unit, tuple(dict.fromkeys(kernels))))
 
     def selection(self, formats: Mapping[str, str]) -> Selection:
         """Select with every site in float but those named."""

@@ -55,7 +55,8 @@ class Recipe(Strict):
         description: One line.
         formats: Formats of operators with a constant weight, best first.
         choose: With several formats, ``first``: each operator runs in the first that the target has a kernel for;
-            ``allocate``: the allocator chooses one for each group of layers, under budgets.
+            ``allocate``: the allocator chooses one of them for each group of layers, under budgets; float must be
+            listed to be chosen.
         others: Formats of the operators between them.
         tables: Formats of embedding tables.
         group: Weights that share a scale in grouped formats; absent: the kernel's first choice.
