@@ -22,12 +22,10 @@ from built_plans import RUNTIME, Built, Judge, Workshop, opener, time_all
 from threadpoolctl import threadpool_limits
 from zoo import ZooModel, model_named
 
-from bitwright.compiler.allocate.moves import greedy
 from bitwright.compiler.allocate.problem import Boundary, Budget, Choice, Cost, Group, Metric, Problem, totals
 from bitwright.compiler.allocate.solve import allocate
-from bitwright.compiler.allocation import allocate_placed, placed_seconds
+from bitwright.compiler.allocation import allocate_placed, greedy_or_none, placed_seconds
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.errors import InfeasibleBudgetError
 from bitwright.compiler.options import Options
 from bitwright.compiler.probing.placements import feeds_of, uniform
 from bitwright.compiler.probing.probe import probe
@@ -64,13 +62,6 @@ def _middle(problem: Problem, variants: Variants) -> tuple[Built, dict[str, str]
     return Built(name, "chosen", "", found.totals.latency_s, found.totals.loss), found.formats
 
 
-def _greedy(problem: Problem, metric: Metric, limit: float) -> dict[str, str] | None:
-    try:
-        return greedy(problem, Budget().with_limit(metric, limit))
-    except InfeasibleBudgetError:
-        return None
-
-
 def _wanted(c: Compilation, problem: Problem, points: int) -> Iterator[tuple[Built, dict[str, str]]]:
     """Yield plans and their formats: the middle one, the fronts, greedy selection at their budgets, uniform formats."""
     variants = Variants(c, RUNTIME)
@@ -90,7 +81,8 @@ def _wanted(c: Compilation, problem: Problem, points: int) -> Iterator[tuple[Bui
         for k, point in enumerate(front.points, start=1):
             yield plan(f"{label} front {k}", f"front {label}", point.formats)
         for k, point in enumerate(front.points, start=1):
-            chosen = _greedy(problem, METRICS[label], totals(problem, point.formats).of(METRICS[label]))
+            limit = totals(problem, point.formats).of(METRICS[label])
+            chosen = greedy_or_none(problem, Budget().with_limit(METRICS[label], limit))
             if chosen is not None:
                 yield plan(f"{label} greedy {k}", f"greedy {label}", chosen)
 
@@ -192,16 +184,10 @@ def solver_times(groups: int = 500) -> dict[str, Any]:
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             rows.append({"share": share, "wall_s": wall, "cpu_s": cpu, "gap": found.gap, "loss": found.value})
             wall = time.perf_counter()
-            plain = _greedy_loss(problem, Budget(latency_s=latency, weight_bytes=size))
-            rows[-1] |= {"greedy_loss": plain, "greedy_s": time.perf_counter() - wall}
+            plain = greedy_or_none(problem, Budget(latency_s=latency, weight_bytes=size))
+            loss = None if plain is None else totals(problem, plain).loss
+            rows[-1] |= {"greedy_loss": loss, "greedy_s": time.perf_counter() - wall}
     return {"groups": groups, "boundaries": len(problem.boundaries), "rows": rows}
-
-
-def _greedy_loss(problem: Problem, budget: Budget) -> float | None:
-    try:
-        return totals(problem, greedy(problem, budget)).loss
-    except InfeasibleBudgetError:
-        return None
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,15 @@ from bitwright.compiler import frontend, migration
 from bitwright.compiler.allocate.frontier import FrontPoint, front_csv, not_dominated, sweep
 from bitwright.compiler.allocate.problem import Budget, Metric, Problem, totals
 from bitwright.compiler.allocate.solve import allocate
-from bitwright.compiler.allocation import OBJECTIVES, allocation_problem, budget_of, placed_seconds
+from bitwright.compiler.allocation import (
+    OBJECTIVES,
+    allocation_problem,
+    budget_of,
+    greedy_or_none,
+    placed_seconds,
+    placed_totals,
+    polish,
+)
 from bitwright.compiler.bundle.atomic import write_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError, nearest
@@ -85,9 +94,11 @@ def front_of(c: Compilation, runtime: RuntimeName, problem: Problem, metric: Met
     """
     budget, variants = budget_of(c, problem), Variants(c, runtime)
 
+    def seconds(formats: Mapping[str, str]) -> float:
+        return placed_seconds(variants, problem, formats)
+
     def placed(point: FrontPoint) -> FrontPoint:
-        seconds = placed_seconds(variants, problem, point.formats)
-        return replace(point, totals=replace(point.totals, latency_s=seconds))
+        return replace(point, totals=placed_totals(problem, point.formats, seconds))
 
     with c.recorded("sweep"):
         found = sweep(
@@ -100,11 +111,36 @@ def front_of(c: Compilation, runtime: RuntimeName, problem: Problem, metric: Met
         uniform = uniform_points(problem)
         found += _at_uniform_costs(problem, metric, budget, uniform)
         uniform = {fmt: placed(point) for fmt, point in uniform.items()}
-        kept = [p for p in (*map(placed, found), *uniform.values()) if budget.met_by(p.totals)]
+        found += _greedy_points(problem, metric, budget, found)
+        known = [*map(placed, found), *uniform.values()]
+        if metric == "latency_s":
+            known += [_polished(problem, budget, point, seconds) for point in not_dominated(known, metric)]
+        kept = [p for p in known if budget.met_by(p.totals)]
     points_kept = (
         _apart(not_dominated(kept, metric)) if metric == "latency_s" else not_dominated(kept, metric)
     )
     return Front(tuple(points_kept), uniform, problem, metric, ())
+
+
+def _greedy_points(
+    problem: Problem, metric: Metric, budget: Budget, found: Sequence[FrontPoint]
+) -> list[FrontPoint]:
+    """Return greedy selection at the costs of known points.
+
+    Under one budget it is never better than the optimum. But a budget that lies between two others has an optimum of
+    its own, and the time of a placement is not exactly what the solver's model says.
+    """
+    chosen = [greedy_or_none(problem, budget.with_limit(metric, p.totals.of(metric))) for p in found]
+    return [FrontPoint(f, totals(problem, f), math.nan) for f in chosen if f is not None]
+
+
+def _polished(
+    problem: Problem, budget: Budget, point: FrontPoint, seconds: Callable[[Mapping[str, str]], float]
+) -> FrontPoint:
+    """Return a point that loses less than another and is as fast, up to what times are known to."""
+    limit = point.totals.latency_s * (1 + RESOLUTION)
+    formats = polish(problem, budget.with_limit("latency_s", limit), point.formats, seconds)
+    return FrontPoint(formats, placed_totals(problem, formats, seconds), math.nan)
 
 
 def _apart(points: list[FrontPoint]) -> list[FrontPoint]:
@@ -155,7 +191,7 @@ def uniform_points(problem: Problem) -> dict[str, FrontPoint]:
     found = {}
     for fmt in formats:
         chosen = {g.name: fmt if any(c.format == fmt for c in g.choices) else FLOAT for g in problem.groups}
-        found[fmt] = FrontPoint(chosen, totals(problem, chosen), 0.0)
+        found[fmt] = FrontPoint(chosen, totals(problem, chosen), math.nan)
     return found
 
 

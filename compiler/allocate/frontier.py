@@ -23,7 +23,7 @@ class FrontPoint:
     Attributes:
         formats: Format by group.
         totals: What it costs.
-        gap: Optimality gap of its loss.
+        gap: Optimality gap of its loss; NaN for an assignment that was not solved for.
     """
 
     formats: dict[str, str]

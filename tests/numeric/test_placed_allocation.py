@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from bitwright.compiler import frontend
 from bitwright.compiler.allocate.frontier import FrontPoint
 from bitwright.compiler.allocate.problem import Budget, Choice, Cost, Group, Problem, Totals, totals
-from bitwright.compiler.allocation import allocate_placed
+from bitwright.compiler.allocation import allocate_placed, greedy_or_none, placed_seconds, polish
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import InfeasibleBudgetError
 from bitwright.compiler.interactions import boundaries_between
@@ -23,9 +23,10 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.plan.latency import predict
 from bitwright.compiler.plan.planner import plan_selection
 from bitwright.compiler.plan.units import FormatChoice
-from bitwright.compiler.sweep import RESOLUTION, _apart, problem_of
-from bitwright.compiler.variants import Site
+from bitwright.compiler.sweep import RESOLUTION, _apart, front_of, problem_of
+from bitwright.compiler.variants import Site, Variants
 from bitwright.targets.loader import load_profile
+from bitwright.targets.schema import Measured, MeasuredTimes
 
 RESIDUAL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -38,6 +39,17 @@ residual (float[1,16,16,16] x) => (float[1,16,16,16] y)
   c = Conv<pads=[1,1,1,1]>(s, w2)
   t = Add(c, s)
   y = Conv<pads=[1,1,1,1]>(t, w3)
+}
+"""
+LAYERS = """
+<ir_version: 8, opset_import: ["" : 17]>
+layers (float[1,64,256] x) => (float[1,64,256] y)
+{
+  a = MatMul(x, w0)
+  ga = Tanh(a)
+  b = MatMul(ga, w1)
+  gb = Tanh(b)
+  y = MatMul(gb, w2)
 }
 """
 NORMALIZED = """
@@ -104,7 +116,7 @@ def test_the_pairs_know_what_a_residual_region_saves() -> None:
     assert modelled("") == base
     assert modelled("a") == pytest.approx(seconds({"a": "int8"}), rel=1e-9)
     assert modelled("abcy") == pytest.approx(exact, rel=0.03)
-    # What three layers around an Add save is no sum of pairs, so the fit is good where plans are: near the whole region.
+    # What three layers around an Add save is no sum of pairs: the fit is good where plans are, near the whole region.
     errors = []
     for chosen in ("abcy", "bcy", "acy", "aby", "abc"):
         true = seconds(dict.fromkeys(chosen, "int8"))
@@ -136,6 +148,47 @@ def test_a_limit_is_kept_by_the_placement_and_used_up(bend: Callable[[float], fl
     # One more layer in float, which takes 2 ms more, would not have been within the limit.
     assert bend(totals(problem, found.formats).latency_s + 2e-3) > limit
     assert all(p.used == found.totals.latency_s for p in found.prices)
+
+
+def test_polishing_moves_what_loses_most_as_far_as_the_limit_goes() -> None:
+    problem = ladder()
+    start = {g.name: "int8" for g in problem.groups}
+
+    def seconds(formats: Mapping[str, str]) -> float:
+        return totals(problem, formats).latency_s
+
+    found = polish(problem, Budget(latency_s=24.5e-3), start, seconds)
+    assert [g for g, fmt in found.items() if fmt == "float"] == [f"g{k}" for k in range(6, 12)]
+    assert polish(problem, Budget(latency_s=24.5e-3), start, seconds, most=0) == start
+
+
+def test_greedy_selection_is_never_better_than_an_allocation(tmp_path: Path) -> None:
+    ir.save(model_of(LAYERS, {f"w{k}": (256, 256) for k in range(3)}), tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.standard_normal((1, 64, 256)).astype(np.float32)} for _ in range(4)]
+    options = Options(model=tmp_path / "m.onnx", target="x86-avx2", data=samples, recipe="mixed")
+    speeds = {"float": 1e-11, "w8": 7e-12, "w4": 5e-12, "int8": 2e-12, "w4a8": 2e-12}
+    fits = {
+        f: {"call_s": 1e-6, "mac_s": s, "byte_s": 0.0, "points": 9, "error": 0.1} for f, s in speeds.items()
+    }
+    times = MeasuredTimes.model_validate({"machine": "m", "date": "2026-01-01", "fits": {"gemm": fits}})
+    measured = {"measured": Measured(onnxruntime=times)}
+    c = Compilation(options, load_profile("x86-avx2").model_copy(update=measured))
+    problem = problem_of(c, "onnxruntime")
+    front = front_of(c, "onnxruntime", problem, "latency_s", 6)
+    variants = Variants(c, "onnxruntime")
+    assert len(front.points) > 2
+    ends = front.points[0].totals.latency_s, front.points[-1].totals.latency_s
+    compared = 0
+    for share in np.linspace(0.1, 0.9, 7):
+        budget = Budget(latency_s=float(ends[0] + share * (ends[1] - ends[0])))
+        found = allocate_placed(problem, budget, "loss", lambda f: placed_seconds(variants, problem, f))
+        assert budget.met_by(found.totals)
+        chosen = greedy_or_none(problem, budget)
+        if chosen is not None and placed_seconds(variants, problem, chosen) <= budget.limits()["latency_s"]:
+            compared += 1
+            assert found.totals.loss <= totals(problem, chosen).loss * (1 + 1e-9)
+    assert compared > 3
 
 
 def test_a_limit_that_only_the_model_keeps_is_infeasible() -> None:
