@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 Row = dict[str, Any]
 # Measured times of one file differ by as much from one set of sessions to the next.
 SAME_TIME, SAME_SIZE, SAME_LOSS = 0.03, 0.002, 0.02
+EXACT = 1e-12
 COSTS = {"latency": ("seconds", SAME_TIME), "size": ("size", SAME_SIZE)}
 
 
