@@ -18,8 +18,9 @@ def _algorithm(job: Job) -> nbits.WeightOnlyQuantConfig | None:
     if name == "k_quant":
         return nbits.KQuantWeightOnlyQuantConfig()
     if name == "gptq":
+        # The reader is copied for every layer, which a generator would not survive.
         return nbits.GPTQWeightOnlyQuantConfig(
-            calibration_data_reader=Reader(job.samples()),
+            calibration_data_reader=Reader(iter(list(job.samples()))),
             block_size=job.settings["block_size"],
             actorder=job.settings.get("actorder", False),
             mse=job.settings.get("mse", False),
