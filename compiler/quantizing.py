@@ -8,6 +8,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.plan.granularity import choose_granularity
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.weight_search import search_weight_scales
 from bitwright.passes.block_tables import BlockTables
@@ -33,6 +34,8 @@ _HALF = {"fp16": "float16", "bf16": "bfloat16"}
 def with_searched_scales(c: Compilation, plan: Plan) -> Plan:
     """Return the plan with the weight scales that the recipe wants."""
     assert c.model is not None
+    if c.recipe.recipe.rounding.granularity == "error":
+        plan = choose_granularity(plan, c.model, c.moments)
     if c.recipe.recipe.rounding.scales == "max":
         return plan
     return search_weight_scales(plan, c.model, c.moments)

@@ -49,6 +49,7 @@ class WeightQuant:
         group: Weights along ``axis`` that share a scale; 0 without groups.
         bits: Width of the integers really used, at most that of ``dtype``.
         codebook: Name of the table of values that the integers index, or "".
+        menu: Group lengths that the kernel takes.
     """
 
     tensor: str
@@ -59,6 +60,7 @@ class WeightQuant:
     group: int = 0
     bits: int = 8
     codebook: str = ""
+    menu: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -87,14 +87,14 @@ def _searched(
     if quant.dtype.startswith("uint") and quant.zero_point is None and not quant.codebook:
         middle = 2 ** (quant.bits - 1)
         grid = Grid(grid.name, grid.values - middle)
-    importance = _importance(nodes, moments, weights.shape[:2])
+    importance = importance_of(nodes, moments, weights.shape[:2])
     found = with_scales(quant, search_scales(weights, importance, grid, layout_of(quant)))
     for node in nodes:
         found = _widened(found, node, plan)
     return found
 
 
-def _importance(
+def importance_of(
     nodes: Sequence[ir.Node], moments: Mapping[str, InputMoments], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Return the mean square of each input over all readers, damped like the objective of rounding."""

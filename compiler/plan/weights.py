@@ -77,7 +77,9 @@ def _quant(unit: Unit, array: np.ndarray, space: QSpace, group: int | None) -> W
     along = group_axis(unit)
     length = group_length(space, array.shape[along], group)
     scale, zero_point = grouped_scale(array, along, length, space)
-    return WeightQuant("", dtype, along, scale, zero_point, length, **common)  # type: ignore[arg-type]
+    # A weight that is stored transposed, or a table, keeps the length it was planned with.
+    menu = possible_groups(space, array.shape[along]) if along == 0 and group is None else ()
+    return WeightQuant("", dtype, along, scale, zero_point, length, menu=menu, **common)  # type: ignore[arg-type]
 
 
 def _bias(unit: Unit) -> np.ndarray | None:

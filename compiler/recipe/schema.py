@@ -33,6 +33,8 @@ class Rounding(Strict):
     """From a float weight to integers.
 
     Attributes:
+        granularity: ``kernel``: the group length that the kernel prefers. ``error``: a length, with or without zero
+            points, for every weight by its error and the bits its scales take.
         scales: From the largest magnitude, or searched for the least square error.
         method: Round to nearest, or with the error fed forward (GPTQ).
         refine: Improve the integers by coordinate descent on the layer's output error.
@@ -40,6 +42,7 @@ class Rounding(Strict):
             mean error together with the rest, and what is left is noise of the calibration samples.
     """
 
+    granularity: Literal["kernel", "error"] = "kernel"
     scales: Literal["max", "mse"] = "mse"
     method: Literal["nearest", "gptq"] = "gptq"
     refine: bool = False
