@@ -33,7 +33,7 @@ from bitwright.compiler.sweep import front_of, problem_of
 from bitwright.compiler.variants import Variants
 from bitwright.targets.loader import load_profile
 
-MODELS = ("kws_dscnn", "resnet8_cifar10", "vww_mobilenet", "minilm_l6", "ppocr_rec")
+MODELS = ("kws_dscnn", "resnet8_cifar10", "vww_mobilenet", "ad_autoencoder", "minilm_l6", "ppocr_rec")
 FRONTS = ("kws_dscnn", "resnet8_cifar10", "minilm_l6")
 METRICS: dict[str, Metric] = {"latency": "latency_s", "size": "weight_bytes"}
 

@@ -94,10 +94,9 @@ def verdict(row: Row, front: Sequence[Row], cost: str, same: float) -> str:
     better = [p for p in as_cheap if p["loss"] <= row["loss"] * (1 + SAME_LOSS)]
     if better:
         best = min(better, key=lambda p: p["loss"])
-        gain = (
-            f"{row['loss'] / best['loss']:.2g} times the loss" if best["loss"] else "a front point is exact"
-        )
-        return f"dominated by {best['name']} ({gain})"
+        share = best["loss"] / row["loss"]
+        gain = f"{share:.2g} of its loss" if best["loss"] > EXACT else "which loses nothing"
+        return f"dominated by {best['name']}, {gain}"
     if not as_cheap:
         return "**not dominated**: cheaper than the front's first point"
     best = min(as_cheap, key=lambda p: p["loss"])
