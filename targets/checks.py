@@ -10,7 +10,15 @@ from bitwright.targets.schema import Combo, ComputeRow, OpRule, Profile, QSpace,
 from bitwright.targets.schema_errors import Finding, Path, place, plain, validated
 from bitwright.targets.yaml_reader import Mapping
 
-PROVENANCE_KEYS = (*NUMBER_SECTIONS, *OPTIONAL_NUMBER_SECTIONS, "runtimes", "cores", "codegen", "limits", "budgets")
+PROVENANCE_KEYS = (
+    *NUMBER_SECTIONS,
+    *OPTIONAL_NUMBER_SECTIONS,
+    "runtimes",
+    "cores",
+    "codegen",
+    "limits",
+    "budgets",
+)
 DEFAULT_PROVENANCE = {"source": "default of the profile schema", "confidence": "estimate"}
 
 _RANGES = {

@@ -193,9 +193,7 @@ def test_alias_bomb_is_refused_at_its_first_anchor() -> None:
 
 def test_file_larger_than_the_cap_is_not_parsed(tmp_path: Path) -> None:
     message = refused_profile(tmp_path, "a: " + "[" * 1_100_000)
-    assert message == (
-        "board.yaml: larger than 1024 KiB\n  fix: check that this is the right file"
-    )
+    assert message == ("board.yaml: larger than 1024 KiB\n  fix: check that this is the right file")
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -256,7 +254,8 @@ BROKEN_PROFILES = {
     ),
     "0 bits": (
         HEAD + "qspaces: {a8: {bits: 0}}\n",
-        "board.yaml:5:16: qspaces.a8.bits: must be 1, 2, 3, 4, 8 or 16, not the number 0\n  fix: known: 1, 16, 2, 3, 4, 8",
+        "board.yaml:5:16: qspaces.a8.bits: must be 1, 2, 3, 4, 8 or 16, not the number 0\n"
+        "  fix: known: 1, 16, 2, 3, 4, 8",
     ),
     "unknown family": (
         HEAD + "family: arm_cp\n",

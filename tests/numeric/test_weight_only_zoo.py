@@ -48,7 +48,8 @@ def language_model() -> tuple[ir.Model, np.ndarray, float]:
 
 # Largest perplexity over float's, about twice the loss that was measured on 128 windows with rounding to nearest.
 @pytest.mark.parametrize(
-    ("fmt", "table", "bound"), [("w8", "int8", 1.005), ("w4", "w4", 1.02), ("nf4", "w4", 1.03), ("w2", "int8", 1.3)]
+    ("fmt", "table", "bound"),
+    [("w8", "int8", 1.005), ("w4", "w4", 1.02), ("nf4", "w4", 1.03), ("w2", "int8", 1.3)],
 )
 def test_perplexity(
     language_model: tuple[ir.Model, np.ndarray, float], fmt: str, table: str, bound: float
