@@ -95,6 +95,9 @@ def estimate_call(
         ModelError: A shape is unknown.
     """
     combo = _combo(node, _kernels(profile, runtime), runtime, fmt)
+    if combo is not None and _only_stored_narrow(combo, profile):
+        # The weight is widened once, when the model is loaded: the kernel is the float one, so its time is, too.
+        combo, fmt = None, "float"
     found = _from_measurements(
         node, shapes, profile, runtime, fmt, combo, float_output=float_output, neighbour=neighbour
     )
@@ -105,6 +108,12 @@ def estimate_call(
         if combo is not None and value is not None and value.name in float_inputs:
             found += boundary(shape_of(value, shapes, node), profile, runtime, fmt, QUANTIZE)
     return found
+
+
+def _only_stored_narrow(combo: Combo, profile: Profile) -> bool:
+    """Tell whether a kernel's weight is a half-precision copy of what float32 arithmetic reads."""
+    act, weight = profile.qspace(combo.act), profile.qspace(combo.weight or combo.act)
+    return act.float_type == "f32" and weight.float_type in ("f16", "bf16")
 
 
 def boundary(

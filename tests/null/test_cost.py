@@ -229,3 +229,10 @@ def test_a_large_linear_layer_gains_on_every_shipped_target(name: str) -> None:
     floating = estimate(layer, {}, profile, "artifact", "float")
     # A53: NEON multiplies no faster than it adds floats, only memory traffic shrinks.
     assert integer < floating * (1.1 if name == "arm-cortex-a53" else 1.0)
+
+
+def test_weights_that_are_only_stored_in_half_precision_take_the_time_of_float() -> None:
+    profile = load_profile("x86-avx512-vnni")
+    gemm = node(*GEMM)
+    narrow = estimate(gemm, {}, profile, "onnxruntime", "fp16-weights")
+    assert narrow == estimate(gemm, {}, profile, "onnxruntime", "float")
