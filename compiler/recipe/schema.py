@@ -65,7 +65,6 @@ class Recipe(Strict):
         group: Weights that share a scale in grouped formats; absent: the kernel's first choice.
         migrate: Rewrites before rounding.
         rounding: How weights are rounded.
-        refine_ranges: Improve activation ranges by the error of the model's outputs.
         nodes: Format of single nodes, by name.
     """
 
@@ -79,5 +78,4 @@ class Recipe(Strict):
     group: Annotated[int, Field(ge=16, le=256)] | None = None
     migrate: Migrate = Migrate()
     rounding: Rounding = Rounding()
-    refine_ranges: bool = False
     nodes: dict[str, Candidate] = {}
