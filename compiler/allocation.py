@@ -14,6 +14,7 @@ from bitwright.compiler.allocate.grouping import tied_groups
 from bitwright.compiler.allocate.moves import greedy
 from bitwright.compiler.allocate.notes import allocation_notes
 from bitwright.compiler.allocate.problem import (
+    FLOAT,
     Budget,
     Cost,
     Group,
@@ -32,7 +33,7 @@ from bitwright.compiler.interactions import boundaries_between
 from bitwright.compiler.migration import observe_inputs
 from bitwright.compiler.ort.session import config_for
 from bitwright.compiler.plan.planner import RuntimeName
-from bitwright.compiler.variants import FLOAT, Site, Variants
+from bitwright.compiler.variants import Site, Variants
 
 OBJECTIVES: Mapping[str, Metric] = {
     "loss": "loss",

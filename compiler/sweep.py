@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitwright.compiler import frontend, migration
 from bitwright.compiler.allocate.frontier import FrontPoint, front_csv, not_dominated, sweep
-from bitwright.compiler.allocate.problem import Budget, Metric, Problem, totals
+from bitwright.compiler.allocate.problem import FLOAT, Budget, Metric, Problem, totals
 from bitwright.compiler.allocate.solve import allocate
 from bitwright.compiler.allocation import (
     OBJECTIVES,
@@ -30,7 +30,6 @@ from bitwright.compiler.report.front_picture import front_picture
 from bitwright.compiler.variants import Variants
 from bitwright.targets.loader import load_profile
 
-FLOAT = "float"
 # Measured times are known to half a per cent at best.
 RESOLUTION = 0.005
 COSTS = tuple(name for name in OBJECTIVES if name != "loss")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bitwright.compiler import frontend, quantizing
-from bitwright.compiler.allocate.problem import Group, LiveSet
+from bitwright.compiler.allocate.problem import FLOAT, Group, LiveSet
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.graph.operands import stored_weight, table_of, weight_of
@@ -21,7 +21,6 @@ from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.units import FormatChoice, Unit
 from bitwright.compiler.plan.weights import stored_bytes
 
-FLOAT = "float"
 # Passed through by integers where both neighbours are integers.
 BETWEEN = ("follower", "carrier")
 

@@ -16,6 +16,14 @@ from bitwright.passes.infer_shapes import InferShapes
 from bitwright.passes.name_nodes import NameNodes
 
 HEADER = '<ir_version: 8, opset_import: ["" : 20]>'
+SWIGLU = """(float[N, 16] x, float[16, 32] gate, float[16, 32] up, float[32, 8] down) => (float[N, 8] y) {
+    g = MatMul (x, gate)
+    s = Sigmoid (g)
+    a = Mul (g, s)
+    u = MatMul (x, up)
+    h = Mul (a, u)
+    y = MatMul (h, down)
+}"""
 
 
 def model(text: str, **weights: np.ndarray) -> ir.Model:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_models import calm, model, moments_of, spiky
+from linear_models import SWIGLU, calm, model, moments_of, spiky
 from pass_harness import FLOAT32, check_pass, random
 
 from bitwright.passes.contract import PassResult
@@ -59,15 +59,7 @@ def test_behind_a_gelu_producers_repeat_columns_and_a_mul_divides() -> None:
 
 
 def test_behind_a_swiglu_nothing_is_added() -> None:
-    text = """(float[N, 16] x, float[16, 32] gate, float[16, 32] up, float[32, 8] down) => (float[N, 8] y) {
-        g = MatMul (x, gate)
-        s = Sigmoid (g)
-        a = Mul (g, s)
-        u = MatMul (x, up)
-        h = Mul (a, u)
-        y = MatMul (h, down)
-    }"""
-    parsed = model(text, gate=random(16, 32, seed=2), up=spiky(32, 16, seed=3), down=random(32, 8, seed=4))
+    parsed = model(SWIGLU, gate=random(16, 32, seed=2), up=spiky(32, 16, seed=3), down=random(32, 8, seed=4))
     result, shrunk = check(parsed, {"x": random(128, 16)}, 1, {"MatMul": 3, "Sigmoid": 1, "Mul": 2})
     assert "divided by one of them" in result.notes[-1]
     assert shrunk > 2

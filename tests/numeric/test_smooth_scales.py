@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from linear_models import calm, model, moments_of, spiky
+from linear_models import SWIGLU, calm, model, moments_of, spiky
 from pass_harness import FLOAT32, check_pass, count_ops, random, run_onnxruntime
 
 from bitwright.compiler.moments import InputMoments
@@ -130,16 +130,6 @@ def test_behind_a_gelu_it_takes_a_mul() -> None:
     }"""
     parsed = model(text, a=spiky(16, 16, seed=2), w=calm(random(16, 8, seed=4), 1))
     check(parsed, {"x": random(128, 16)}, 1, {"MatMul": 2, "Gelu": 1, "Mul": 1})
-
-
-SWIGLU = """(float[N, 16] x, float[16, 32] gate, float[16, 32] up, float[32, 8] down) => (float[N, 8] y) {
-    g = MatMul (x, gate)
-    s = Sigmoid (g)
-    a = Mul (g, s)
-    u = MatMul (x, up)
-    h = Mul (a, u)
-    y = MatMul (h, down)
-}"""
 
 
 def test_a_swiglu_takes_the_scale_in_its_up_projection() -> None:

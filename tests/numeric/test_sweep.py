@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from test_allocation import MLP, SAMPLES, build
+from allocation_models import MLP, SAMPLES, build
 
 from bitwright.compiler.allocate.solve import GAP
 from bitwright.compiler.errors import UsageError
