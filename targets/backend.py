@@ -45,6 +45,43 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class KernelChoice:
+    """One way to compute a dot product. The result never depends on it, the time does.
+
+    Attributes:
+        template: Which template writes the loops, e.g. ``"implicit_gemm"``.
+        intrinsic: Compute row of the profile, or "llvm".
+        params: The template's own parameters, sorted by name; flags are 0 or 1.
+    """
+
+    template: str
+    intrinsic: str
+    params: tuple[tuple[str, int], ...]
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the choice as JSON values."""
+        return {"template": self.template, "intrinsic": self.intrinsic, "params": dict(self.params)}
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> KernelChoice:
+        """Read what :meth:`as_plain` wrote.
+
+        Raises:
+            ProfileError: ``data`` is no such record.
+        """
+        try:
+            params = sorted((str(name), int(value)) for name, value in data["params"].items())
+            return cls(str(data["template"]), str(data["intrinsic"]), tuple(params))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            msg = f"no kernel choice: {error!r}"
+            raise ProfileError(msg) from error
+
+    def label(self) -> str:
+        """Return the choice in one short line, e.g. ``implicit_gemm avx512_vnni pixels=6 vectors=4``."""
+        return " ".join((self.template, self.intrinsic, *(f"{name}={value}" for name, value in self.params)))
+
+
+@dataclass(frozen=True)
 class Execution:
     """What came back from running an artifact.
 
@@ -73,8 +110,25 @@ class Backend(Protocol):
         """Folder name, equal to the profile's ``family``."""
         ...
 
-    def dot_kernel(self, step: Step, program: Program, profile: Profile) -> Kernel:
-        """Return the kernel of a QGemm or QConv step (any shape: a slow form is better than none)."""
+    def candidates(self, step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
+        """Return the ways to compute a QGemm or QConv step: the default first, then by estimated cost."""
+        ...
+
+    def dot_kernel(
+        self, step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None
+    ) -> Kernel:
+        """Return the kernel of a QGemm or QConv step (any shape: a slow form is better than none).
+
+        Args:
+            step: The dot product.
+            program: For shapes, scales and zero points.
+            profile: Target.
+            choice: One of ``candidates``; None is the first of them.
+
+        Raises:
+            ProfileError: ``choice`` is not a candidate of this step, or the profile allows no instruction known
+                here.
+        """
         ...
 
     def tvm_target(self, profile: Profile) -> dict[str, Any]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bitwright.compiler.errors import ProfileError
-from bitwright.compiler.lower.templates.choice import available_intrinsics, dot_of
-from bitwright.compiler.lower.templates.depthwise import depthwise_kernel
-from bitwright.compiler.lower.templates.implicit_gemm import implicit_gemm_kernel
+from bitwright.compiler.lower.templates import depthwise, implicit_gemm
+from bitwright.compiler.lower.templates.choice import (
+    as_choice,
+    available_intrinsics,
+    dot_of,
+    interleaved,
+    params_of,
+    require_candidate,
+)
+from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.program.ops import Program, Step
 from bitwright.targets.arm_cpu.neon import NEON
 from bitwright.targets.arm_cpu.sdot import SDOT
-from bitwright.targets.backend import Kernel
+from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.schema import Profile
 
 INSTRUCTIONS = {i.name: i for i in (SDOT, NEON)}
 REGISTER_BYTES = 16
+IMPLICIT_GEMM, DEPTHWISE = "implicit_gemm", "depthwise"
+MAX_CANDIDATES = 300
 
 
 def choose_intrinsic(available: tuple[str, ...]) -> str:
@@ -29,24 +40,63 @@ def choose_intrinsic(available: tuple[str, ...]) -> str:
     raise ProfileError(what, fix=f"give the operator intrinsics out of: {', '.join(INSTRUCTIONS)}")
 
 
-def dot_kernel(step: Step, program: Program, profile: Profile) -> Kernel:
-    """Return the kernel of a QGemm or QConv step of any shape.
+def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
+    """Return the ways to compute a QGemm or QConv step, the default first.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: The profile allows no instruction known here.
     """
-    return kernel_for(step, program, available_intrinsics(step, program, profile))
+    return candidates_for(step, program, available_intrinsics(step, program, profile))
 
 
-def kernel_for(step: Step, program: Program, available: tuple[str, ...]) -> Kernel:
-    """Return the kernel of a step, given the compute rows it may use.
+def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> tuple[KernelChoice, ...]:
+    """Return the ways to compute a step, given the compute rows it may use.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: None of ``available`` is known here.
     """
-    dot, geometry = dot_of(step, program)
+    _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
-        return depthwise_kernel(dot, program, geometry, register_bytes=REGISTER_BYTES)
-    return implicit_gemm_kernel(dot, program, geometry, INSTRUCTIONS[choose_intrinsic(available)])
+        params = depthwise.space(geometry, REGISTER_BYTES)
+        return tuple(interleaved([(as_choice(DEPTHWISE, "llvm", p) for p in params)], MAX_CANDIDATES))
+    choose_intrinsic(available)
+    names = [name for name in available if name in INSTRUCTIONS]
+    return tuple(interleaved((_space(geometry, name) for name in names), MAX_CANDIDATES))
+
+
+def _space(geometry: DotGeometry, name: str) -> Iterator[KernelChoice]:
+    for params in implicit_gemm.space(geometry, INSTRUCTIONS[name]):
+        yield as_choice(IMPLICIT_GEMM, name, params)
+
+
+def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None) -> Kernel:
+    """Return the kernel of a QGemm or QConv step of any shape.
+
+    Raises:
+        InternalError: The step is not a dot product.
+        ProfileError: The profile allows no instruction known here, or ``choice`` is not a candidate.
+    """
+    return kernel_for(step, program, available_intrinsics(step, program, profile), choice)
+
+
+def kernel_for(
+    step: Step, program: Program, available: tuple[str, ...], choice: KernelChoice | None = None
+) -> Kernel:
+    """Return the kernel of a step, given the compute rows it may use.
+
+    Raises:
+        InternalError: The step is not a dot product.
+        ProfileError: None of ``available`` is known here, or ``choice`` is not a candidate.
+    """
+    dot, geometry = dot_of(step, program)
+    known = candidates_for(step, program, available)
+    chosen = known[0] if choice is None else require_candidate(choice, known, step)
+    if chosen.template == DEPTHWISE:
+        plan = params_of(chosen, depthwise.DepthwiseParams)
+        return depthwise.depthwise_kernel(dot, program, geometry, register_bytes=REGISTER_BYTES, params=plan)
+    blocking = params_of(chosen, implicit_gemm.ImplicitGemmParams)
+    return implicit_gemm.implicit_gemm_kernel(
+        dot, program, geometry, INSTRUCTIONS[chosen.intrinsic], blocking
+    )

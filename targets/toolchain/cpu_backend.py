@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitwright.targets.backend import Execution, Kernel
+from bitwright.targets.backend import Execution, Kernel, KernelChoice
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.codegen import llvm_target
 from bitwright.targets.toolchain.linker import link_shared
@@ -26,7 +26,8 @@ class CpuBackend:
 
     Attributes:
         family: Folder name, equal to the profile's ``family``.
-        kernels: Module that provides ``dot_kernel``; by name, because it imports tvm, which takes seconds.
+        kernels: Module that provides ``candidates`` and ``dot_kernel``; by name, because it imports tvm, which
+            takes seconds.
         missing: Why this machine cannot execute artifacts of a profile, or None if it can.
         launch: How the runner is started for a profile.
     """
@@ -36,9 +37,16 @@ class CpuBackend:
     missing: Callable[[Profile], str | None]
     launch: Callable[[Profile], Launch]
 
-    def dot_kernel(self, step: Step, program: Program, profile: Profile) -> Kernel:
+    def candidates(self, step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
+        """Return the ways to compute a QGemm or QConv step, the default first."""
+        found: tuple[KernelChoice, ...] = import_module(self.kernels).candidates(step, program, profile)
+        return found
+
+    def dot_kernel(
+        self, step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None
+    ) -> Kernel:
         """Return the kernel of a QGemm or QConv step."""
-        kernel: Kernel = import_module(self.kernels).dot_kernel(step, program, profile)
+        kernel: Kernel = import_module(self.kernels).dot_kernel(step, program, profile, choice)
         return kernel
 
     def tvm_target(self, profile: Profile) -> dict[str, Any]:

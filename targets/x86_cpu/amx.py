@@ -89,9 +89,43 @@ def choose_params(geometry: DotGeometry) -> AmxParams:
     share of padding.
     """
     rows = _even(geometry.out_width, TILE_ROWS)
-    chunk = -(-_even(geometry.run, TILE_BYTES) // 4) * 4
+    chunk = _whole_words(_even(geometry.run, TILE_BYTES))
     tiles = -(-geometry.group_outputs // TILE_CHANNELS)
-    vectors = 1 if tiles in (1, 3) else 2
+    return _with_chunks(geometry, rows, 1 if tiles in (1, 3) else 2, chunk)
+
+
+def space(geometry: DotGeometry) -> Iterator[AmxParams]:
+    """Yield every sensible blocking: the one by rule, then by the number of tile instructions."""
+    yield choose_params(geometry)
+    tiles = -(-geometry.group_outputs // TILE_CHANNELS)
+    rows = _parts(geometry.out_width, TILE_ROWS)
+    chunks = {_whole_words(c) for c in _parts(geometry.run, TILE_BYTES)}
+    found = [
+        _with_chunks(geometry, r, v, c) for r in rows for v in (1, 2) if v <= tiles for c in sorted(chunks)
+    ]
+    yield from sorted(found, key=lambda params: (_tile_instructions(geometry, params), -params.vectors))
+
+
+def _tile_instructions(geometry: DotGeometry, params: AmxParams) -> int:
+    pixel_tiles = geometry.rows * -(-geometry.out_width // params.rows)
+    steps = geometry.taps[0] * geometry.taps[1] * -(-geometry.run // params.chunk)
+    blocks = -(-geometry.group_outputs // (TILE_CHANNELS * params.vectors))
+    # A pair of activation tiles shares its weight tiles: 2 + V loads and 2V products.
+    return geometry.group * blocks * pixel_tiles * steps * (2 + 3 * params.vectors)
+
+
+def _parts(length: int, limit: int) -> list[int]:
+    """Return the even cuts of ``length`` into the fewest pieces of at most ``limit`` and into some more."""
+    fewest = -(-length // limit)
+    return sorted({-(-length // n) for n in (fewest, fewest + 1, 2 * fewest)} | {min(length, limit)})
+
+
+def _whole_words(length: int) -> int:
+    return -(-length // 4) * 4
+
+
+def _with_chunks(geometry: DotGeometry, rows: int, vectors: int, chunk: int) -> AmxParams:
+    tiles = -(-geometry.group_outputs // TILE_CHANNELS)
     blocks = geometry.group * -(-tiles // vectors)
     pixel_tiles = geometry.rows * -(-geometry.out_width // rows)
     parallel = geometry.macs >= MIN_PARALLEL_MACS

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bitwright.compiler.errors import ProfileError
-from bitwright.compiler.lower.templates.choice import available_intrinsics, dot_of
-from bitwright.compiler.lower.templates.depthwise import depthwise_kernel
+from bitwright.compiler.lower.templates import depthwise, implicit_gemm
+from bitwright.compiler.lower.templates.choice import (
+    as_choice,
+    available_intrinsics,
+    dot_of,
+    interleaved,
+    params_of,
+    require_candidate,
+)
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.implicit_gemm import implicit_gemm_kernel
 from bitwright.compiler.program.ops import Program, Step
-from bitwright.targets.backend import Kernel
+from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.schema import Profile
 from bitwright.targets.x86_cpu import amx
 from bitwright.targets.x86_cpu.avx2 import AVX2
@@ -16,6 +24,8 @@ from bitwright.targets.x86_cpu.vnni import VNNI
 
 VECTOR_INSTRUCTIONS = {i.name: i for i in (VNNI, AVX2)}
 REGISTER_BYTES = {VNNI.name: 64, AVX2.name: 32}
+IMPLICIT_GEMM, DEPTHWISE, AMX = "implicit_gemm", "depthwise", "amx"
+MAX_CANDIDATES = 300
 # Below these a tile is mostly empty and the vector instructions win (measured on Sapphire Rapids).
 AMX_MIN_PIXELS, AMX_MIN_RUN = 16, 64
 
@@ -41,29 +51,75 @@ def choose_intrinsic(geometry: DotGeometry, available: tuple[str, ...]) -> str:
     return vectors[0]
 
 
-def dot_kernel(step: Step, program: Program, profile: Profile) -> Kernel:
-    """Return the kernel of a QGemm or QConv step of any shape.
+def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
+    """Return the ways to compute a QGemm or QConv step, the default first.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: The profile allows no instruction known here.
     """
-    return kernel_for(step, program, available_intrinsics(step, program, profile))
+    return candidates_for(step, program, available_intrinsics(step, program, profile))
 
 
-def kernel_for(step: Step, program: Program, available: tuple[str, ...]) -> Kernel:
-    """Return the kernel of a step, given the compute rows it may use.
+def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> tuple[KernelChoice, ...]:
+    """Return the ways to compute a step, given the compute rows it may use.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: None of ``available`` is known here.
     """
-    dot, geometry = dot_of(step, program)
+    _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
-        names = [n for n in available if n in REGISTER_BYTES]
-        wide = max((REGISTER_BYTES[n] for n in names), default=64 if amx.NAME in available else 32)
-        return depthwise_kernel(dot, program, geometry, register_bytes=wide)
-    name = choose_intrinsic(geometry, available)
+        params = depthwise.space(geometry, _register_bytes(available))
+        return tuple(interleaved([(as_choice(DEPTHWISE, "llvm", p) for p in params)], MAX_CANDIDATES))
+    first = choose_intrinsic(geometry, available)
+    known = [n for n in available if n == amx.NAME or n in VECTOR_INSTRUCTIONS]
+    names = sorted(known, key=lambda name: name != first)
+    return tuple(interleaved((_space(geometry, name) for name in names), MAX_CANDIDATES))
+
+
+def _space(geometry: DotGeometry, name: str) -> Iterator[KernelChoice]:
     if name == amx.NAME:
-        return amx.amx_kernel(dot, program, geometry)
-    return implicit_gemm_kernel(dot, program, geometry, VECTOR_INSTRUCTIONS[name])
+        yield from (as_choice(AMX, name, p) for p in amx.space(geometry))
+    else:
+        params = implicit_gemm.space(geometry, VECTOR_INSTRUCTIONS[name])
+        yield from (as_choice(IMPLICIT_GEMM, name, p) for p in params)
+
+
+def _register_bytes(available: tuple[str, ...]) -> int:
+    names = [n for n in available if n in REGISTER_BYTES]
+    return max((REGISTER_BYTES[n] for n in names), default=64 if amx.NAME in available else 32)
+
+
+def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None) -> Kernel:
+    """Return the kernel of a QGemm or QConv step of any shape.
+
+    Raises:
+        InternalError: The step is not a dot product.
+        ProfileError: The profile allows no instruction known here, or ``choice`` is not a candidate.
+    """
+    return kernel_for(step, program, available_intrinsics(step, program, profile), choice)
+
+
+def kernel_for(
+    step: Step, program: Program, available: tuple[str, ...], choice: KernelChoice | None = None
+) -> Kernel:
+    """Return the kernel of a step, given the compute rows it may use.
+
+    Raises:
+        InternalError: The step is not a dot product.
+        ProfileError: None of ``available`` is known here, or ``choice`` is not a candidate.
+    """
+    dot, geometry = dot_of(step, program)
+    known = candidates_for(step, program, available)
+    chosen = known[0] if choice is None else require_candidate(choice, known, step)
+    if chosen.template == DEPTHWISE:
+        plan = params_of(chosen, depthwise.DepthwiseParams)
+        return depthwise.depthwise_kernel(
+            dot, program, geometry, register_bytes=_register_bytes(available), params=plan
+        )
+    if chosen.template == AMX:
+        return amx.amx_kernel(dot, program, geometry, params_of(chosen, amx.AmxParams))
+    blocking = params_of(chosen, implicit_gemm.ImplicitGemmParams)
+    instruction = VECTOR_INSTRUCTIONS[chosen.intrinsic]
+    return implicit_gemm.implicit_gemm_kernel(dot, program, geometry, instruction, blocking)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from bitwright.compiler.errors import InternalError
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from bitwright.compiler.errors import InternalError, ProfileError
 from bitwright.compiler.lower.templates.geometry import DotGeometry, geometry_of
 from bitwright.compiler.program.ops import Dot, Program, QConv, Step
+from bitwright.targets.backend import KernelChoice
 from bitwright.targets.schema import Combo, Profile
 
 INTEGERS = ("s8", "u8", "s16")
+
+Params = TypeVar("Params")
 
 
 def available_intrinsics(step: Step, program: Program, profile: Profile) -> tuple[str, ...]:
@@ -40,3 +48,48 @@ def dot_of(step: Step, program: Program) -> tuple[Dot, DotGeometry]:
         what = f"{type(step).__name__} is not a dot product"
         raise InternalError(what, where=step.name)
     return step, geometry_of(step, program)
+
+
+def as_choice(template: str, intrinsic: str, params: Any) -> KernelChoice:
+    """Return a template's parameters (a dataclass of integers and flags) as a choice."""
+    plain = sorted((name, int(value)) for name, value in asdict(params).items())
+    return KernelChoice(template, intrinsic, tuple(plain))
+
+
+def params_of(choice: KernelChoice, kind: type[Params]) -> Params:
+    """Return the parameters of a choice as the template's dataclass, whose fields are ``int`` or ``bool``.
+
+    Raises:
+        ProfileError: The names are not those of ``kind``.
+    """
+    found = dict(choice.params)
+    declared = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
+    if found.keys() != declared.keys():
+        what = (
+            f"{choice.template} has the parameters {', '.join(declared)}, not {', '.join(found) or '(none)'}"
+        )
+        raise ProfileError(what)
+    return kind(**{name: value if declared[name] == "int" else bool(value) for name, value in found.items()})
+
+
+def require_candidate(choice: KernelChoice, candidates: Sequence[KernelChoice], step: Step) -> KernelChoice:
+    """Return ``choice`` if it is one of ``candidates``.
+
+    Raises:
+        ProfileError: It is not.
+    """
+    if choice not in candidates:
+        what = f"no way to compute this step: {choice.label()}"
+        raise ProfileError(what, where=step.name, fix="tune again, or remove this choice")
+    return choice
+
+
+def interleaved(spaces: Iterable[Iterable[KernelChoice]], limit: int) -> Iterator[KernelChoice]:
+    """Yield from several spaces by turns, each choice once, at most ``limit`` of them.
+
+    Templates estimate their costs in units of their own, so only the order within one of them means something.
+    """
+    seen: dict[KernelChoice, None] = {}
+    for row in zip_longest(*spaces):
+        seen.update((choice, None) for choice in row if choice is not None)
+    yield from list(seen)[:limit]

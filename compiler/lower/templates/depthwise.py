@@ -6,6 +6,7 @@ exact in 16 bits (255 * -128 = -32640), so they are multiplied there, twice as m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,13 @@ class DepthwiseParams:
     parallel: bool
 
 
+def space(geometry: DotGeometry, register_bytes: int) -> Iterator[DepthwiseParams]:
+    """Yield every blocking, the likeliest first: one register of 16-bit products at once."""
+    parallel = geometry.macs >= MIN_PARALLEL_MACS
+    for lanes in (register_bytes // 2, register_bytes // 4, register_bytes, register_bytes // 8):
+        yield DepthwiseParams(lanes, parallel)
+
+
 def depthwise_kernel(
     step: Dot,
     program: Program,
@@ -69,7 +77,7 @@ def depthwise_kernel(
         register_bytes: Width of a vector register; by rule one register of 16-bit products at once.
         params: Blocking; chosen by rule when None.
     """
-    params = params or DepthwiseParams(register_bytes // 2, geometry.macs >= MIN_PARALLEL_MACS)
+    params = params or next(space(geometry, register_bytes))
     source = program.tensor(step.inputs[0])
     assert source.quant is not None
     staging = plan_staging(geometry, source.dtype, source.dtype, source.quant.zero_point)

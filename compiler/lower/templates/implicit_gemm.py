@@ -6,7 +6,8 @@ whose rows overlap; nothing is unfolded in memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
@@ -70,15 +71,30 @@ def choose_params(geometry: DotGeometry, instruction: DotInstruction) -> Implici
     ``chains`` multiplications wait for their own results. Partial tiles at the end of a row and unused
     lanes of the last block are counted, which is what separates the candidates.
     """
-    best = min(
-        (
-            (_cost(geometry, instruction, p, v), -p * v, p, v)
-            for p in range(1, min(geometry.out_width, instruction.registers) + 1)
-            for v in range(1, 9)
-            if instruction.fits(p, v)
-        ),
+    return next(space(geometry, instruction))
+
+
+def space(geometry: DotGeometry, instruction: DotInstruction) -> Iterator[ImplicitGemmParams]:
+    """Yield every blocking that stays in registers, the least estimated cost first."""
+    needed = -(-geometry.group_outputs // instruction.lanes)
+    tiles = sorted(
+        (_cost(geometry, instruction, p, v), -p * v, p, v)
+        for p in range(1, min(geometry.out_width, instruction.registers) + 1)
+        for v in range(1, min(needed, 8) + 1)
+        if instruction.fits(p, v)
     )
-    pixels, vectors = best[2:]
+    ordered = [_with_chunks(geometry, instruction, pixels, vectors) for _, _, pixels, vectors in tiles]
+    yield from ordered
+    # Other cuts of the parallel loop, for the tiles that may be the best.
+    for params in ordered[:4]:
+        for chunks in (params.chunks // 2, params.chunks * 2):
+            if params.parallel and chunks:
+                yield replace(params, chunks=chunks)
+
+
+def _with_chunks(
+    geometry: DotGeometry, instruction: DotInstruction, pixels: int, vectors: int
+) -> ImplicitGemmParams:
     blocks = geometry.group * -(-geometry.group_outputs // (vectors * instruction.lanes))
     tiles = geometry.rows * -(-geometry.out_width // pixels)
     parallel = geometry.macs >= MIN_PARALLEL_MACS
