@@ -70,6 +70,19 @@ class LoweredModule:
 
 
 @dataclass(frozen=True)
+class LoweredFunctions:
+    """A module with several Relax functions, which share kernels and constants, ready to be compiled.
+
+    Attributes:
+        ir_module: ``tvm.IRModule``.
+        kernel_tables: Function name -> its kernel calls in execution order.
+    """
+
+    ir_module: Any
+    kernel_tables: Mapping[str, tuple[KernelCall, ...]]
+
+
+@dataclass(frozen=True)
 class _Value:
     """A tensor under construction: the Relax expression (of any shape) and the order its bytes are in."""
 
@@ -94,20 +107,34 @@ def build_module(
         ToolchainError: TVM cannot import a float island.
         InternalError: A kernel's buffers do not fit the step's tensors.
     """
-    assembler = _Assembler(program, profile, dot_kernel)
-    needed = _needed_steps(program)
-    parameters = [assembler.parameter(name, i) for i, name in enumerate(program.inputs)]
-    with assembler.builder.function("main", parameters):
-        with assembler.builder.dataflow():
-            for step in program.steps:
-                if step.name in needed:
-                    progress(step.name)
-                    assembler.lower(step)
-            results = [assembler.row_major_result(name) for name in program.outputs]
-            whole = results[0] if len(results) == 1 else relax.Tuple(results)
-            output = assembler.builder.emit_output(whole)
-        assembler.builder.emit_func_output(output)
-    return LoweredModule(assembler.builder.get(), tuple(assembler.calls))
+    lowered = build_functions({"main": program}, profile, dot_kernel, progress)
+    return LoweredModule(lowered.ir_module, lowered.kernel_tables["main"])
+
+
+def build_functions(
+    programs: Mapping[str, Program],
+    profile: Profile,
+    dot_kernel: DotKernel,
+    progress: Progress = lambda _: None,
+) -> LoweredFunctions:
+    """Assemble one Relax module from several programs, e.g. those of one model for several shapes.
+
+    Equal kernels are one function; equal constants become one when the module is compiled.
+
+    Args:
+        programs: Function name -> program. Names begin with ``main``.
+        profile: As for :func:`build_module`, as are ``dot_kernel``, ``progress`` and the errors.
+        dot_kernel: Gives the kernel of a QGemm or QConv step.
+        progress: Called with each step's name before it is lowered.
+    """
+    builder = relax.BlockBuilder()
+    kernels: dict[str, Any] = {}
+    tables = {}
+    for name, program in programs.items():
+        assembler = _Assembler(program, profile, dot_kernel, builder, kernels)
+        assembler.assemble(name, progress)
+        tables[name] = tuple(assembler.calls)
+    return LoweredFunctions(builder.get(), tables)
 
 
 def _needed_steps(program: Program) -> set[str]:
@@ -123,17 +150,38 @@ def _needed_steps(program: Program) -> set[str]:
 class _Assembler:
     """Walks the steps once and keeps where each tensor is."""
 
-    def __init__(self, program: Program, profile: Profile, dot_kernel: DotKernel) -> None:
+    def __init__(
+        self,
+        program: Program,
+        profile: Profile,
+        dot_kernel: DotKernel,
+        builder: relax.BlockBuilder,
+        functions: dict[str, Any],
+    ) -> None:
         self.program, self.profile, self.dot_kernel = program, profile, dot_kernel
-        self.builder = relax.BlockBuilder()
+        self.builder, self.functions = builder, functions
         self.values: dict[str, _Value] = {}
         self.reordered: dict[tuple[str, Order], _Value] = {}
         self.demand = demanded_orders(program)
-        self.functions: dict[str, Any] = {}
         self.occurrences: Counter[str] = Counter()
         self.calls: list[KernelCall] = []
         for name, array in program.constants.items():
             self.values[name] = self.constant(name, array)
+
+    def assemble(self, name: str, progress: Progress) -> None:
+        """Emit the whole program as the Relax function ``name``."""
+        needed = _needed_steps(self.program)
+        parameters = [self.parameter(tensor, i) for i, tensor in enumerate(self.program.inputs)]
+        with self.builder.function(name, parameters):
+            with self.builder.dataflow():
+                for step in self.program.steps:
+                    if step.name in needed:
+                        progress(step.name)
+                        self.lower(step)
+                results = [self.row_major_result(tensor) for tensor in self.program.outputs]
+                whole = results[0] if len(results) == 1 else relax.Tuple(results)
+                output = self.builder.emit_output(whole)
+            self.builder.emit_func_output(output)
 
     def parameter(self, name: str, position: int) -> Any:
         """Return the Relax parameter of a graph input; its name is a number, not the model's."""
