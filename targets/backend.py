@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -158,6 +158,50 @@ class Backend(Protocol):
         library: str = "",
     ) -> Execution:
         """Run a library in ``bundle``/lib on one set of inputs: the only one, or that in the named subfolder."""
+        ...
+
+
+class KernelTimer(Protocol):
+    """Times one kernel where this machine's clock means nothing: a model of cycles, or a board far away."""
+
+    @property
+    def hardware(self) -> str:
+        """What the figures hold for, e.g. ``"modelled cortex-a76, llvm-mca 19"``; a part of tuning records' keys."""
+        ...
+
+    @property
+    def executed(self) -> str:
+        """``"modelled"`` or ``"remote"``: what is said beside every figure."""
+        ...
+
+    def run(self, library: Path, symbol: str, arguments: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
+        """Execute a kernel and return (seconds of one call, its output).
+
+        Args:
+            library: Shared library for the target.
+            symbol: The kernel's function in it, a packed function.
+            arguments: One array for each of its parameters; the last is the output, whose content does not count.
+
+        Raises:
+            ToolchainError: The kernel crashed, or a tool failed.
+        """
+        ...
+
+
+@runtime_checkable
+class TunableBackend(Backend, Protocol):
+    """A backend whose kernels can be timed."""
+
+    def hardware(self) -> str:
+        """Return the name of this machine's processor, a part of tuning records' keys."""
+        ...
+
+    def prepare_process(self, profile: Profile) -> None:
+        """Ask the operating system for what kernels of ``profile`` need in this process, e.g. tile registers."""
+        ...
+
+    def kernel_timer(self, profile: Profile) -> KernelTimer | None:
+        """Return what times kernels that this machine cannot execute natively, or None if nothing does."""
         ...
 
 

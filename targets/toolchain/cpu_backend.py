@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitwright.targets.backend import Execution, Kernel, KernelChoice
+from bitwright.targets.backend import Execution, Kernel, KernelChoice, KernelTimer
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.codegen import llvm_target
+from bitwright.targets.toolchain.host import processor_name
 from bitwright.targets.toolchain.linker import link_shared
 from bitwright.targets.toolchain.runner import Launch, execute
 
@@ -30,12 +31,16 @@ class CpuBackend:
             takes seconds.
         missing: Why this machine cannot execute artifacts of a profile, or None if it can.
         launch: How the runner is started for a profile.
+        prepare: Asks the operating system for what kernels need in this process.
+        timer: What times kernels that this machine cannot execute natively.
     """
 
     family: str
     kernels: str
     missing: Callable[[Profile], str | None]
     launch: Callable[[Profile], Launch]
+    prepare: Callable[[Profile], None] = lambda _: None
+    timer: Callable[[Profile], KernelTimer | None] = lambda _: None
 
     def candidates(self, step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
         """Return the ways to compute a QGemm or QConv step, the default first."""
@@ -75,3 +80,15 @@ class CpuBackend:
         launch = self.launch(profile)
         timed = repeat if launch.executed == "native" else 0
         return execute(bundle, feeds, launch, trace=trace, repeat=timed, library=library)
+
+    def hardware(self) -> str:
+        """Return the name of this machine's processor."""
+        return processor_name()
+
+    def prepare_process(self, profile: Profile) -> None:
+        """Ask the operating system for what kernels of ``profile`` need in this process."""
+        self.prepare(profile)
+
+    def kernel_timer(self, profile: Profile) -> KernelTimer | None:
+        """Return what times kernels that this machine cannot execute natively, or None if nothing does."""
+        return self.timer(profile)

@@ -11,4 +11,5 @@ BACKEND: Backend = CpuBackend(
     kernels="bitwright.targets.x86_cpu.kernels",
     missing=native.why_not_executable,
     launch=native.launch,
+    prepare=native.prepare,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.runner import Launch
 
 RUN_TIMEOUT_S = 600.0
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 _AVX2 = ("avx2", "fma", "bmi2", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -86,3 +88,9 @@ def launch(profile: Profile) -> Launch:
     """Return how the runner is started: directly, with the profile's number of threads."""
     threads = {"TVM_NUM_THREADS": str(profile.cores)}
     return Launch(prefix=(), environment=threads, executed="native", timeout_s=RUN_TIMEOUT_S)
+
+
+def prepare(profile: Profile) -> None:
+    """Ask for the tile registers if the profile uses them: without the permission their use is a crash."""
+    if any(row.name == "amx_int8" for row in profile.compute):
+        ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)
