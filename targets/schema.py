@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FAMILIES = ("x86_cpu", "arm_cpu")
+FAMILIES = ("x86_cpu", "arm_cpu", "cortex_m")
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -314,19 +314,32 @@ class Runtimes(Strict):
 
 
 class Codegen(Strict):
-    """``tvm.target.Target`` fields."""
+    """``tvm.target.Target`` fields, and what runs the code.
+
+    Attributes:
+        executor: ``vm``: a shared library on TVM's runtime. ``static``: C source with one arena and kernels as
+            object code, on no runtime and no operating system.
+    """
 
     kind: Literal["llvm"] = "llvm"
+    executor: Literal["vm", "static"] = "vm"
     mtriple: str = Field(min_length=1)
     mcpu: str = Field(min_length=1)
     mattr: tuple[str, ...] = ()
 
 
 class Emulator(Strict):
-    """How to execute the artifact on another machine."""
+    """How to execute the artifact on another machine.
+
+    Attributes:
+        command: Emulator.
+        cpu: Processor it imitates.
+        board: Board it imitates, where it emulates a whole machine.
+    """
 
     command: str
     cpu: str
+    board: str | None = None
 
 
 class Toolchain(Strict):
@@ -376,7 +389,7 @@ class Profile(Strict):
 
     schema_version: Literal[1] = Field(alias="schema")
     name: str = Field(pattern=NAME_PATTERN)
-    family: Literal["x86_cpu", "arm_cpu"]
+    family: Literal["x86_cpu", "arm_cpu", "cortex_m"]
     description: str
     provenance: dict[str, Provenance]
     clock_hz: Positive

@@ -1,0 +1,1 @@
+"""Microcontrollers: kernels, profiles, a static executor on an emulated board."""
