@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import onnx_ir as ir
@@ -31,6 +32,7 @@ from bitwright.compiler.program.ops import Tensor
 from bitwright.compiler.program.segments import EXECUTORS, Executor, NotLowered
 from bitwright.targets.schema import Profile
 
+MAIN = "main"  # the library's function for the model's own shape
 WORKER = ("-P", "-m", "bitwright.compiler.lower.worker")
 DEFAULT_TIMEOUT_S = 1800.0
 
@@ -45,6 +47,14 @@ class Job:
     def model(self) -> Path:
         """The specialised Q/DQ model with static shapes."""
         return self.folder / "model.onnx"
+
+    def variant(self, name: str) -> Path:
+        """The model of a further function of the library."""
+        return self.folder / "variants" / f"{name}.onnx"
+
+    def variants(self) -> list[Path]:
+        """The models of all further functions; a file's stem is the function's name."""
+        return sorted((self.folder / "variants").glob("*.onnx"))
 
     @property
     def profile(self) -> Path:
@@ -69,7 +79,11 @@ class Job:
     @property
     def kernels(self) -> Path:
         """The kernel table."""
-        return self.folder / "kernels.json"
+        return self.kernel_table(MAIN)
+
+    def kernel_table(self, function: str) -> Path:
+        """The kernel table of one of the library's functions."""
+        return self.folder / ("kernels.json" if function == MAIN else f"kernels_{function}.json")
 
     @property
     def result(self) -> Path:
@@ -125,6 +139,7 @@ class LoweringResult:
         notes: One line for each "why not" of the extraction.
         segments: In execution order; empty where the whole model is one library.
         not_lowered: What is left to ONNX Runtime.
+        variants: Kernel calls of every further function of the library, by its name.
     """
 
     objects: tuple[Path, ...]
@@ -133,6 +148,7 @@ class LoweringResult:
     notes: tuple[str, ...]
     segments: tuple[LoweredSegment, ...] = ()
     not_lowered: tuple[NotLowered, ...] = ()
+    variants: Mapping[str, tuple[KernelCall, ...]] = field(default_factory=dict)
 
 
 def lower_in_worker(
@@ -142,6 +158,7 @@ def lower_in_worker(
     *,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     worker: Sequence[str] = WORKER,
+    variants: Mapping[str, ir.Model] = MappingProxyType({}),
 ) -> LoweringResult:
     """Compile a Q/DQ model to object files in a child process.
 
@@ -153,6 +170,8 @@ def lower_in_worker(
         out: Existing folder; receives the object files and ``kernels.json``, or a folder for each segment.
         timeout_s: Limit for the whole job.
         worker: Arguments of the Python interpreter that start the child; the job's folder is appended.
+        variants: Name of a further function of the library (it begins with ``main_``) -> the same model with other
+            static shapes. Constants that are equal are stored once.
 
     Raises:
         ToolchainError: TVM crashed, ran out of time or cannot compile the model.
@@ -160,6 +179,9 @@ def lower_in_worker(
     """
     job = Job(Path(tempfile.mkdtemp(prefix="bitwright-lower-")))
     save_model(model, job.model)
+    for name, variant in variants.items():
+        job.variant(name).parent.mkdir(exist_ok=True)
+        save_model(variant, job.variant(name))
     job.profile.write_text(json.dumps(profile.dump()))
     code = _run(job, timeout_s, worker)
     if job.error.exists():
@@ -230,7 +252,9 @@ def _collect(job: Job, out: Path) -> LoweringResult:
         return LoweringResult((), table, seconds, notes, segments, left)
     objects = _copy_objects(job, result["objects"], out)
     shutil.copy2(job.kernels, out / job.kernels.name)
-    return LoweringResult(objects, load_table(job.kernels.read_text()), seconds, notes)
+    tables = {path.stem: load_table(job.kernel_table(path.stem).read_text()) for path in job.variants()}
+    table = load_table(job.kernels.read_text())
+    return LoweringResult(objects, table, seconds, notes, variants=tables)
 
 
 def _copy_objects(job: Job, names: Sequence[str], out: Path) -> tuple[Path, ...]:

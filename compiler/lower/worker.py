@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainEr
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.compile import compile_module, export_objects
 from bitwright.compiler.lower.island import importable
-from bitwright.compiler.lower.job import Job
+from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
-from bitwright.compiler.lower.relax_module import build_module
+from bitwright.compiler.lower.relax_module import build_functions
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import Program, Tensor
 from bitwright.compiler.program.segments import Split, split_program
@@ -45,24 +46,34 @@ def run(job: Job, backend: Backend | None = None) -> None:
     _enter(job, READING)
     # The parent wrote this file from a model that ingest has vouched for.
     program = extract_program(ir.load(job.model))
+    variants = {path.stem: extract_program(ir.load(path)) for path in job.variants()}
     try:
-        result = _lower_library(job, job, program, profile, backend)
+        result = _lower_library(job, job, {MAIN: program, **variants}, profile, backend)
     except ToolchainError:
         _enter(job, READING)
         split = split_program(program, importable)
         if not split.not_lowered:
             raise
+        if variants:
+            raise _no_variants(split) from None
         result = _lower_segments(job, split, profile, backend)
     seconds = time.perf_counter() - start
     job.result.write_text(json.dumps({**result, "seconds": seconds, "notes": list(program.notes)}))
 
 
+def _no_variants(split: Split) -> ToolchainError:
+    operators = sorted({operator for found in split.not_lowered for operator in found.operators})
+    what = f"a model that needs ONNX Runtime ({', '.join(operators)}) cannot be compiled for several shapes"
+    return ToolchainError(what, where="--bucket", fix="compile it for one shape, with --dim")
+
+
 def _lower_library(
-    job: Job, part: Job, program: Program, profile: Profile, backend: Backend
+    job: Job, part: Job, programs: Mapping[str, Program], profile: Profile, backend: Backend
 ) -> dict[str, Any]:
-    """Write the object files and the kernel table of one library into ``part``; return what to say of them."""
-    lowered = build_module(program, profile, backend.dot_kernel, lambda name: _enter(job, f"'{name}'"))
-    part.kernels.write_text(dump_table(lowered.kernel_table))
+    """Write the object files and the kernel tables of one library into ``part``; return what to say of them."""
+    lowered = build_functions(programs, profile, backend.dot_kernel, lambda name: _enter(job, f"'{name}'"))
+    for name, table in lowered.kernel_tables.items():
+        part.kernel_table(name).write_text(dump_table(table))
     _enter(job, COMPILING)
     executable = compile_module(lowered.ir_module, backend.tvm_target(profile))
     part.objects.mkdir()
@@ -83,7 +94,7 @@ def _lower_segments(job: Job, split: Split, profile: Profile, backend: Backend) 
             "steps": [step.name for step in program.steps],
         }
         if segment.executor == "kernels":
-            record |= _lower_library(job, part, program, profile, backend)
+            record |= _lower_library(job, part, {MAIN: program}, profile, backend)
         else:
             save_model(segment.onnx_model(), part.segment_model)
         records.append(record)
