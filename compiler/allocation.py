@@ -42,16 +42,10 @@ OBJECTIVES: Mapping[str, Metric] = {
     "ram": "peak_ram_bytes",
     "energy": "energy_j",
 }
-SAMPLES = 16
 # Solutions whose whole placement may be predicted, and how much of the time it may leave over.
 TRIES = 5
 LEFT_OVER = 0.01
 POLISHED = 200
-
-
-def wanted(c: Compilation) -> bool:
-    """Tell whether there is anything to choose: the recipe says so, or a budget has to be met."""
-    return c.recipe.recipe.choose == "allocate" or bool(c.options.budget or budget_of(c).limits())
 
 
 def choose_formats(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
@@ -339,7 +333,7 @@ def _losses(c: Compilation, variants: Variants, notes: list[str]) -> list[SiteLo
         c.model,
         candidates,
         variants.model,
-        frontend.limited(c, SAMPLES),
+        frontend.judging_samples(c),
         how,
         progress=lambda done, total: c.progress.step(done, total, "candidates"),
     )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.ort.no_regret import GateResult
     from bitwright.compiler.ort.timing import PairedTiming
     from bitwright.compiler.ort.what_if import WhatIf
+    from bitwright.targets.toolchain.shape_rules import ShapeRules
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -97,6 +98,7 @@ class Compilation:
         migrations: What each rewrite of the migration did.
         migrated: How many changes each of them made.
         dataset: Calibration samples.
+        validation: Samples that formats are judged by, if the user has any for that.
         selection: What runs on integers.
         statistics: By tensor name.
         allocation: What the allocator chose and why, if there was a choice.
@@ -112,6 +114,7 @@ class Compilation:
         gate: The no-regret gate's verdict (ONNX Runtime deployment only).
         dims: Sizes of the dynamic dimensions that are planned (and compiled) for.
         shapes: Static shape of every tensor at those sizes.
+        rules: The artifact's shapes and how inputs are padded to them, if it has several.
         static: The Q/DQ model at those sizes.
         golden: Samples of those sizes.
         lowering: Objects and kernel table.
@@ -128,6 +131,7 @@ class Compilation:
     normalized: ir.Model | None = None
     model: ir.Model | None = None
     dataset: Dataset | None = None
+    validation: Dataset | None = None
     selection: Selection | None = None
     statistics: dict[str, TensorStatistics] = field(default_factory=dict)
     moments: dict[str, InputMoments] = field(default_factory=dict)
@@ -147,6 +151,7 @@ class Compilation:
     gate: GateResult | None = None
     dims: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    rules: ShapeRules | None = None
     static: ir.Model | None = None
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)
     lowering: LoweringResult | None = None
@@ -156,6 +161,13 @@ class Compilation:
 
     def __post_init__(self) -> None:
         self.recipe = load_recipe(self.options.recipe)
+
+    @property
+    def allocates(self) -> bool:
+        """Whether formats are to be chosen: the recipe says so, or the user or the profile sets a budget."""
+        default = self.profile.budgets
+        limits = (default.latency_s, default.weights_bytes, default.peak_ram_bytes)
+        return self.recipe.recipe.choose == "allocate" or bool(self.options.budget) or any(limits)
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[list[str]]:

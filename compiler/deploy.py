@@ -74,7 +74,7 @@ def run_phases(c: Compilation) -> None:
         frontend.calibrate(c, observed_tensors(c.selection), notes)
         migration.observe_inputs(c, c.selection)
     with c.recorded("allocate") as notes:
-        if allocation.wanted(c):
+        if c.allocates:
             allocation.choose_formats(c, "onnxruntime", notes)
     with c.recorded("gate") as notes:
         c.selection = _gated(c, notes)

@@ -14,6 +14,7 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import InternalError, UsageError, nearest
 from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset, random_dataset
+from bitwright.compiler.ingest.dataset_views import Held, Limited
 from bitwright.compiler.ingest.evaluator import load_eval
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.ort.audit import audit
@@ -48,6 +49,9 @@ NORMALIZE_BOUND = 1e-3
 RANDOM_SAMPLES = 8
 ERROR_SAMPLES = 4
 ADVISED_LAYERS = 3
+# Samples that formats are judged by: of the calibration data (held back if there are this many times as many), and of
+# the user's own at most. Every candidate of every layer runs on all of them.
+JUDGING, PLENTY, JUDGED = 16, 8, 64
 # Formats that read integers with scales from calibration.
 READING = ("int8", "w4a8", "w8a16", "fp8")
 
@@ -58,6 +62,9 @@ def ingest(c: Compilation, notes: list[str]) -> None:
     notes.extend(c.source.warnings)
     c.dataset = _open_data(c)
     notes.extend(c.dataset.warnings)
+    if c.options.validation is not None:
+        c.validation = open_dataset(c.options.validation, c.source.model)
+        notes.extend(c.validation.warnings)
     if c.options.evaluate is not None:
         load_eval(c.options.evaluate)  # refuse a wrong metric before any work is done
 
@@ -94,7 +101,9 @@ def normalize_model(c: Compilation, notes: list[str]) -> None:
 def choose_shapes(c: Compilation, notes: list[str]) -> None:
     """Choose the sizes of dynamic dimensions to plan for: the user's, else the most frequent in the data."""
     assert c.model is not None and c.dataset is not None
-    c.dims = choose_dims(c.model, c.dataset.batches(1), c.options.dims)
+    asked = c.options
+    samples = c.dataset.batches(1)
+    c.dims = choose_dims(c.model, samples, asked.dims, buckets=asked.buckets, loop=asked.loop)
     c.shapes = static_shapes(c.model, c.dims)
     if c.dims:
         notes.append("planned for " + ", ".join(f"{k}={v}" for k, v in c.dims.items()))
@@ -192,31 +201,32 @@ def _check_known(what: str, names: Iterable[str], known: list[str], where: str) 
             raise UsageError(msg, where=where, fix=nearest(name, known))
 
 
-class Limited:
-    """The first samples of a dataset."""
-
-    def __init__(self, dataset: Dataset, samples: int) -> None:
-        self._dataset, self._samples = dataset, samples
-
-    def __len__(self) -> int:
-        return min(self._samples, len(self._dataset))
-
-    def batches(self, size: int) -> islice[dict[str, np.ndarray]]:
-        """Yield batches that hold at most the wanted samples."""
-        size = min(size, self._samples)
-        return islice(self._dataset.batches(size), self._samples // size)
-
-
-def samples_of(c: Compilation) -> Dataset | Limited:
+def samples_of(c: Compilation) -> Dataset | Held | Limited:
     """Return the calibration samples that the user wants to be used."""
     assert c.dataset is not None
-    return c.dataset if c.options.samples is None else Limited(c.dataset, c.options.samples)
+    used = Held(c.dataset, JUDGING, back=False) if _holds_back(c) else c.dataset
+    return used if c.options.samples is None else Limited(used, c.options.samples)
 
 
-def limited(c: Compilation, samples: int) -> Limited:
-    """Return the first calibration samples."""
+def judging_samples(c: Compilation) -> Dataset | Held | Limited:
+    """Return the samples that formats are judged by.
+
+    They are the user's; without any, some that calibrate nothing are held back if an allocation is to come and there
+    are plenty, else the first that calibrate: rounding fits those, and seems better there than it is.
+    """
     assert c.dataset is not None
-    return Limited(c.dataset, min(samples, c.options.samples or samples))
+    if c.validation is not None:
+        many = len(c.validation) > JUDGED
+        return Held(c.validation, JUDGED, back=True) if many else c.validation
+    if _holds_back(c):
+        return Held(c.dataset, JUDGING, back=True)
+    return Limited(c.dataset, min(JUDGING, c.options.samples or JUDGING))
+
+
+def _holds_back(c: Compilation) -> bool:
+    assert c.dataset is not None
+    plenty = len(c.dataset) >= PLENTY * JUDGING and c.options.samples is None
+    return c.allocates and c.validation is None and plenty
 
 
 def calibrate(c: Compilation, tensors: tuple[str, ...], notes: list[str]) -> None:

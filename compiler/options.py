@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,15 @@ class Options:
         model: The ONNX file.
         target: Profile name or file.
         data: Calibration data as the command line takes it, or arrays in memory.
+        validation: Samples, as the command line names them, that formats are judged by; None: calibration samples.
         output: Output folder (compile) or file (quantize).
         recipe: Name of a shipped recipe, or the path of a recipe or of a plan.yaml.
         method: Calibration method, e.g. ``"minmax"`` or ``"percentile:99.99"``.
         samples: Calibrate on at most this many samples; None uses all.
         dims: Named dynamic dimensions -> size the artifact is compiled for.
+        buckets: Named dynamic dimensions -> sizes that the artifact has functions for; others are padded (compile only).
+        pad: Input -> what fills it up to a bucket's size.
+        loop: Named dynamic dimension (the batch) that the artifact serves one element at a time (compile only).
         keep_float: Nodes that must stay in float.
         evaluate: ``FILE.py:FUNC`` metric, higher is better.
         max_drop: Largest allowed relative drop of the metric.
@@ -65,11 +70,15 @@ class Options:
     model: Path
     target: str
     data: str | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]] | None = None
+    validation: str | None = None
     output: Path | None = None
     recipe: str = "int8"
     method: str = "mse"
     samples: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
+    buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pad: Mapping[str, float] = field(default_factory=dict)
+    loop: str | None = None
     keep_float: frozenset[str] = frozenset()
     evaluate: str | None = None
     max_drop: float | None = None
@@ -115,6 +124,21 @@ class Options:
         if self.loss == "eval" and self.evaluate is None:
             msg = "the loss 'eval' needs a metric"
             raise UsageError(msg, where="--loss", fix="name one with --eval FILE.py:FUNC")
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        for name, sizes in self.buckets.items():
+            if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
+                msg = f"the buckets of '{name}' are no ascending positive sizes"
+                raise UsageError(msg, where="--bucket", fix=f"e.g. --bucket {name}=16,32,64")
+        ways = [(set(self.dims), "--dim"), (set(self.buckets), "--bucket"), ({self.loop} - {None}, "--loop")]
+        for (first, one), (second, other) in combinations(ways, 2):
+            for name in sorted(first & second):
+                msg = f"dimension '{name}' is named by {one} and by {other}"
+                raise UsageError(msg, where=other, fix="leave one out")
+        if self.pad and not self.buckets:
+            msg = "only inputs of a model with buckets are padded"
+            raise UsageError(msg, where="--pad", fix="name the buckets, e.g. --bucket T=16,32,64")
 
 
 def _one_of(value: str, known: tuple[str, ...], what: str, option: str) -> None:

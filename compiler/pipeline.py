@@ -50,7 +50,7 @@ def calibrate(c: Compilation, notes: list[str]) -> None:
 
 def allocate(c: Compilation, notes: list[str]) -> None:
     """Give every site its format and scales."""
-    if allocation.wanted(c):
+    if c.allocates:
         allocation.choose_formats(c, "artifact", notes)
     assert c.selection is not None
     c.plan = frontend.allocate(c, c.selection, "artifact")

@@ -23,6 +23,12 @@ from bitwright.compiler.allocation import (
 from bitwright.compiler.bundle.atomic import write_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError, nearest
+from bitwright.compiler.measured_front import (
+    better_by_measure,
+    measure_points,
+    measured_by_format,
+    measured_loss,
+)
 from bitwright.compiler.options import Options
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
 from bitwright.compiler.recipe.loader import recipe_text
@@ -55,7 +61,13 @@ class Front:
 
 
 def sweep_model(
-    options: Options, runtime: RuntimeName, cost: str, points: int, progress: Progress | None = None
+    options: Options,
+    runtime: RuntimeName,
+    cost: str,
+    points: int,
+    progress: Progress | None = None,
+    *,
+    measure: bool = True,
 ) -> Front:
     """Find the front of a model on a target and write it to the folder ``options.output``.
 
@@ -65,6 +77,7 @@ def sweep_model(
         cost: ``latency``, ``size``, ``ram`` or ``energy``.
         points: Budgets to try between the extremes.
         progress: Told about every phase.
+        measure: Build the points and compare them by what they really lose.
 
     Raises:
         BitwrightError: See the subclasses; nothing is written then.
@@ -77,11 +90,19 @@ def sweep_model(
         raise UsageError(what, where="--output", fix="pass -o FOLDER")
     c = Compilation(options, load_profile(options.target), progress or Silent())
     problem = problem_of(c, runtime)
-    front = front_of(c, runtime, problem, OBJECTIVES[cost], points)
+    front = front_of(c, runtime, problem, OBJECTIVES[cost], points, measure=measure)
     return replace(front, files=_write(c, options.output, front))
 
 
-def front_of(c: Compilation, runtime: RuntimeName, problem: Problem, metric: Metric, points: int) -> Front:
+def front_of(
+    c: Compilation,
+    runtime: RuntimeName,
+    problem: Problem,
+    metric: Metric,
+    points: int,
+    *,
+    measure: bool = False,
+) -> Front:
     """Return the front of one cost; its seconds are predictions of whole placements.
 
     Args:
@@ -90,6 +111,8 @@ def front_of(c: Compilation, runtime: RuntimeName, problem: Problem, metric: Met
         problem: From :func:`problem_of`.
         metric: The cost.
         points: Budgets to try between the extremes.
+        measure: Build the points, and leave out which others dominate by what they really lose; half precision is
+            among them then.
     """
     budget, variants = budget_of(c, problem), Variants(c, runtime)
 
@@ -110,15 +133,29 @@ def front_of(c: Compilation, runtime: RuntimeName, problem: Problem, metric: Met
         uniform = uniform_points(problem)
         found += _at_uniform_costs(problem, metric, budget, uniform)
         uniform = {fmt: placed(point) for fmt, point in uniform.items()}
-        found += _greedy_points(problem, metric, budget, found)
-        known = [*map(placed, found), *uniform.values()]
+        greedy = [placed(p) for p in _greedy_points(problem, metric, budget, found)]
+        compared = [*greedy, *uniform.values()]
+        known = [*map(placed, found), *compared]
         if metric == "latency_s":
             known += [_polished(problem, budget, point, seconds) for point in not_dominated(known, metric)]
         kept = [p for p in known if budget.met_by(p.totals)]
-    points_kept = (
-        _apart(not_dominated(kept, metric)) if metric == "latency_s" else not_dominated(kept, metric)
-    )
-    return Front(tuple(points_kept), uniform, problem, metric, ())
+    if measure:
+        with c.recorded("measure"):
+            # What is dominated by prediction is built only if it is one format everywhere or greedy's.
+            built = measure_points(c, runtime, problem, [*not_dominated(kept, metric), *compared])
+        uniform = measured_by_format(built, uniform)
+        inside = [p for p in built if budget.met_by(p.totals)]
+        chosen = better_by_measure(inside, lambda p: _paid(p, metric))
+    else:
+        chosen = not_dominated(kept, metric)
+    return Front(tuple(_apart(chosen) if metric == "latency_s" else chosen), uniform, problem, metric, ())
+
+
+def _paid(point: FrontPoint, metric: Metric) -> float:
+    """Return the cost of a built point: bytes as they are, everything else as it is predicted."""
+    if metric == "weight_bytes" and point.measured is not None:
+        return float(point.measured.file_bytes)
+    return point.totals.of(metric)
 
 
 def _greedy_points(
@@ -196,29 +233,34 @@ def uniform_points(problem: Problem) -> dict[str, FrontPoint]:
 
 def _write(c: Compilation, folder: Path, front: Front) -> tuple[Path, ...]:
     cost, points = front.cost, front.points
-    others = {fmt: [(p.totals.of(cost), p.totals.loss)] for fmt, p in front.uniform.items()}
-    picture = front_picture([(p.totals.of(cost), p.totals.loss) for p in points], cost=cost, others=others)
+    others = {fmt: [_drawn(p, cost)] for fmt, p in front.uniform.items()}
+    built = all(p.measured is not None for p in points)
+    picture = front_picture([_drawn(p, cost) for p in points], cost=cost, others=others, measured=built)
     files = {folder / "front.csv": front_csv(points), folder / "front.svg": picture}
     for number, point in enumerate(points, start=1):
         name = f"point-{number:02d}"
-        files[folder / f"{name}.yaml"] = recipe_of(c, front.problem, point.formats, name)
+        files[folder / f"{name}.yaml"] = recipe_of(c, front.problem, point, name)
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         write_atomically(path, text.encode())
     return tuple(files)
 
 
-def recipe_of(c: Compilation, problem: Problem, formats: Mapping[str, str], name: str) -> str:
-    """Return an assignment of formats as a recipe: ``compile --recipe point-03.yaml`` makes it."""
+def _drawn(point: FrontPoint, cost: Metric) -> tuple[float, float]:
+    return _paid(point, cost), point.totals.loss if point.measured is None else measured_loss(point)
+
+
+def recipe_of(c: Compilation, problem: Problem, point: FrontPoint, name: str) -> str:
+    """Return a point as a recipe: ``compile --recipe point-03.yaml`` makes it."""
     recipe = c.recipe.recipe
-    nodes = {site: formats[group.name] for group in problem.groups for site in group.members}
-    return recipe_text(
-        recipe.model_copy(
-            update={
-                "name": f"{recipe.name}-{name}",
-                "description": f"{name} of a sweep on {c.profile.name}",
-                "choose": "first",
-                "nodes": {**recipe.nodes, **nodes},
-            }
-        )
-    )
+    nodes = {site: point.formats[group.name] for group in problem.groups for site in group.members}
+    changed = {
+        "name": f"{recipe.name}-{name}",
+        "description": f"{name} of a sweep on {c.profile.name}",
+        "choose": "first",
+        "nodes": {**recipe.nodes, **nodes},
+    }
+    if point.whole is not None:
+        others = (point.whole, *recipe.others)
+        changed |= {"formats": (point.whole,), "others": others, "nodes": dict(recipe.nodes)}
+    return recipe_text(recipe.model_copy(update=changed))

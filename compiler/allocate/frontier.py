@@ -17,6 +17,19 @@ POINTS = 17
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A point that was built.
+
+    Attributes:
+        loss: Of the whole model, on the samples that judge formats.
+        file_bytes: Of the model's files.
+    """
+
+    loss: float
+    file_bytes: int
+
+
+@dataclass(frozen=True)
 class FrontPoint:
     """One assignment of the front.
 
@@ -24,11 +37,15 @@ class FrontPoint:
         formats: Format by group.
         totals: What it costs.
         gap: Optimality gap of its loss; NaN for an assignment that was not solved for.
+        whole: The half-precision format that everything is in, groups and what is between them; None otherwise.
+        measured: What the real model loses, if it was built.
     """
 
     formats: dict[str, str]
     totals: Totals
     gap: float
+    whole: str | None = None
+    measured: Measured | None = None
 
 
 def sweep(
@@ -95,15 +112,18 @@ def not_dominated(points: Sequence[FrontPoint], cost: Metric) -> list[FrontPoint
 
 
 def front_csv(points: Sequence[FrontPoint]) -> str:
-    """Return one row a point: its totals, its gap, and the format of every group.
+    """Return one row a point: its totals, its gap, what was measured of it, and the format of every group.
 
     Numbers have all digits that tell them apart; groups are in the order of the first point.
     """
     groups = list(points[0].formats) if points else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*METRICS, "gap", *groups])
+    built = all(point.measured is not None for point in points)
+    writer.writerow([*METRICS, "gap", *(("measured_loss", "file_bytes") if built else ()), *groups])
     for point in points:
-        numbers = [repr(point.totals.of(m)) for m in METRICS]
-        writer.writerow([*numbers, repr(point.gap), *(point.formats[g] for g in groups)])
+        numbers = [repr(point.totals.of(m)) for m in METRICS] + [repr(point.gap)]
+        if built and point.measured is not None:
+            numbers += [repr(point.measured.loss), repr(point.measured.file_bytes)]
+        writer.writerow([*numbers, *(point.formats[g] for g in groups)])
     return text.getvalue()

@@ -24,6 +24,14 @@ Data = Annotated[
         "-d", "--data", help="Samples: an .npz, a folder of .npz files, or FILE.py:FUNC.", metavar="DATA"
     ),
 ]
+Validation = Annotated[
+    str | None,
+    typer.Option(
+        "--validation",
+        help="Samples that formats are judged by, named like --data; by default some that are held back.",
+        metavar="DATA",
+    ),
+]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", help="A recipe's name ('bitwright recipes'), a recipe's file, or a plan.yaml."),

@@ -14,6 +14,7 @@ class Quantization:
     """How a model is to be quantized, as it is written on the command line."""
 
     data: arg.Data = None
+    validation: arg.Validation = None
     recipe: arg.Recipe = "int8"
     method: arg.Method = "mse"
     samples: arg.Samples = None
@@ -39,6 +40,7 @@ class Quantization:
         """
         return {
             "data": self.data,
+            "validation": self.validation,
             "recipe": self.recipe,
             "method": self.method,
             "samples": self.samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,6 +15,9 @@ from bitwright.compiler.cli.quantization import Quantization
 from bitwright.compiler.errors import UsageError, nearest
 from bitwright.compiler.options import Options
 from bitwright.compiler.report.figures import seconds_text, size_text
+
+if TYPE_CHECKING:
+    from bitwright.compiler.allocate.frontier import FrontPoint
 
 RUNTIMES = ("artifact", "onnxruntime")
 
@@ -35,6 +38,9 @@ def sweep_verb(
     runtime: Annotated[
         str, typer.Option("--runtime", help="Plan for 'artifact' or for 'onnxruntime'.")
     ] = "artifact",
+    measure: Annotated[
+        bool, typer.Option(help="Build the points and compare them by what they really lose.")
+    ] = True,
 ) -> None:
     """Draw the Pareto front: the smallest loss for every cost, from the cheapest plan to float."""
     from bitwright.compiler.sweep import sweep_model
@@ -45,33 +51,31 @@ def sweep_verb(
     check_place(output / "front.csv", "--output")
     options = Options(model=model, target=target, output=output, **quantization.values())
     with TerminalProgress(out) as progress:
-        front = sweep_model(options, cast("arg.RuntimeName", runtime), cost, points, progress)
-    rows = [
-        (
-            f"point-{k:02d}",
-            seconds_text(p.totals.latency_s),
-            size_text(p.totals.weight_bytes),
-            f"{p.totals.loss:.4g}",
+        front = sweep_model(
+            options, cast("arg.RuntimeName", runtime), cost, points, progress, measure=measure
         )
-        for k, p in enumerate(front.points, start=1)
-    ]
-    rows += [
-        (
-            f"all {fmt}",
-            seconds_text(p.totals.latency_s),
-            size_text(p.totals.weight_bytes),
-            f"{p.totals.loss:.4g}",
-        )
-        for fmt, p in front.uniform.items()
-    ]
-    out.table("Front", ("Plan", "Predicted time", "Constants", "Predicted loss"), rows)
+    rows = [_row(f"point-{k:02d}", p) for k, p in enumerate(front.points, start=1)]
+    rows += [_row(f"all {fmt}", p) for fmt, p in front.uniform.items()]
+    built = ("File", "Measured loss") if measure else ()
+    out.table("Front", ("Plan", "Predicted time", "Constants", "Predicted loss", *built), rows)
     if out.json:
-        out.document(
+        points_found = [
             {
-                "files": front.files,
-                "points": [{"formats": p.formats, "totals": vars(p.totals)} for p in front.points],
+                "formats": p.formats,
+                "totals": vars(p.totals),
+                "measured": None if p.measured is None else vars(p.measured),
             }
-        )
+            for p in front.points
+        ]
+        out.document({"files": front.files, "points": points_found})
     else:
         for path in front.files:
             out.path(path)
+
+
+def _row(name: str, point: FrontPoint) -> tuple[str, ...]:
+    totals = point.totals
+    row = (name, seconds_text(totals.latency_s), size_text(totals.weight_bytes), f"{totals.loss:.4g}")
+    if point.measured is None:
+        return row
+    return (*row, size_text(point.measured.file_bytes), f"{point.measured.loss:.4g}")

@@ -103,15 +103,19 @@ class Dataset:
                 model whose first dimension is fixed come one by one.
         """
         assert size >= 1, "a batch holds at least one sample"
-        waiting: list[Sample] = []
-        limit = size if self.stackable else 1
-        for sample in self:
-            if waiting and (len(waiting) >= limit or _shapes(sample) != _shapes(waiting[0])):
-                yield _joined(waiting)
-                waiting = []
-            waiting.append(sample)
-        if waiting:
+        return joined_batches(self, size if self.stackable else 1)
+
+
+def joined_batches(samples: Iterable[Sample], size: int) -> Iterator[Sample]:
+    """Yield neighbours of one shape joined along the first axis, at most ``size`` of them."""
+    waiting: list[Sample] = []
+    for sample in samples:
+        if waiting and (len(waiting) >= size or _shapes(sample) != _shapes(waiting[0])):
             yield _joined(waiting)
+            waiting = []
+        waiting.append(sample)
+    if waiting:
+        yield _joined(waiting)
 
 
 def _shapes(sample: Sample) -> list[tuple[int, ...]]:

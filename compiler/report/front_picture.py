@@ -27,6 +27,7 @@ def front_picture(
     *,
     cost: str = "latency_s",
     others: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    measured: bool = False,
 ) -> str:
     """Return an SVG; the same points give the same bytes.
 
@@ -34,16 +35,18 @@ def front_picture(
         front: (cost, loss) of each point of the front, in base units.
         cost: Name of the metric on the horizontal axis, a key of ``AXES``.
         others: Label -> points to compare with, e.g. uniform formats or greedy selection.
+        measured: The losses are those of real models, and bytes are those of their files.
     """
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
     label, unit = AXES[cost]
+    label = label.replace("weights", "file") if measured else label
     points = sorted(front)
     xs, ys = [x * unit for x, _ in points], [y for _, y in points]
     # Between two points the front is a stair: nothing cheaper has the smaller loss.
     axes.step(xs, ys, where="post", color=COLOURS[0], linewidth=1.5)
-    axes.plot(xs, ys, "o", color=COLOURS[0], markersize=5, label="exact optimum")
+    axes.plot(xs, ys, "o", color=COLOURS[0], markersize=5, label="front" if measured else "exact optimum")
     for colour, (name, compared) in zip(
         COLOURS[1:] * (len(others or {})), (others or {}).items(), strict=False
     ):
@@ -61,7 +64,7 @@ def front_picture(
         axes.set_yscale("symlog", linthresh=min(positive))
         axes.set_ylim(bottom=0.0)
     axes.set_xlabel(label)
-    axes.set_ylabel(AXES["loss"][0])
+    axes.set_ylabel("measured loss" if measured else AXES["loss"][0])
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if others:

@@ -10,16 +10,16 @@ import onnx_ir as ir
 import pytest
 from allocation_models import MLP, SAMPLES, build
 
+from bitwright.compiler.allocate.frontier import FrontPoint
 from bitwright.compiler.allocate.solve import GAP
 from bitwright.compiler.errors import UsageError
+from bitwright.compiler.measured_front import measured_loss
 from bitwright.compiler.options import Options
 from bitwright.compiler.recipe.loader import load_recipe
 from bitwright.compiler.sweep import Front, sweep_model
 
 
-@pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Front:
-    folder = tmp_path_factory.mktemp("sweep")
+def _swept(folder: Path, *, measure: bool) -> Front:
     ir.save(build(MLP), folder / "m.onnx")
     options = Options(
         model=folder / "m.onnx",
@@ -28,20 +28,43 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Front:
         output=folder / "front",
         recipe="mixed",
     )
-    return sweep_model(options, "onnxruntime", "size", 8)
+    return sweep_model(options, "onnxruntime", "size", 8, measure=measure)
 
 
-def test_no_uniform_format_is_better_than_the_front(front: Front) -> None:
-    for point in front.uniform.values():
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Front:
+    return _swept(tmp_path_factory.mktemp("sweep"), measure=True)
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Front:
+    return _swept(tmp_path_factory.mktemp("predicted"), measure=False)
+
+
+def test_the_solvers_front_dominates_uniform_formats_in_its_own_model(predicted: Front) -> None:
+    for point in predicted.uniform.values():
         size, loss = point.totals.weight_bytes, point.totals.loss
         # The solver stops within GAP of the optimum.
-        losses = [p.totals.loss for p in front.points if p.totals.weight_bytes <= size]
+        losses = [p.totals.loss for p in predicted.points if p.totals.weight_bytes <= size]
         assert losses and min(losses) <= loss * (1 + 2 * GAP) + 1e-12
 
 
+def test_what_was_built_is_no_worse_than_any_format_everywhere(front: Front) -> None:
+    assert {"int8", "w4", "fp16", "float"} <= set(front.uniform)
+    for point in front.uniform.values():
+        assert point.measured is not None
+        losses = [measured_loss(p) for p in front.points if _bytes(p) <= _bytes(point)]
+        assert losses and min(losses) <= measured_loss(point)
+
+
+def _bytes(point: FrontPoint) -> int:
+    assert point.measured is not None
+    return point.measured.file_bytes
+
+
 def test_the_front_falls_from_the_cheapest_to_the_exact_one(front: Front) -> None:
-    sizes = [p.totals.weight_bytes for p in front.points]
-    losses = [p.totals.loss for p in front.points]
+    sizes = [_bytes(p) for p in front.points]
+    losses = [measured_loss(p) for p in front.points]
     assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True)
     assert losses[-1] == 0.0 and len(front.points) > 2
 
@@ -53,6 +76,9 @@ def test_table_picture_and_recipes_are_written(front: Front) -> None:
     assert (folder / "front.svg").read_text().startswith("<?xml")
     for number, point in enumerate(front.points, start=1):
         recipe = load_recipe(str(folder / f"point-{number:02d}.yaml")).recipe
+        if point.whole is not None:
+            assert recipe.formats == (point.whole,)
+            continue
         assert recipe.nodes == {s: point.formats[g.name] for g in front.problem.groups for s in g.members}
 
 
