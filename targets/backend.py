@@ -196,6 +196,10 @@ class TunableBackend(Backend, Protocol):
         """Return the name of this machine's processor, a part of tuning records' keys."""
         ...
 
+    def executes_natively(self, profile: Profile) -> bool:
+        """Tell whether artifacts of ``profile`` run on this machine's processor itself."""
+        ...
+
     def prepare_process(self, profile: Profile) -> None:
         """Ask the operating system for what kernels of ``profile`` need in this process, e.g. tile registers."""
         ...

@@ -85,6 +85,10 @@ class CpuBackend:
         """Return the name of this machine's processor."""
         return processor_name()
 
+    def executes_natively(self, profile: Profile) -> bool:
+        """Tell whether artifacts of ``profile`` run on this machine's processor itself."""
+        return self.missing(profile) is None and self.launch(profile).executed == "native"
+
     def prepare_process(self, profile: Profile) -> None:
         """Ask the operating system for what kernels of ``profile`` need in this process."""
         self.prepare(profile)

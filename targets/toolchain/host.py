@@ -6,8 +6,9 @@ import platform
 from functools import cache
 from pathlib import Path
 
-# Where there is no name, an Arm processor is known by the numbers of its maker and its kind.
-_NUMBERS = ("CPU implementer", "CPU part", "CPU variant")
+# A name alone may be a hypervisor's; where there is none, an Arm processor is known by its maker's numbers.
+_X86_NUMBERS = ("cpu family", "model", "stepping")
+_ARM_NUMBERS = ("CPU implementer", "CPU part", "CPU variant")
 
 
 @cache
@@ -20,11 +21,12 @@ def processor_name() -> str:
 
 
 def read_name(cpuinfo: str) -> str:
-    """Return the name in the text of /proc/cpuinfo, empty where it holds none."""
+    """Return the name in the text of /proc/cpuinfo and the maker's numbers, empty where it holds none."""
     pairs = (line.partition(":") for line in cpuinfo.splitlines())
     found: dict[str, str] = {}
     for name, _, value in pairs:
         found.setdefault(name.strip(), value.strip())
     if found.get("model name"):
-        return found["model name"]
-    return " ".join(f"{name.split()[-1]} {found[name]}" for name in _NUMBERS if name in found)
+        numbers = "-".join(found[name] for name in _X86_NUMBERS if name in found)
+        return f"{found['model name']} {numbers}".strip()
+    return " ".join(f"{name.split()[-1]} {found[name]}" for name in _ARM_NUMBERS if name in found)

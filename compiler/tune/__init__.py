@@ -1,0 +1,1 @@
+"""Searching the kernel templates' own parameters for the fastest way to compute each dot product."""
