@@ -16,10 +16,10 @@ def write_golden(
     folder.mkdir(parents=True, exist_ok=True)
     for kind, arrays in (("inputs", inputs), ("outputs", outputs)):
         # numpy.savez takes the names as keywords, and a tensor may be called "file", as its own parameter is.
-        _write_npz(folder / f"{kind}_{number}.npz", arrays)
+        write_npz(folder / f"{kind}_{number}.npz", arrays)
 
 
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             # A fixed date makes equal arrays give equal files.
