@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from bitwright import __version__
-from bitwright.compiler.cli import explaining, looking, making, recipes, sweeping, targets
+from bitwright.compiler.cli import explaining, looking, making, measuring, recipes, sweeping, targets
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.verb import verb
 from bitwright.compiler.errors import BitwrightError, UsageError
@@ -42,7 +42,7 @@ verb(app, "compile")(making.compile_verb)
 verb(app, "quantize")(making.quantize_verb)
 verb(app, "inspect")(looking.inspect_verb)
 verb(app, "verify")(looking.verify_verb)
-verb(app, "bench")(looking.bench_verb)
+verb(app, "bench")(measuring.bench_verb)
 verb(app, "report")(looking.report_verb)
 verb(app, "explain")(explaining.explain_verb)
 verb(app, "export")(making.export_verb)

@@ -1,4 +1,4 @@
-"""``inspect``, ``report``, ``verify``, ``bench``: the verbs that look and measure."""
+"""``inspect``, ``report``, ``verify``: the verbs that look."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.parsing import parse_dims
 from bitwright.compiler.errors import UsageError, nearest
-from bitwright.compiler.report.figures import DASH, seconds_text
 
 RUNTIMES = ("artifact", "onnxruntime")
 
@@ -72,38 +71,3 @@ def verify_verb(
         out.warn(found.lines())
     for line in found.lines() if found.executed != "none" else ():
         out.say(line)
-
-
-def bench_verb(
-    out: Output,
-    first: Annotated[str, typer.Argument(metavar="A", help="An .onnx file or a bundle.", show_default=False)],
-    second: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="B",
-            help="What A is compared with; without it, the artifact of bundle A is timed.",
-            show_default=False,
-        ),
-    ] = None,
-    data: arg.Data = None,
-) -> None:
-    """Time two models in ONNX Runtime, taking turns; or a bundle's artifact against its own model."""
-    from bitwright.compiler.bench import bench
-
-    found = bench(first, second, data=data)
-    rows = [
-        (
-            found.first,
-            seconds_text(found.first_s),
-            f"{found.ratio:.3f}",
-            DASH if found.spread is None else f"{found.spread:.3f}",
-        ),
-        (found.second, seconds_text(found.second_s), "1", DASH),
-    ]
-    out.table(f"One call on {found.data}", ("Model", "#Best time", "#Ratio", "#Spread of the ratio"), rows)
-    for note in found.notes:
-        out.say(note, "dim")
-    if out.json:
-        out.document(vars(found))
-    else:
-        out.text(f"{found.ratio:.4f}")

@@ -46,7 +46,7 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Print the JSON document."""
-        self.text(json.dumps(value, indent=2, allow_nan=False, default=_plain))
+        self.text(json.dumps(value, indent=2, allow_nan=False, default=plain))
 
     def text(self, text: str) -> None:
         """Print a result on stdout."""
@@ -119,7 +119,8 @@ def _style(cell: str) -> str:
     return STYLES.get(cell, "")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return the JSON form of what ``json`` itself has none for."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, frozenset | set):

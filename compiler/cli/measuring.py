@@ -1,0 +1,157 @@
+"""``bench``: the verb that measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitwright.compiler.cli import arguments as arg
+from bitwright.compiler.cli.output import Output, plain
+from bitwright.compiler.cli.parsing import check_place
+from bitwright.compiler.cli.progress import TerminalProgress
+from bitwright.compiler.errors import UsageError
+from bitwright.compiler.report.figures import DASH, seconds_text
+
+if TYPE_CHECKING:
+    from bitwright.compiler.bench.comparison import BenchResult
+    from bitwright.compiler.bench.roofline import Roofline
+
+
+def bench_verb(
+    out: Output,
+    first: Annotated[str, typer.Argument(metavar="A", help="An .onnx file or a bundle.", show_default=False)],
+    second: Annotated[
+        str | None, typer.Argument(metavar="B", help="The same as --against B.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="fp32|int8|B",
+            help="What A is compared with: an .onnx file or a bundle; for a bundle also int8, its Q/DQ model (the "
+            "default), or fp32, the model it was compiled from.",
+        ),
+    ] = None,
+    data: arg.Data = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Turns of every process.")] = 10,
+    sessions: Annotated[
+        int, typer.Option("--sessions", min=1, help="How often both processes are started anew.")
+    ] = 3,
+    roofline: Annotated[
+        Path | None,
+        typer.Option(
+            "--roofline",
+            metavar="FILE.svg",
+            help="Draw the kernels of bundle A under this machine's ceilings.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the figures here, too.")
+    ] = None,
+) -> None:
+    """Time two models, or a bundle's artifact against a model: separate processes that take turns."""
+    from bitwright.compiler.bench.comparison import bench
+
+    if second is not None and against is not None:
+        what = "the reference is named twice"
+        raise UsageError(what, where=f"--against {against}", fix="give B or --against B")
+    for path, option, ending in ((roofline, "--roofline", ".svg"), (output, "--output", ".json")):
+        _check_file(path, option, ending)
+    with TerminalProgress(out) as progress:
+        found = bench(
+            first,
+            second or against,
+            data=data,
+            threads=threads,
+            rounds=rounds,
+            sessions=sessions,
+            progress=progress,
+        )
+        under = None if roofline is None else _roofline(first, threads, roofline, progress)
+    _print_comparison(out, found)
+    document = found.to_dict()
+    if under is not None:
+        _print_kernels(out, under)
+        document["roofline"] = {**under.to_dict(), "picture": roofline}
+    _results(out, document, output, [f"{found.ratio.value:.4f}", *([str(roofline)] if roofline else [])])
+
+
+def _check_file(path: Path | None, option: str, ending: str) -> None:
+    """Refuse a place that cannot be written before anything is measured."""
+    if path is None:
+        return
+    if path.suffix != ending or path.is_dir():
+        what = f"the file's name must end in {ending}"
+        raise UsageError(what, where=f"{option} {path}", fix=f"write {path.with_suffix(ending).name}")
+    check_place(path, option)
+
+
+def _roofline(bundle: str, threads: int, picture: Path, progress: TerminalProgress) -> Roofline:
+    """Measure the kernels of a bundle and draw them."""
+    from bitwright.compiler.bench.roofline import measure_roofline
+    from bitwright.compiler.bench.roofline_picture import roofline_picture
+    from bitwright.compiler.bundle.atomic import write_atomically
+
+    found = measure_roofline(bundle, threads=threads, progress=progress)
+    write_atomically(picture, roofline_picture([found]).encode())
+    return found
+
+
+def _print_comparison(out: Output, found: BenchResult) -> None:
+    r = found.ratio
+    rows = [
+        (
+            found.first,
+            seconds_text(found.first_s),
+            seconds_text(found.first_best_s),
+            f"{r.value:.3f}",
+            f"{r.low:.3f} to {r.high:.3f}",
+        ),
+        (found.second, seconds_text(found.second_s), seconds_text(found.second_best_s), "1", DASH),
+    ]
+    columns = ("Model", "#Median", "#Best", "#Ratio", "#95 % interval")
+    threads = "one thread" if found.threads == 1 else f"{found.threads} threads"
+    out.table(f"One call on {found.data}, {threads}", columns, rows)
+    out.say(found.verdict())
+    clock = f"{found.clock}; {found.sessions} x {found.rounds} rounds in turns, each model in its own process"
+    for note in (clock, *found.notes):
+        out.say(note, "dim")
+    out.warn(found.warnings)
+
+
+def _print_kernels(out: Output, found: Roofline) -> None:
+    rows = [
+        (
+            k.name,
+            k.intrinsic,
+            seconds_text(k.seconds),
+            f"{k.gops:.1f}",
+            f"{k.intensity:.1f}",
+            f"{k.share:.0%}",
+            k.bound,
+        )
+        for k in found.kernels
+    ]
+    columns = ("Kernel", "Instruction", "#Time", "#GOPS", "#Operations/byte", "#Of its ceiling", "Bound by")
+    out.table(f"Kernels under the ceilings of {found.ceilings.machine}", columns, rows)
+    for line in found.lines():
+        out.say(line, "dim")
+
+
+def _results(out: Output, document: dict[str, Any], output: Path | None, lines: list[str]) -> None:
+    """Write and print what was found."""
+    from bitwright.compiler.bundle.atomic import write_atomically
+
+    if output is not None:
+        text = json.dumps(document, indent=1, allow_nan=False, default=plain) + "\n"
+        write_atomically(output, text.encode())
+        lines.append(str(output))
+    if out.json:
+        out.document(document)
+        return
+    for line in lines:
+        out.text(line)
