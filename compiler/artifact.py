@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from bitwright.compiler import buckets
 from bitwright.compiler.bundle.bundle import (
     GOLDEN_FOLDER,
     LIBRARY_FOLDER,
@@ -14,6 +15,7 @@ from bitwright.compiler.bundle.bundle import (
     SESSION_FILE,
     STATIC_MODEL_FILE,
 )
+from bitwright.compiler.bundle.functions import write_functions
 from bitwright.compiler.bundle.golden import write_golden
 from bitwright.compiler.bundle.runtime import add_runtime
 from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, segment_path, write_segments
@@ -38,7 +40,11 @@ from bitwright.targets.toolchain.runner import LIBRARY_FILE
 def specialize_model(c: Compilation, notes: list[str]) -> None:
     """Fix the artifact's shape and fold everything that it determines."""
     assert c.quantized is not None and c.dataset is not None
-    c.golden = samples_of_shape(c.quantized, c.dataset.batches(1), c.dims, c.options.golden)
+    if c.rules is None:
+        c.golden = samples_of_shape(c.quantized, c.dataset.batches(1), c.dims, c.options.golden)
+    else:
+        c.golden = buckets.golden_samples(c, c.options.golden)
+        buckets.check_quantized(c, notes)
     c.static = c.quantized.clone()
     notes.extend(specialize(c.static, c.dims).notes)
 
@@ -50,7 +56,9 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     lib.mkdir()
     objects = folder / "objects"
     objects.mkdir()
-    c.lowering = lower_in_worker(c.static, c.profile, objects, timeout_s=c.options.timeout_s)
+    c.lowering = lower_in_worker(
+        c.static, c.profile, objects, timeout_s=c.options.timeout_s, variants=_variants(c)
+    )
     notes.extend(c.lowering.notes)
     notes.extend(found.sentence() for found in c.lowering.not_lowered)
     for tool in sorted(_link(c, c.lowering, lib)):
@@ -58,6 +66,16 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     for path in sorted(objects.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     objects.rmdir()
+
+
+def _variants(c: Compilation) -> dict[str, ir.Model]:
+    """Return the model of every further function of the library."""
+    assert c.quantized is not None
+    found = {}
+    for name, dims in buckets.function_dims(c).items():
+        found[name] = c.quantized.clone()
+        specialize(found[name], dims)
+    return found
 
 
 def _link(c: Compilation, lowering: LoweringResult, lib: Path) -> set[str]:
@@ -91,6 +109,8 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
     lib = folder / LIBRARY_FOLDER
     if not c.lowering.segments:
         (lib / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))
+    if c.rules is not None:
+        write_functions(lib, c.rules, c.lowering.variants)
     status = add_runtime(lib, c.profile, _interface(c))
     notes.append(
         f"runner built with {status.compiler}" if status.compiler else f"no runner: {status.missing}"
@@ -116,7 +136,9 @@ def _interface(c: Compilation) -> Interface:
 def _write_golden(c: Compilation, folder: Path) -> None:
     """Golden outputs are those of ONNX Runtime executing the Q/DQ model node by node, as the standard defines it."""
     assert c.static is not None
-    session = open_session(c.static, SessionConfig(optimize=False))
+    assert c.quantized is not None
+    # Samples of other shapes than the artifact's need the model that is free in them.
+    session = open_session(c.static if c.rules is None else c.quantized, SessionConfig(optimize=False))
     for number, feeds in enumerate(c.golden):
         write_golden(folder / GOLDEN_FOLDER, number, feeds, run(session, feeds))
 

@@ -43,7 +43,8 @@ class Options:
         method: Calibration method, e.g. ``"minmax"`` or ``"percentile:99.99"``.
         samples: Calibrate on at most this many samples; None uses all.
         dims: Named dynamic dimensions -> size the artifact is compiled for.
-        buckets: Named dynamic dimensions -> sizes that the artifact has functions for; others are padded (compile only).
+        buckets: Named dynamic dimensions -> sizes that the artifact has functions for; inputs of other sizes are padded
+            (compile only).
         pad: Input -> what fills it up to a bucket's size.
         loop: Named dynamic dimension (the batch) that the artifact serves one element at a time (compile only).
         keep_float: Nodes that must stay in float.

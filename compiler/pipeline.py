@@ -6,7 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bitwright.compiler import accuracy, advising, allocation, artifact, frontend, migration, quantizing
+from bitwright.compiler import (
+    accuracy,
+    advising,
+    allocation,
+    artifact,
+    buckets,
+    frontend,
+    migration,
+    quantizing,
+)
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
@@ -25,6 +34,7 @@ def shapes(c: Compilation, notes: list[str]) -> None:
     frontend.choose_shapes(c, notes)
     assert c.model is not None
     refuse_dynamic_outputs(c.model, c.shapes)
+    buckets.plan_shapes(c, notes)
 
 
 def plan(c: Compilation, notes: list[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +31,12 @@ def dims_of_sample(model: ir.Model, sample: Mapping[str, np.ndarray]) -> dict[st
 
 
 def choose_dims(
-    model: ir.Model, samples: Iterable[Mapping[str, np.ndarray]], wanted: Mapping[str, int]
+    model: ir.Model,
+    samples: Iterable[Mapping[str, np.ndarray]],
+    wanted: Mapping[str, int],
+    *,
+    buckets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    loop: str | None = None,
 ) -> dict[str, int]:
     """Return a size for every dynamic dimension.
 
@@ -39,20 +45,35 @@ def choose_dims(
         samples: Single samples.
         wanted: Sizes the user fixed; the others come from the samples that agree with them, the most frequent
             combination first, the largest among equals.
+        buckets: Dimension -> ascending sizes; a sample counts for the smallest that holds it.
+        loop: Dimension that is served one element at a time: its size is 1.
 
     Raises:
-        UsageError: ``wanted`` names no dynamic dimension.
+        UsageError: An option names no dynamic dimension.
+        DataError: Every sample is larger than the largest bucket.
     """
     known = dynamic_dims(model)
-    for name in wanted:
+    named = (
+        [(n, "--dim") for n in wanted] + [(n, "--bucket") for n in buckets] + [(loop, "--loop")] * bool(loop)
+    )
+    for name, option in named:
         if name not in known:
-            fix = nearest(name, known) if known else "the model has no dynamic dimensions: leave --dim out"
+            fix = (
+                nearest(name or "", known)
+                if known
+                else f"the model has no dynamic dimensions: leave {option} out"
+            )
             msg = f"the model has no dynamic dimension '{name}'"
-            raise UsageError(msg, where="--dim", fix=fix)
+            raise UsageError(msg, where=option, fix=fix)
     counts: Counter[tuple[int, ...]] = Counter()
     for sample in islice(samples, EXAMINED_SAMPLES):
-        sizes = dims_of_sample(model, sample) | dict(wanted)
-        counts[tuple(sizes[name] for name in known)] += 1
+        sizes = dims_of_sample(model, sample) | dict(wanted) | ({loop: 1} if loop else {})
+        held = {n: next((b for b in sorted(buckets[n]) if b >= sizes[n]), None) for n in buckets}
+        if None not in held.values():
+            counts[tuple((sizes | held)[name] or 0 for name in known)] += 1
+    if not counts:
+        msg = "every sample is larger than the largest bucket"
+        raise DataError(msg, where="--bucket", fix="name a larger bucket")
     best = max(counts, key=lambda sizes: (counts[sizes], sizes))
     return dict(zip(known, best, strict=True))
 

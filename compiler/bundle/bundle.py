@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bitwright.compiler.bundle.functions import merged
 from bitwright.compiler.bundle.manifest import Manifest, check_files, read_manifest
 from bitwright.compiler.bundle.segments import SegmentList, execute_segments, read_segments
 from bitwright.compiler.errors import UsageError
 from bitwright.targets.backend import Backend, Execution, backend_for
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.runner import RUNNER_FILE
+from bitwright.targets.toolchain.shape_rules import Dispatch, ShapeRules
 
 MODEL_FILE = "model.onnx"
 LIBRARY_FOLDER = "lib"
@@ -128,17 +130,37 @@ class Bundle:
         """Run the artifact and return outputs, time and, if asked for, every integer kernel's operands.
 
         What the library cannot compute is executed by ONNX Runtime, on this machine whatever the target is.
-        """
-        if self.segments is None:
-            return self.backend.execute(self.path, feeds, self.profile, trace=trace, repeat=repeat)
 
+        Raises:
+            DataError: ``feeds`` does not fit the model; for a model of several shapes the message names them.
+            ToolchainError: The artifact cannot be run here.
+        """
+        if self.rules is None:
+            return self._execute_once("", feeds, trace, repeat)
+        dispatch = self.rules.dispatch(feeds)
+        return merged(self.rules, dispatch, self.execute_calls(dispatch, trace=trace, repeat=repeat))
+
+    def execute_calls(self, dispatch: Dispatch, *, trace: bool = False, repeat: int = 1) -> list[Execution]:
+        """Run every call of a dispatch of :attr:`rules`, as :meth:`execute` does."""
+        return [self._execute_once(dispatch.function.folder, call, trace, repeat) for call in dispatch.calls]
+
+    def _execute_once(
+        self, part: str, feeds: Mapping[str, np.ndarray], trace: bool, repeat: int
+    ) -> Execution:
         def library(name: str, inputs: Mapping[str, np.ndarray]) -> Execution:
             return self.backend.execute(
                 self.path, inputs, self.profile, trace=trace, repeat=repeat, library=name
             )
 
+        if self.segments is None:
+            return library(part, feeds)
         lib = self.path / LIBRARY_FOLDER
         return execute_segments(lib, feeds, library=library, model=self._run_segment, repeat=repeat)
+
+    @cached_property
+    def rules(self) -> ShapeRules | None:
+        """The shapes of the artifact if it has several."""
+        return ShapeRules.read(self.path / LIBRARY_FOLDER)
 
     @cached_property
     def segments(self) -> SegmentList | None:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitwright.compiler.bundle.bundle import LIBRARY_FOLDER, STATIC_MODEL_FILE, Bundle, GoldenSet
+from bitwright.compiler.bundle.bundle import (
+    LIBRARY_FOLDER,
+    MODEL_FILE,
+    STATIC_MODEL_FILE,
+    Bundle,
+    GoldenSet,
+)
+from bitwright.compiler.bundle.functions import merged
 from bitwright.compiler.bundle.manifest import Manifest
-from bitwright.compiler.bundle.segments import ONLY_ONNXRUNTIME, read_kernel_table
+from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, ONLY_ONNXRUNTIME, read_kernel_table
 from bitwright.compiler.errors import InternalError, UsageError, VerificationError
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.interpret.run import run_step
-from bitwright.compiler.lower.kernel_table import KernelCall, to_logical
+from bitwright.compiler.lower.kernel_table import KernelCall, load_table, to_logical
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import FloatIsland, Program, Step
 from bitwright.compiler.program.segments import NotLowered
+from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import Execution
 from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.shape_rules import MAIN
 
 KERNELS_FILE = "lib/kernels.json"
 SHOWN_DIFFERENCES = 5
@@ -224,40 +234,85 @@ def _verify_bundle(bundle: Bundle, samples: int | None) -> Verification:
     if not golden:
         what = "the bundle holds no golden data to verify with"
         raise UsageError(what, where=str(bundle.path))
-    program = extract_program(read_model(bundle.path / STATIC_MODEL_FILE).model)
-    table = read_kernel_table(bundle.path / LIBRARY_FOLDER)
-    return _verify_sets(bundle, program, table, golden)
+    return _verify_sets(bundle, golden)
 
 
-def _verify_sets(
-    bundle: Bundle, program: Program, table: Sequence[KernelCall], golden: Sequence[GoldenSet]
-) -> Verification:
+@dataclass(frozen=True)
+class _Reference:
+    """What one function of the library computes.
+
+    Attributes:
+        program: Its integer program.
+        table: Its kernel calls.
+    """
+
+    program: Program
+    table: Sequence[KernelCall]
+
+
+def _references(bundle: Bundle) -> Callable[[str], _Reference]:
+    """Return the look-up of a function's reference by its name; each is read once."""
+
+    @cache
+    def reference(function: str) -> _Reference:
+        lib = bundle.path / LIBRARY_FOLDER
+        if function == MAIN:
+            model = read_model(bundle.path / STATIC_MODEL_FILE).model
+            return _Reference(extract_program(model), read_kernel_table(lib))
+        assert bundle.rules is not None
+        rule = next(f for f in bundle.rules.functions if f.name == function)
+        model = read_model(bundle.path / MODEL_FILE).model
+        specialize(model, bundle.rules.fixed | rule.sizes)
+        return _Reference(
+            extract_program(model), load_table((lib / rule.folder / KERNEL_TABLE_FILE).read_text())
+        )
+
+    return reference
+
+
+def _execute(bundle: Bundle, feeds: Mapping[str, np.ndarray]) -> tuple[str, list[Execution], Execution]:
+    """Return the function that serves ``feeds``, its executions, and all of them as one."""
+    if bundle.rules is None:
+        execution = bundle.execute(feeds, trace=True, repeat=TIMED_CALLS)
+        return MAIN, [execution], execution
+    dispatch = bundle.rules.dispatch(feeds)
+    executions = bundle.execute_calls(dispatch, trace=True, repeat=TIMED_CALLS)
+    return dispatch.function.name, executions, merged(bundle.rules, dispatch, executions)
+
+
+def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
+    reference = _references(bundle)
     differences: list[KernelDifference] = []
     outputs: list[OutputComparison] = []
     times: list[float] = []
-    elements = 0
+    calls = elements = 0
     executed = "none"
     call_seconds: Sequence[tuple[str, float]] = ()
     for data in golden:
-        execution = bundle.execute(data.inputs, trace=True, repeat=TIMED_CALLS)
-        executed, call_seconds = execution.executed, execution.call_seconds
-        times += [execution.seconds] if execution.seconds is not None else []
-        for step, call, difference in compare_calls(program, table, execution):
-            elements += difference.elements
-            if not difference.is_zero:
-                differences.append(KernelDifference(data.number, step, call.function, difference))
+        function, executions, whole = _execute(bundle, data.inputs)
+        found, executed = reference(function), whole.executed
+        for execution in executions:
+            calls += len(found.table)
+            if function == MAIN:  # times of other shapes are no part of the summary
+                call_seconds = execution.call_seconds
+                times += [execution.seconds] if execution.seconds is not None else []
+            for step, call, difference in compare_calls(found.program, found.table, execution):
+                elements += difference.elements
+                if not difference.is_zero:
+                    differences.append(KernelDifference(data.number, step, call.function, difference))
         references = {"golden": data.outputs, "onnxruntime": bundle.run(data.inputs, "ort")}
         for name, values in references.items():
-            outputs += compare_outputs(data.number, execution.outputs, name, values)
-    step_seconds, float_seconds = times_by_step(program, table, call_seconds)
+            outputs += compare_outputs(data.number, whole.outputs, name, values)
+    main = reference(MAIN)
+    step_seconds, float_seconds = times_by_step(main.program, main.table, call_seconds)
     return Verification(
         executed=executed,
         sets=len(golden),
-        calls=len(table) * len(golden),
+        calls=calls,
         elements=elements,
         kernel_differences=tuple(differences),
         outputs=tuple(outputs),
-        unrecorded=unrecorded_steps(program, table),
+        unrecorded=unrecorded_steps(main.program, main.table),
         seconds=min(times, default=None),
         step_seconds=step_seconds,
         float_seconds=float_seconds,

@@ -75,6 +75,27 @@ Dims = Annotated[
     list[str] | None,
     typer.Option("--dim", metavar="NAME=SIZE", help="Size of a dynamic dimension; may be repeated."),
 ]
+Buckets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bucket",
+        metavar="NAME=SIZE,SIZE,...",
+        help="Sizes of a dynamic dimension that the artifact has a function for; inputs of other sizes are padded. "
+        "May be repeated.",
+    ),
+]
+Pads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pad", metavar="INPUT=VALUE", help="What fills an input up to a bucket's size; may be repeated."
+    ),
+]
+Loop = Annotated[
+    str | None,
+    typer.Option(
+        "--loop", metavar="NAME", help="A dynamic dimension (the batch) that is served one element at a time."
+    ),
+]
 KeepFloat = Annotated[
     list[str] | None,
     typer.Option("--keep-float", metavar="NODE", help="Leave a node in float; may be repeated."),

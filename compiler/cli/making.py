@@ -9,7 +9,7 @@ import typer
 
 from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
-from bitwright.compiler.cli.parsing import check_place
+from bitwright.compiler.cli.parsing import check_place, parse_buckets, parse_pads
 from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.cli.quantization import Quantization
 from bitwright.compiler.errors import UsageError
@@ -25,6 +25,9 @@ def compile_verb(
     target: arg.Targets,
     quantization: Quantization,
     output: arg.OutputFolder = None,
+    bucket: arg.Buckets = None,
+    pad: arg.Pads = None,
+    loop: arg.Loop = None,
     stop_after: arg.StopAfter = None,
     dump: arg.Dump = None,
     dry_run: arg.DryRun = False,
@@ -34,6 +37,9 @@ def compile_verb(
     values = {
         **quantization.values(),
         "model": model,
+        "buckets": parse_buckets(bucket or ()),
+        "pad": parse_pads(pad or ()),
+        "loop": loop,
         "stop_after": stop_after,
         "dump": dump,
         "timeout_s": timeout,

@@ -57,6 +57,48 @@ def parse_dims(entries: Iterable[str]) -> dict[str, int]:
     return dims
 
 
+def parse_buckets(entries: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of ``NAME=SIZE,SIZE,...`` entries, ascending and each once.
+
+    Raises:
+        UsageError: An entry has another form, or a name comes twice.
+    """
+    buckets: dict[str, tuple[int, ...]] = {}
+    for entry in entries:
+        name, _, sizes = entry.rpartition("=")
+        words = [word.strip() for word in sizes.split(",")]
+        if not name or not all(w.isascii() and w.isdigit() and len(w) <= 9 and int(w) > 0 for w in words):
+            what = f"'{entry}' is not NAME=SIZE,SIZE,... with positive whole numbers"
+            raise UsageError(what, where="--bucket", fix="e.g. --bucket T=16,32,64")
+        if name in buckets:
+            what = f"'{name}' has two lists of buckets"
+            raise UsageError(what, where="--bucket", fix="write them as one list")
+        buckets[name] = tuple(sorted({int(word) for word in words}))
+    return buckets
+
+
+def parse_pads(entries: Iterable[str]) -> dict[str, float]:
+    """Return the values of ``INPUT=VALUE`` entries.
+
+    Raises:
+        UsageError: An entry has another form, or an input comes twice.
+    """
+    pads: dict[str, float] = {}
+    for entry in entries:
+        name, _, value = entry.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not name or not math.isfinite(number):
+            what = f"'{entry}' is not INPUT=VALUE with a number"
+            raise UsageError(what, where="--pad", fix="e.g. --pad attention_mask=0")
+        if pads.setdefault(name, number) != number:
+            what = f"input '{name}' is padded with two values"
+            raise UsageError(what, where="--pad", fix="leave one out")
+    return pads
+
+
 _UNITS = {
     "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
     "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitwright.compiler.errors import DataError, UsageError
+from bitwright.targets.toolchain.shape_rules import MAIN
 
 INTERFACE_FILE = "interface.json"
 ROLES_FILE = "roles.txt"
@@ -39,16 +40,19 @@ class Interface:
         inputs: In the order of ``main``'s parameters.
         outputs: In the order of its results.
         roles: Kernel name -> how many of its leading arguments are activations; its last one is its output.
+        function: The library's function.
     """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     roles: Mapping[str, int]
+    function: str = MAIN
 
     def write(self, folder: Path) -> None:
         """Write ``interface.json`` and ``roles.txt`` into the library's folder."""
-        ports = {"inputs": [asdict(p) for p in self.inputs], "outputs": [asdict(p) for p in self.outputs]}
-        (folder / INTERFACE_FILE).write_text(json.dumps(ports, indent=1) + "\n")
+        content: dict[str, Any] = {"function": self.function}
+        content |= {"inputs": [asdict(p) for p in self.inputs], "outputs": [asdict(p) for p in self.outputs]}
+        (folder / INTERFACE_FILE).write_text(json.dumps(content, indent=1) + "\n")
         (folder / ROLES_FILE).write_text("".join(f"{name} {count}\n" for name, count in self.roles.items()))
 
     @classmethod
@@ -62,7 +66,8 @@ class Interface:
             ports = json.loads((folder / INTERFACE_FILE).read_text())
             lines = (folder / ROLES_FILE).read_text().splitlines()
             roles = {name: int(count) for name, count in (line.split() for line in lines)}
-            return cls(_ports(ports["inputs"]), _ports(ports["outputs"]), roles)
+            function = str(ports.get("function", MAIN))
+            return cls(_ports(ports["inputs"]), _ports(ports["outputs"]), roles, function)
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"the library's interface cannot be read: {error}"
             raise UsageError(msg, where=str(folder)) from error

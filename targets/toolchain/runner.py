@@ -16,6 +16,7 @@ from bitwright.targets.toolchain.interface import ROLES_FILE, Interface
 from bitwright.targets.toolchain.linker import build_program
 from bitwright.targets.toolchain.process import run_tool
 from bitwright.targets.toolchain.runtime_libraries import LIBRARY_NAMES, header_folder, runtime_libraries
+from bitwright.targets.toolchain.shape_rules import MAIN
 
 LIBRARY_FILE = "model.so"
 RUNNER_FILE = "runner"
@@ -104,7 +105,10 @@ def execute(
     interface = Interface.read(part)
     with tempfile.TemporaryDirectory(prefix="bitwright-run-") as work:
         folder = Path(work)
-        command = [*launch.prefix, str(lib / RUNNER_FILE), str(part / LIBRARY_FILE), str(folder)]
+        own = part / LIBRARY_FILE  # a folder without a library describes a further function of the bundle's
+        code = own if own.exists() else lib / LIBRARY_FILE
+        command = [*launch.prefix, str(lib / RUNNER_FILE), str(code), str(folder)]
+        command += ["--function", interface.function] if interface.function != MAIN else []
         command += ["--repeat", str(repeat)] if repeat > 0 else []
         timed = trace and launch.executed == "native"
         command += ["--times", str(folder / "times")] if timed else []

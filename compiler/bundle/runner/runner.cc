@@ -1,8 +1,9 @@
 // Runs a compiled model without Python: loads the library, feeds .npy files, writes .npy files.
 //
-//   runner LIBRARY OUTPUT_FOLDER [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT_0.npy INPUT_1.npy ...
+//   runner LIBRARY OUTPUT_FOLDER [--function NAME] [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT_0.npy ...
 //
 // Inputs are given in the order of the model's inputs; output K is written to OUTPUT_FOLDER/output_K.npy.
+// --function   call this function of the library; "main" by default.
 // --repeat N   after one warm-up call, time N calls; prints "best_us B mean_us M".
 // --times      after that, N more calls (at least one) in which every call of a kernel is timed; FILE gets one
 //              line "NAME US" for each, in order, with its best time in microseconds.
@@ -429,6 +430,7 @@ void MeasureCalls(const char* path, TVMFFIObjectHandle function, TVMFFIAny* inpu
 }
 
 struct Options {
+  const char* function;
   int repeat;
   const char* times;
   const char* trace;
@@ -437,12 +439,15 @@ struct Options {
 };
 
 Options Parse(int argc, char** argv) {
-  const char* usage = "LIBRARY OUTPUT_FOLDER [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT.npy ...";
-  Options options = {0, nullptr, nullptr, nullptr, 3};
+  const char* usage = "LIBRARY OUTPUT_FOLDER [--function NAME] [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT.npy ...";
+  Options options = {"main", 0, nullptr, nullptr, nullptr, 3};
   if (argc < 3) Fail(2, "usage", usage);
   while (options.first_input < argc && strncmp(argv[options.first_input], "--", 2) == 0) {
     int at = options.first_input;
-    if (strcmp(argv[at], "--repeat") == 0 && at + 1 < argc) {
+    if (strcmp(argv[at], "--function") == 0 && at + 1 < argc) {
+      options.function = argv[at + 1];
+      options.first_input += 2;
+    } else if (strcmp(argv[at], "--repeat") == 0 && at + 1 < argc) {
       options.repeat = atoi(argv[at + 1]);
       options.first_input += 2;
     } else if (strcmp(argv[at], "--times") == 0 && at + 1 < argc) {
@@ -465,7 +470,7 @@ int main(int argc, char** argv) {
   Options options = Parse(argc, argv);
   AskForTiles();
   TVMFFIAny machine = Load(argv[1]);
-  TVMFFIObjectHandle function = Method(machine, "main");
+  TVMFFIObjectHandle function = Method(machine, options.function);
   int count = argc - options.first_input;
   TVMFFIAny* inputs = static_cast<TVMFFIAny*>(Allocate((count + 1) * sizeof(TVMFFIAny)));
   for (int i = 0; i < count; ++i) inputs[i] = ReadArray(argv[options.first_input + i]);

@@ -1,0 +1,299 @@
+"""Artifacts for several shapes: which functions the library gets, and the proof that padding changes nothing.
+
+Whether padded positions reach the others is a property of the model that no local rule can see: an attention mask
+keeps them apart in one place, a mean over positions mixes them in another. So padding is tried: samples of several
+lengths, padded and not, must give the same outputs up to float rounding in the float model, and differ by less than
+quantization itself changed in the quantized one, where a rounding may fall on the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice, product
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.errors import DataError, UsageError, VerificationError, nearest
+from bitwright.compiler.ort.equality import largest_difference
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.compiler.shape_choice import EXAMINED_SAMPLES, static_shapes
+from bitwright.targets.toolchain.shape_rules import MAIN, Dispatch, FunctionRule, PortRule, ShapeRules
+
+# Sums in another order through a few dozen layers differ by some 1e-6; a position that leaks, by 1e-2 and more.
+ROUNDING_BOUND = 1e-4
+MOST_FUNCTIONS = 64
+TRIED_SAMPLES = 6
+
+Sample = Mapping[str, np.ndarray]
+Outputs = Mapping[str, np.ndarray]
+Run = Callable[[Sample], dict[str, np.ndarray]]
+
+
+def plan_shapes(c: Compilation, notes: list[str]) -> None:
+    """Decide the library's functions and prove on the float model that padding and looping are harmless.
+
+    Raises:
+        UsageError: An input lacks its padding, or ``--pad`` names none.
+        DataError: The samples cannot prove it.
+        VerificationError: The padded or looped model computes something else.
+    """
+    if not c.options.buckets and c.options.loop is None:
+        return
+    assert c.model is not None
+    c.rules = _rules(c)
+    session = open_session(c.model, SessionConfig(threads=c.options.threads))
+    worst = 0.0
+    for what, dispatch, expected in _trials(c, c.rules, partial(run, session)):
+        found = _computed(c.rules, dispatch, partial(run, session))
+        difference = largest_difference(expected, found)
+        worst = max(worst, difference)
+        if difference > ROUNDING_BOUND:
+            _refuse(what, f"by {difference:.2g} of their largest value (allowed {ROUNDING_BOUND:g})")
+    functions = "; ".join(", ".join(f"{d}={n}" for d, n in f.sizes.items()) for f in c.rules.functions)
+    looped = f"{c.rules.loop} one at a time" if c.rules.loop else ""
+    notes.append("shapes: " + "; ".join(filter(None, (functions, looped))))
+    notes.append(
+        f"padding and looping change the float model's outputs by at most {worst:.1e} of their largest value"
+    )
+
+
+def check_quantized(c: Compilation, notes: list[str]) -> None:
+    """Prove that padding changes the quantized model by less than quantization did.
+
+    Raises:
+        VerificationError: It changes more, e.g. because a dynamic quantizer sees the padding.
+    """
+    if c.rules is None:
+        return
+    assert c.model is not None and c.quantized is not None
+    exact = partial(run, open_session(c.model, SessionConfig(threads=c.options.threads)))
+    quantized = partial(run, open_session(c.quantized, SessionConfig(threads=c.options.threads)))
+    worst = 0.0
+    for what, dispatch, expected in _trials(c, c.rules, quantized):
+        found = _computed(c.rules, dispatch, quantized)
+        share = _share_of_noise(expected, found, _computed(c.rules, dispatch, exact))
+        worst = max(worst, share)
+        if share > 1.0:
+            _refuse(what, f"in the quantized model by {share:.2g} of what quantization changed")
+    notes.append(f"padding changes the quantized outputs by at most {worst:.2f} of what quantization changed")
+
+
+def function_dims(c: Compilation) -> dict[str, dict[str, int]]:
+    """Return the sizes of all dynamic dimensions for each further function (all but ``main``)."""
+    functions = c.rules.functions if c.rules is not None else ()
+    return {f.name: c.dims | f.sizes for f in functions if f.name != MAIN}
+
+
+def golden_samples(c: Compilation, count: int) -> list[dict[str, np.ndarray]]:
+    """Return up to ``count`` samples for each function, those of ``main`` last, and one that needs the loop.
+
+    Raises:
+        DataError: A function serves no sample.
+    """
+    assert c.rules is not None and c.dataset is not None
+    served: dict[str, list[dict[str, np.ndarray]]] = {f.name: [] for f in reversed(c.rules.functions)}
+    for sample in islice(_fitting(c, c.rules), EXAMINED_SAMPLES):
+        served[c.rules.function_for(c.rules.sizes_of(sample)).name].append(dict(sample))
+    for function in c.rules.functions:
+        if not served[function.name]:
+            sizes = ", ".join(f"{d}={n}" for d, n in function.sizes.items())
+            msg = f"no sample is served by the function for {sizes}, so it cannot be verified"
+            raise DataError(msg, where="--bucket", fix="leave that bucket out, or add such a sample")
+    pairs = [_joined(c.rules, pair) for pair in islice(_pairs(c, c.rules), 1)]
+    return [*pairs, *(sample for found in served.values() for sample in found[-count:])]
+
+
+def _refuse(what: str, by: str) -> None:
+    msg = f"{what} changes the outputs {by}"
+    raise VerificationError(
+        msg,
+        where="--bucket" if "padding" in what else "--loop",
+        fix="padded positions reach others (is a mask padded with 0, is there a mean over positions?): compile for "
+        "fixed sizes with --dim, or give the model a mask"
+        if "padding" in what
+        else "elements of the batch influence each other: compile for a fixed size with --dim",
+    )
+
+
+def _trials(c: Compilation, rules: ShapeRules, compute: Run) -> Iterator[tuple[str, Dispatch, Outputs]]:
+    """Yield what is tried, how the rules would compute it, and what the model computes without them."""
+    for sample, function in _padded_samples(c, rules):
+        sizes = rules.sizes_of(sample)
+        words = ", ".join(f"{d} from {sizes[d]} to {n}" for d, n in function.sizes.items() if sizes[d] != n)
+        yield f"padding {words}", rules.dispatch(sample, function), compute(sample)
+    for pair in islice(_pairs(c, rules), 2):
+        joined = _joined(rules, pair)
+        yield f"computing {rules.loop} one at a time", rules.dispatch(joined), compute(joined)
+
+
+def _padded_samples(c: Compilation, rules: ShapeRules) -> list[tuple[Sample, FunctionRule]]:
+    """Return samples of different sizes, each with the function that serves it and with the largest one.
+
+    Raises:
+        DataError: No sample needs padding.
+    """
+    if not rules.buckets:
+        return []
+    largest = max(rules.functions, key=lambda f: tuple(f.sizes.values()))
+    kinds: dict[tuple[int, ...], Sample] = {}
+    for sample in islice(_fitting(c, rules), EXAMINED_SAMPLES):
+        sizes = rules.sizes_of(sample)
+        kinds.setdefault(tuple(sizes[d] for d in rules.buckets), sample)
+    found = []
+    for kind, sample in sorted(kinds.items(), key=lambda item: item[0]):
+        functions = {f.name: f for f in (rules.function_for(rules.sizes_of(sample)), largest)}
+        found += [(sample, f) for f in functions.values() if tuple(f.sizes.values()) != kind]
+    if not found:
+        msg = "every sample has exactly a bucket's size, so nothing shows that padding is harmless"
+        raise DataError(msg, where="--bucket", fix="add samples of other lengths")
+    step = max(1, len(found) // TRIED_SAMPLES)
+    return found[::step][:TRIED_SAMPLES]
+
+
+def _fitting(c: Compilation, rules: ShapeRules) -> Iterator[Sample]:
+    """Yield the samples that the rules serve: of the fixed sizes, and no larger than the largest bucket."""
+    assert c.dataset is not None
+    for sample in c.dataset.batches(1):
+        try:
+            rules.function_for(rules.sizes_of(sample))
+        except DataError:
+            continue
+        yield sample
+
+
+def _pairs(c: Compilation, rules: ShapeRules) -> Iterator[tuple[Sample, Sample]]:
+    """Yield pairs of samples of one shape, for the looped dimension.
+
+    Raises:
+        DataError: There is none.
+    """
+    if rules.loop is None:
+        return
+    waiting: dict[tuple[int, ...], Sample] = {}
+    found = 0
+    for sample in islice(_fitting(c, rules), EXAMINED_SAMPLES):
+        key = tuple(rules.sizes_of(sample).values())
+        if key in waiting:
+            found += 1
+            yield waiting.pop(key), sample
+        else:
+            waiting[key] = sample
+    if not found:
+        msg = "no two samples have the same shape, so nothing shows that elements are independent"
+        raise DataError(msg, where="--loop", fix="add two samples of one shape")
+
+
+def _joined(rules: ShapeRules, pair: Sequence[Sample]) -> dict[str, np.ndarray]:
+    assert rules.loop is not None
+    axes = {p.name: p.dims.index(rules.loop) for p in rules.inputs if rules.loop in p.dims}
+    joined = {name: np.concatenate([s[name] for s in pair], axis) for name, axis in axes.items()}
+    return {**pair[0], **joined}
+
+
+def _computed(rules: ShapeRules, dispatch: Dispatch, compute: Run) -> dict[str, np.ndarray]:
+    return rules.assemble(dispatch.sizes, [compute(feeds) for feeds in dispatch.calls])
+
+
+def _share_of_noise(expected: Outputs, found: Outputs, exact: Outputs) -> float:
+    """Return the largest share of the error by padding in that by quantization (both as root of squares)."""
+    shares = []
+    for name, array in expected.items():
+        before = array.astype(np.float64)
+        change = np.linalg.norm(found[name].astype(np.float64) - before)
+        noise = np.linalg.norm(exact[name].astype(np.float64) - before)
+        floor = ROUNDING_BOUND * np.linalg.norm(before) + np.finfo(np.float32).tiny
+        shares.append(float(change / max(noise, floor)))
+    return max(shares)
+
+
+def _rules(c: Compilation) -> ShapeRules:
+    assert c.model is not None
+    buckets, loop = {n: tuple(s) for n, s in c.options.buckets.items()}, c.options.loop
+    combinations = [dict(zip(buckets, sizes, strict=True)) for sizes in product(*buckets.values())]
+    if len(combinations) > MOST_FUNCTIONS:
+        msg = f"the buckets make {len(combinations)} functions, at most {MOST_FUNCTIONS} are compiled"
+        raise UsageError(msg, where="--bucket", fix="name fewer sizes")
+    main = {name: c.dims[name] for name in buckets}
+    others = [sizes for sizes in combinations if sizes != main]
+    functions = [FunctionRule(name=MAIN, sizes=main)]
+    functions += [FunctionRule(name=f"{MAIN}_{k}", sizes=sizes) for k, sizes in enumerate(others, 1)]
+    free = [*buckets, *([loop] if loop else [])]
+    inputs = tuple(_input_rule(c, value, free) for value in c.model.graph.inputs)
+    _check_pads(c, inputs)
+    return ShapeRules(
+        buckets=buckets,
+        loop=loop,
+        fixed={name: size for name, size in c.dims.items() if name not in buckets},
+        inputs=inputs,
+        outputs=_output_rules(c, free),
+        functions=tuple(functions),
+    )
+
+
+def _input_rule(c: Compilation, value: ir.Value, free: Sequence[str]) -> PortRule:
+    name = value.name or ""
+    assert value.dtype is not None and value.shape is not None
+    dims: list[int | str] = []
+    for axis, dim in enumerate(value.shape):
+        label = (dim.value or f"{name}:{axis}") if isinstance(dim, ir.SymbolicDim) else dim
+        dims.append(label if label in free else c.dims[label] if isinstance(label, str) else label)
+    pad = c.options.pad.get(name) if set(dims) & set(c.options.buckets) else None
+    return PortRule(name=name, dtype=value.dtype.numpy().name, dims=tuple(dims), pad=pad)
+
+
+def _check_pads(c: Compilation, inputs: Sequence[PortRule]) -> None:
+    bucketed = [p for p in inputs if set(p.dims) & set(c.options.buckets)]
+    for name in c.options.pad:
+        if name not in [p.name for p in bucketed]:
+            msg = f"no input '{name}' has a bucketed dimension"
+            raise UsageError(msg, where="--pad", fix=nearest(name, [p.name for p in bucketed]))
+    for port in bucketed:
+        if port.pad is None:
+            msg = f"nothing says what fills input '{port.name}' up to a bucket's size"
+            fix = f"e.g. --pad {port.name}=0 (a mask: the value that hides a position)"
+            raise UsageError(msg, where="--pad", fix=fix)
+        if float(np.asarray(port.pad).astype(port.dtype)) != port.pad:
+            msg = f"{port.pad:g} is no value of type {port.dtype}"
+            raise UsageError(msg, where=f"--pad {port.name}", fix="choose a value of the input's type")
+
+
+def _output_rules(c: Compilation, free: Sequence[str]) -> tuple[PortRule, ...]:
+    """Return the outputs; which axes follow which dimension is seen by changing one dimension after the other."""
+    assert c.model is not None
+    names = [value.name or "" for value in c.model.graph.outputs]
+    dims: dict[str, list[int | str]] = {name: list(c.shapes[name]) for name in names}
+    for dim in free:
+        other = _another_size(c, dim)
+        shapes = static_shapes(c.model, c.dims | {dim: other})
+        for name in names:
+            for axis, (old, new) in enumerate(zip(c.shapes[name], shapes[name], strict=True)):
+                if old == new:
+                    continue
+                if (old, new) != (c.dims[dim], other):
+                    msg = f"axis {axis} of output '{name}' is {old} for {dim}={c.dims[dim]} and {new} for {other}"
+                    fix = "only axes that have the dimension's own size can be cut back: use --dim for it"
+                    raise UsageError(msg, where="--bucket", fix=fix)
+                dims[name][axis] = dim
+        if dim == c.options.loop and any(dim not in dims[name] for name in names):
+            lacking = next(name for name in names if dim not in dims[name])
+            msg = (
+                f"output '{lacking}' has no dimension '{dim}', so results of single elements cannot be joined"
+            )
+            raise UsageError(msg, where="--loop", fix="compile for a fixed size with --dim")
+    return tuple(
+        PortRule(name=value.name or "", dtype=_dtype(value), dims=tuple(dims[value.name or ""]))
+        for value in c.model.graph.outputs
+    )
+
+
+def _another_size(c: Compilation, dim: str) -> int:
+    others = [size for size in c.options.buckets.get(dim, ()) if size != c.dims[dim]]
+    return others[0] if others else c.dims[dim] + 1 if dim == c.options.loop else max(1, c.dims[dim] - 1)
+
+
+def _dtype(value: ir.Value) -> str:
+    assert value.dtype is not None
+    return value.dtype.numpy().name
