@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +19,20 @@ from typing import Any
 import numpy as np
 import zoo
 from allocation_tables import draw, tables
-from built_plans import RUNTIME, Built, Judge, Workshop, opener, time_all
+from built_plans import RUNTIME, Built, Judge, Workshop, opener, time_all, write_validation
 from threadpoolctl import threadpool_limits
 from zoo import ZooModel, model_named
 
+from bitwright.compiler.allocate.frontier import FrontPoint
 from bitwright.compiler.allocate.problem import Boundary, Budget, Choice, Cost, Group, Metric, Problem, totals
 from bitwright.compiler.allocate.solve import allocate
 from bitwright.compiler.allocation import allocate_placed, greedy_or_none, placed_seconds
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.options import Options
-from bitwright.compiler.probing.placements import feeds_of, uniform
+from bitwright.compiler.ort.session import open_session
+from bitwright.compiler.probing.placements import feeds_of
 from bitwright.compiler.probing.probe import probe
-from bitwright.compiler.sweep import front_of, problem_of
+from bitwright.compiler.sweep import front_of, problem_of, uniform_points
 from bitwright.compiler.variants import Variants
 from bitwright.targets.loader import load_profile
 
@@ -50,7 +53,7 @@ def _probed(model: ZooModel, out: Path, seconds: float) -> Path:
     return path
 
 
-def _middle(problem: Problem, variants: Variants) -> tuple[Built, dict[str, str]]:
+def _middle(problem: Problem, variants: Variants) -> tuple[Built, FrontPoint]:
     """Choose formats under a latency in the middle between the fastest and float."""
     fastest = allocate_placed(problem, Budget(), "latency_s", lambda f: placed_seconds(variants, problem, f))
     slowest = placed_seconds(variants, problem, {g.name: "float" for g in problem.groups})
@@ -59,39 +62,56 @@ def _middle(problem: Problem, variants: Variants) -> tuple[Built, dict[str, str]
         problem, Budget(latency_s=limit), "loss", lambda f: placed_seconds(variants, problem, f)
     )
     name = f"latency={limit * 1e6:.0f}us"
-    return Built(name, "chosen", "", found.totals.latency_s, found.totals.loss), found.formats
+    point = FrontPoint(found.formats, found.totals, found.gap)
+    return Built(name, "chosen", "", found.totals.latency_s, found.totals.loss), point
 
 
-def _wanted(c: Compilation, problem: Problem, points: int) -> Iterator[tuple[Built, dict[str, str]]]:
-    """Yield plans and their formats: the middle one, the fronts, greedy selection at their budgets, uniform formats."""
+def _wanted(c: Compilation, problem: Problem, points: int) -> Iterator[tuple[Built, FrontPoint]]:
+    """Yield the plans to build: the middle one, the fronts, greedy selection at their budgets, uniform formats."""
     variants = Variants(c, RUNTIME)
 
-    def plan(name: str, kind: str, formats: dict[str, str]) -> tuple[Built, dict[str, str]]:
-        loss = totals(problem, formats).loss
-        return Built(name, kind, "", placed_seconds(variants, problem, formats), loss), formats
+    def plan(name: str, kind: str, point: FrontPoint) -> tuple[Built, FrontPoint]:
+        if point.whole is not None:
+            return Built(name, kind, "", point.totals.latency_s, None), point
+        loss = totals(problem, point.formats).loss
+        return Built(name, kind, "", placed_seconds(variants, problem, point.formats), loss), point
 
     yield _middle(problem, variants)
+    if not points:
+        known = uniform_points(problem)
+        yield from (plan(f"uniform {fmt}", "uniform", known[fmt]) for fmt in ("float", "int8"))
+        return
     found = {
-        label: front_of(c, RUNTIME, problem, metric, max(points, 2)) for label, metric in METRICS.items()
+        label: front_of(c, RUNTIME, problem, metric, points, measure=True)
+        for label, metric in METRICS.items()
     }
     for fmt, point in found["latency"].uniform.items():
-        if points or fmt in ("float", "int8"):
-            yield plan(f"uniform {fmt}", "uniform", point.formats)
-    for label, front in found.items() if points else ():
+        yield plan(f"uniform {fmt}", "uniform", point)
+    for label, front in found.items():
         for k, point in enumerate(front.points, start=1):
-            yield plan(f"{label} front {k}", f"front {label}", point.formats)
+            yield plan(f"{label} front {k}", f"front {label}", point)
         for k, point in enumerate(front.points, start=1):
-            limit = totals(problem, point.formats).of(METRICS[label])
+            limit = point.totals.of(METRICS[label])
             chosen = greedy_or_none(problem, Budget().with_limit(METRICS[label], limit))
             if chosen is not None:
-                yield plan(f"{label} greedy {k}", f"greedy {label}", chosen)
+                yield plan(
+                    f"{label} greedy {k}",
+                    f"greedy {label}",
+                    FrontPoint(chosen, totals(problem, chosen), math.nan),
+                )
 
 
 def measure_model(model: ZooModel, out: Path, *, points: int, seconds: float) -> dict[str, Any]:
     """Probe a model, build its plans and measure them."""
     profile = _probed(model, out, seconds)
+    validation = (
+        write_validation(model, open_session(model.path), out / f"{model.name}-validation")
+        if points
+        else None
+    )
     c = Compilation(
         Options(
+            validation=None if validation is None else str(validation),
             model=model.path,
             target=str(profile),
             data=_data(model),
@@ -107,11 +127,9 @@ def measure_model(model: ZooModel, out: Path, *, points: int, seconds: float) ->
     plans = list(_wanted(c, problem, points))
     folder = out / model.name
     shop = Workshop(c, folder)
-    for built, formats in plans:
-        built.file = shop.assignment(problem, formats)
+    for built, point in plans:
+        built.file = shop.point(problem, point)
     rows = [built for built, _ in plans]
-    if points:
-        rows.append(Built("uniform fp16", "uniform", shop.uniform(uniform("fp16"), "fp16"), None, None))
     reference = _measure(c, model, rows, folder)
     return {
         "model": model.name,

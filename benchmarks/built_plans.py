@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -13,15 +13,17 @@ import onnxruntime as ort
 from zoo import Feeds, ZooModel
 
 from bitwright.compiler.accuracy import requantize
+from bitwright.compiler.allocate.frontier import FrontPoint
 from bitwright.compiler.allocate.losses import LossMeter
 from bitwright.compiler.allocate.problem import Problem
 from bitwright.compiler.allocation import apply_formats
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.measured_front import whole_choice
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
-from bitwright.compiler.plan.units import FormatChoice
 
 RUNTIME = "onnxruntime"
+VALIDATION = 64
 SESSIONS, ROUNDS, ROUND_S = 5, 5, 0.05
 
 
@@ -60,25 +62,20 @@ class Workshop:
     """Builds the plans of one model."""
 
     def __init__(self, c: Compilation, folder: Path) -> None:
-        self._c, self._folder = c, folder
+        self._c, self._folder, self._formats = c, folder, c.formats
         self._known: dict[object, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def assignment(self, problem: Problem, formats: Mapping[str, str]) -> str:
-        """Build an assignment of formats; returns the file's name, the same one for the same assignment."""
-        key = tuple(sorted(formats.items()))
+    def point(self, problem: Problem, point: FrontPoint) -> str:
+        """Build a point; returns the file's name, the same one for the same formats."""
+        key = point.whole or tuple(sorted(point.formats.items()))
         if key not in self._known:
-            apply_formats(self._c, RUNTIME, problem, formats)
+            if point.whole is None:
+                apply_formats(self._c, RUNTIME, problem, point.formats)
+            else:
+                self._c.formats = whole_choice(point.whole, self._formats)
             self._known[key] = self._write(f"plan-{len(self._known):02d}.onnx")
         return self._known[key]
-
-    def uniform(self, choice: FormatChoice, name: str) -> str:
-        """Build the model with one format everywhere that the allocator may not choose."""
-        saved, self._c.formats = self._c.formats, choice
-        try:
-            return self._write(f"{name}.onnx")
-        finally:
-            self._c.formats = saved
 
     def _write(self, name: str) -> str:
         requantize(self._c, RUNTIME, [])
@@ -114,8 +111,35 @@ def time_all(openers: Sequence[Callable[[], ort.InferenceSession]], feeds: Feeds
     return [median(column) for column in zip(*rounds, strict=True)]
 
 
+def write_validation(model: ZooModel, reference: ort.InferenceSession, folder: Path) -> Path:
+    """Write samples of every other call of the metric, one file each; the allocator judges formats by them."""
+    calls: list[Feeds] = []
+
+    def record(feeds: Feeds) -> Feeds:
+        calls.append(feeds)
+        return run(reference, feeds)
+
+    model.evaluate(record)
+    samples = [row for feeds in calls[::2] for row in _rows(feeds)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(VALIDATION):
+        np.savez(folder / f"{number:03d}.npz", **samples[number * len(samples) // VALIDATION])
+    return folder
+
+
+def _rows(feeds: Feeds) -> list[Feeds]:
+    """Take a batch apart, without the padding of shorter rows."""
+    mask = feeds.get("attention_mask")
+    count = len(next(iter(feeds.values())))
+    ends = [None] * count if mask is None else [int(m.sum()) for m in mask]
+    return [
+        {n: a[k : k + 1] if e is None else a[k : k + 1, :e] for n, a in feeds.items()}
+        for k, e in enumerate(ends)
+    ]
+
+
 class Judge:
-    """Runs a task's metric and compares every output with the float model's."""
+    """Runs a task's metric; compares the outputs of the calls that validated nothing with the float model's."""
 
     def __init__(self, model: ZooModel, reference: ort.InferenceSession) -> None:
         self._model = model
@@ -129,11 +153,12 @@ class Judge:
 
     def __call__(self, session: ort.InferenceSession) -> tuple[float, float]:
         """Return noise over signal, and the metric."""
-        meter, exact = LossMeter("sqnr"), iter(self._exact)
+        meter, exact = LossMeter("sqnr"), enumerate(self._exact)
 
         def compare(feeds: Feeds) -> Feeds:
             outputs = run(session, feeds)
-            for name, expected in next(exact).items():
+            number, found = next(exact)
+            for name, expected in found.items() if number % 2 else ():
                 meter.add(name, np.asarray(expected), np.asarray(outputs[name]))
             return outputs
 

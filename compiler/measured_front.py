@@ -66,6 +66,11 @@ def _whole(problem: Problem, fmt: str) -> FrontPoint:
     return FrontPoint({g.name: fmt for g in problem.groups}, Totals(), math.nan, whole=fmt)
 
 
+def whole_choice(fmt: str, formats: FormatChoice) -> FormatChoice:
+    """Return the choice of a half-precision format for everything; tables keep their formats."""
+    return FormatChoice((fmt,), (fmt, *formats.others), formats.tables)
+
+
 class _Bench:
     """Builds and judges points, one after the other."""
 
@@ -86,7 +91,7 @@ class _Bench:
         if point.whole is None:
             apply_formats(c, self._runtime, self._problem, point.formats)
         else:
-            c.formats = FormatChoice((point.whole,), (point.whole, *formats.others), formats.tables)
+            c.formats = whole_choice(point.whole, formats)
         accuracy.requantize(c, self._runtime, [])
         assert c.quantized is not None and c.selection is not None
         path = self._folder / "point.onnx"
