@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from bitwright.compiler.errors import DataError, InternalError
 from bitwright.compiler.interpret import dot, move, pointwise, pool
+from bitwright.compiler.interpret.weight_only import weight_only_dot
 from bitwright.compiler.program.affine import dequantize, quantize
 from bitwright.compiler.program.ops import (
     Dequantize,
@@ -25,6 +26,7 @@ from bitwright.compiler.program.ops import (
     Quantize,
     QuantParams,
     Step,
+    WeightOnlyDot,
 )
 
 FloatRunner = Callable[[ir.Model, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -104,6 +106,8 @@ def _integer_step(step: Step, program: Program, inputs: Arrays) -> np.ndarray:
             return dot.gemm(step, inputs[0], _quant(program, step.inputs[0]), output)
         case QConv():
             return dot.conv(step, inputs[0], _quant(program, step.inputs[0]), output)
+        case WeightOnlyDot():
+            return weight_only_dot(step, inputs[0])
         case QAdd():
             return pointwise.add(step, (inputs[0], inputs[1]), _pair(program, step), output)
         case QMul():

@@ -18,6 +18,7 @@ from bitwright.compiler.program.ops import (
     QGemm,
     QPool,
     Step,
+    WeightOnlyDot,
 )
 
 Order: TypeAlias = tuple[int, ...]
@@ -58,7 +59,7 @@ def dot_order(step: Step, rank: int) -> Order:
     """Return the order in which a Conv, Pool or Gemm step reads and writes its tensors."""
     if isinstance(step, QConv | QPool):
         return CHANNELS_LAST
-    assert isinstance(step, QGemm)
+    assert isinstance(step, QGemm | WeightOnlyDot)
     return row_major(rank)
 
 
@@ -84,7 +85,7 @@ def _wish(step: Step, name: str, program: Program, demand: Mapping[str, Order]) 
     rank = len(program.tensor(name).shape)
     if isinstance(step, QConv | QPool | QGemm):
         return dot_order(step, rank)
-    if isinstance(step, FloatIsland):
+    if isinstance(step, FloatIsland | WeightOnlyDot):
         return row_major(rank)
     if len(step.outputs) != 1 or step.output not in demand:
         return None

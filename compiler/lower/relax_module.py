@@ -41,6 +41,7 @@ from bitwright.compiler.program.ops import (
     QPool,
     Quantize,
     Step,
+    WeightOnlyDot,
 )
 from bitwright.targets.backend import Kernel
 from bitwright.targets.schema import Profile
@@ -221,7 +222,7 @@ class _Assembler:
         """Emit one step."""
         if isinstance(step, FloatIsland):
             self.island(step)
-        elif isinstance(step, Dot | QPool):
+        elif isinstance(step, Dot | WeightOnlyDot | QPool):
             self.fixed_order(step)
         elif isinstance(step, Quantize | Dequantize):
             self.edge(step)

@@ -38,6 +38,7 @@ from bitwright.compiler.program.extract_views import (
     match_split,
     match_transpose,
 )
+from bitwright.compiler.program.extract_weight_only import match_nbits, match_product
 from bitwright.compiler.program.ops import Program, Quantize, QuantParams, Tensor
 
 
@@ -62,6 +63,8 @@ def extract_program(model: ir.Model) -> Program:
         matcher = MATCHERS.get(node.op_type)
         if matcher is not None and is_op(node, node.op_type):
             matcher(draft, node)
+        elif node.op_type == "MatMulNBits":
+            match_nbits(draft, node)
     return assemble(draft)
 
 
@@ -166,8 +169,8 @@ MATCHERS: dict[str, Callable[[Draft, ir.Node], None]] = {
     "QuantizeLinear": match_quantizer,
     "DequantizeLinear": match_dequantizer,
     "Conv": match_dot,
-    "MatMul": match_dot,
-    "Gemm": match_dot,
+    "MatMul": match_product,
+    "Gemm": match_product,
     "Add": match_add_or_mul,
     "Mul": match_add_or_mul,
     "Concat": match_concat,

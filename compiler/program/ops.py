@@ -16,6 +16,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+# Below this the reciprocal of an activation's magnitude nears the end of float32's range.
+SMALLEST_ACTIVATION = 2.0**-100
+# 255 * 127 products of a longer group might overflow int32.
+LONGEST_GROUP = 65536
+
 
 @dataclass(frozen=True)
 class QuantParams:
@@ -138,6 +143,40 @@ class QConv(Dot):
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
     group: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOnlyDot(Step):
+    """``x [..., K] @ weight [K, N]``: float activations, weights of few bits in groups along K. Float32 in and out.
+
+    The weight is ``w[k, n] = (u[k, n] - z[g, n]) * s[g, n]`` for ``k`` in group ``g``: ``group`` neighbours each, the
+    last group may be short. Activations are rounded to 8 bits, each row of each group with a scale of its own; then
+    the group's products are summed exactly, and the groups in rising order by fused multiply-adds::
+
+        top[m, g] = max |x[m, k]| over the group
+        a[m, g] = f32(top / 127)                                    NaN if top is infinite or NaN
+        r[m, g] = f32(127 / top) if top >= SMALLEST_ACTIVATION else 0
+        q[m, k] = rint(f32(x[m, k] * r[m, g]))                      in [-127, 127]
+        acc[m, g, n] = sum over the group of q[m, k] * (u[k, n] - z[g, n])            exact int32
+        y = bias[n], or 0; then for g = 0, 1, ...: y = fma(f32(acc[m, g, n]), f32(a[m, g] * s[g, n]), y)
+
+    So a row with an infinite or NaN activation becomes NaN, and a group of zeros adds nothing.
+
+    Attributes:
+        weight: uint8 [K, N], each in ``[0, 2**bits)``.
+        scale: float32 [G, N], finite, G = ceil(K / group).
+        zero_point: uint8 [G, N], each in ``[0, 2**bits)``.
+        bits: 2, 4 or 8.
+        group: Weights along K that share a scale; at most ``LONGEST_GROUP``.
+        bias: float32 [N] or None.
+    """
+
+    weight: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    bits: int
+    group: int
+    bias: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
