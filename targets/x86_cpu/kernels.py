@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.compiler.errors import ProfileError
-from bitwright.compiler.lower.templates import depthwise, implicit_gemm
+from bitwright.compiler.lower.templates import depthwise, depthwise_dot, implicit_gemm
 from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
@@ -15,16 +15,22 @@ from bitwright.compiler.lower.templates.choice import (
     require_candidate,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.program.ops import Program, Step
+from bitwright.compiler.lower.templates.weight_only_choice import (
+    weight_only_candidates,
+    weight_only_choice_kernel,
+)
+from bitwright.compiler.program.ops import Program, Step, WeightOnlyDot
 from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.schema import Profile
 from bitwright.targets.x86_cpu import amx
 from bitwright.targets.x86_cpu.avx2 import AVX2
+from bitwright.targets.x86_cpu.codes import CODE_AVX2, CODE_VNNI
 from bitwright.targets.x86_cpu.vnni import VNNI
 
 VECTOR_INSTRUCTIONS = {i.name: i for i in (VNNI, AVX2)}
+CODE_INSTRUCTIONS = {i.name: i for i in (CODE_VNNI, CODE_AVX2)}
 REGISTER_BYTES = {VNNI.name: 64, AVX2.name: 32}
-IMPLICIT_GEMM, DEPTHWISE, AMX = "implicit_gemm", "depthwise", "amx"
+IMPLICIT_GEMM, DEPTHWISE, DEPTHWISE_DOT, AMX = "implicit_gemm", "depthwise", "depthwise_dot", "amx"
 MAX_CANDIDATES = 300
 # Below these a tile is mostly empty and the vector instructions win (measured on Sapphire Rapids).
 AMX_MIN_PIXELS, AMX_MIN_RUN = 16, 64
@@ -52,12 +58,14 @@ def choose_intrinsic(geometry: DotGeometry, available: tuple[str, ...]) -> str:
 
 
 def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
-    """Return the ways to compute a QGemm or QConv step, the default first.
+    """Return the ways to compute a QGemm, QConv or WeightOnlyDot step, the default first.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: The profile allows no instruction known here.
     """
+    if isinstance(step, WeightOnlyDot):
+        return weight_only_candidates(step, program, profile, CODE_INSTRUCTIONS)
     return candidates_for(step, program, available_intrinsics(step, program, profile))
 
 
@@ -70,8 +78,10 @@ def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> 
     """
     _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
+        vectors = [VECTOR_INSTRUCTIONS[n] for n in available if n in VECTOR_INSTRUCTIONS]
+        dots = [as_choice(DEPTHWISE_DOT, v.name, p) for v in vectors for p in depthwise_dot.space(geometry, v)]
         params = depthwise.space(geometry, _register_bytes(available))
-        return tuple(interleaved([(as_choice(DEPTHWISE, "llvm", p) for p in params)], MAX_CANDIDATES))
+        return tuple([*dots, *(as_choice(DEPTHWISE, "llvm", p) for p in params)][:MAX_CANDIDATES])
     first = choose_intrinsic(geometry, available)
     known = [n for n in available if n == amx.NAME or n in VECTOR_INSTRUCTIONS]
     names = sorted(known, key=lambda name: name != first)
@@ -92,12 +102,14 @@ def _register_bytes(available: tuple[str, ...]) -> int:
 
 
 def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None) -> Kernel:
-    """Return the kernel of a QGemm or QConv step of any shape.
+    """Return the kernel of a QGemm, QConv or WeightOnlyDot step of any shape.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: The profile allows no instruction known here, or ``choice`` is not a candidate.
     """
+    if isinstance(step, WeightOnlyDot):
+        return weight_only_choice_kernel(step, program, profile, CODE_INSTRUCTIONS, choice)
     return kernel_for(step, program, available_intrinsics(step, program, profile), choice)
 
 
@@ -120,6 +132,11 @@ def kernel_for(
         )
     if chosen.template == AMX:
         return amx.amx_kernel(dot, program, geometry, params_of(chosen, amx.AmxParams))
+    if chosen.template == DEPTHWISE_DOT:
+        cut = params_of(chosen, depthwise_dot.DepthwiseDotParams)
+        return depthwise_dot.depthwise_dot_kernel(
+            dot, program, geometry, VECTOR_INSTRUCTIONS[chosen.intrinsic], cut
+        )
     blocking = params_of(chosen, implicit_gemm.ImplicitGemmParams)
     instruction = VECTOR_INSTRUCTIONS[chosen.intrinsic]
     return implicit_gemm.implicit_gemm_kernel(dot, program, geometry, instruction, blocking)
