@@ -152,13 +152,7 @@ def _nbits(draft: Draft, node: ir.Node) -> Product | None:
         return None
     weight, problem = (None, "it has group indices") if indices is not None else _unpacked(node)
     bias = None if added is None or weight is None else _vector(added, weight.integers.shape[1])
-    if (
-        x is None
-        or packed is None
-        or scales is None
-        or weight is None
-        or (added is not None and bias is None)
-    ):
+    if x is None or weight is None or (added is not None and bias is None):
         draft.note(node, problem or "its bias is not a constant vector")
         return None
     return Product(x, weight, bias, (_dequantizer(added), node))

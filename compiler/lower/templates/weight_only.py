@@ -326,9 +326,9 @@ class _Template:
         full, tail = self._column_blocks()
         if full:
             share = -(-full // self.params.chunks)
-            with loop(self.params.chunks, parallel=self.params.parallel) as chunk:
-                with T.serial(chunk * share, T.min((chunk + 1) * share, full)) as block:
-                    self._rows(views, block * self.params.vectors, self.params.vectors)
+            chunks = loop(self.params.chunks, parallel=self.params.parallel)
+            with chunks as chunk, T.serial(chunk * share, T.min((chunk + 1) * share, full)) as block:
+                self._rows(views, block * self.params.vectors, self.params.vectors)
         if tail:
             self._rows(views, full * self.params.vectors, tail)
 
