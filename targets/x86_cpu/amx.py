@@ -14,10 +14,12 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.assemble import assemble_kernel
 from bitwright.compiler.lower.templates.epilogue import (
+    PACKED_VECTORS,
     Epilogue,
+    Part,
     channel_constants,
-    emit_epilogue,
     epilogue_of,
+    store_parts,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS, parallel_chunks
@@ -28,12 +30,11 @@ from bitwright.compiler.lower.templates.scaffold import (
     allocate_addressed,
     load,
     loop,
-    pieces,
-    store,
 )
 from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
+from bitwright.targets.x86_cpu.narrowing import AVX512_NARROWING
 
 NAME = "amx_int8"
 TILE_ROWS, TILE_BYTES, TILE_CHANNELS, CONFIG_BYTES = 16, 64, 16, 64
@@ -254,7 +255,9 @@ class _Template:
         vectors, stride = range(self.layout.vectors), T.int64(self.layout.block * 4)
         targets = [(i, v) for i in range(len(places)) for v in vectors]
         for i, v in targets:
-            _tile_instruction("tilezero", _tile(2 * i + v))
+            # A stride of 0 fills all rows with the bias, for less than adding it later takes.
+            bias = T.address_of(views.constants[0][block * self.layout.block + v * TILE_CHANNELS])
+            _tile_instruction("tileloadd64", _tile(2 * i + v), bias, T.int64(0))
         self._reduce(views, block, [self._origin(block, row, column) for row, column in places])
         for i, v in targets:
             address = T.address_of(accumulators[i * TILE_ROWS * self.layout.block + v * TILE_CHANNELS])
@@ -294,8 +297,17 @@ class _Template:
         last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
 
         def rows(channels: int) -> None:
-            with loop(phase.rows) as i:
-                self._store(views, accumulators, block, index * TILE_ROWS + i, pixel + i, channels)
+            together = max(1, PACKED_VECTORS // -(-channels // TILE_CHANNELS))
+            line = index * TILE_ROWS
+            with loop(phase.rows // together) as i:
+                self._store(
+                    views, accumulators, block, line + i * together, pixel + i * together, channels, together
+                )
+            done = phase.rows // together * together
+            if done < phase.rows:
+                self._store(
+                    views, accumulators, block, line + done, pixel + done, channels, phase.rows - done
+                )
 
         if blocks == 1 or last == self.layout.block:
             rows(last)
@@ -307,16 +319,27 @@ class _Template:
                 rows(last)
 
     def _store(
-        self, views: _Buffers, accumulators: Buffer, block: Expr, line: Expr, pixel: Expr, channels: int
+        self,
+        views: _Buffers,
+        accumulators: Buffer,
+        block: Expr,
+        line: Expr,
+        pixel: Expr,
+        channels: int,
+        count: int,
     ) -> None:
-        g, blocks = self.geometry, self.layout.blocks(self.geometry)
+        """Emit the epilogue of ``count`` lines of the accumulators, neighbouring pixels."""
+        g, blocks, lanes = self.geometry, self.layout.blocks(self.geometry), TILE_CHANNELS
         first = block // blocks * g.group_outputs + block % blocks * self.layout.block
-        for offset, lanes in pieces(channels, TILE_CHANNELS):
-            value = emit_epilogue(
-                self.epilogue,
-                load(accumulators, [line * self.layout.block + offset], lanes),
-                views.constants,
+        parts = [
+            Part(
+                load(accumulators, [(line + i) * self.layout.block + offset], lanes),
                 block * self.layout.block + offset,
-                lanes,
+                (pixel + i) * g.outputs + first + offset,
+                min(lanes, channels - offset),
+                follows=offset > 0 or channels == g.outputs,
             )
-            store(views.output, value, [pixel * g.outputs + first + offset], lanes)
+            for i in range(count)
+            for offset in range(0, channels, lanes)
+        ]
+        store_parts(self.epilogue, parts, views.constants, views.output, lanes, AVX512_NARROWING)

@@ -9,14 +9,19 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.instruction import DotInstruction
 from bitwright.compiler.lower.templates.scaffold import Expr
+from bitwright.targets.x86_cpu.narrowing import AVX2_NARROWING
 
 LANES = 8
 
 
 def _emit(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
     pair = T.reinterpret(T.broadcast(T.reinterpret(activations, dtype="int32"), LANES), dtype="int16x16")
+    return _lanewise(accumulator, pair, weights)
+
+
+def _lanewise(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
     products = T.call_llvm_pure_intrin(
-        "llvm.x86.avx2.pmadd.wd", pair, T.cast(weights, "int16x16"), dtype="int32x8"
+        "llvm.x86.avx2.pmadd.wd", activations, T.cast(weights, "int16x16"), dtype="int32x8"
     )
     return accumulator + products
 
@@ -32,4 +37,6 @@ AVX2 = DotInstruction(
     scratch_registers=2,
     chains=4,  # only the addition is in the chain: latency 1, up to three units
     emit=_emit,
+    lanewise=_lanewise,
+    narrowing=AVX2_NARROWING,
 )

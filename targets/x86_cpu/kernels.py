@@ -79,7 +79,9 @@ def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> 
     _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
         vectors = [VECTOR_INSTRUCTIONS[n] for n in available if n in VECTOR_INSTRUCTIONS]
-        dots = [as_choice(DEPTHWISE_DOT, v.name, p) for v in vectors for p in depthwise_dot.space(geometry, v)]
+        dots = [
+            as_choice(DEPTHWISE_DOT, v.name, p) for v in vectors for p in depthwise_dot.space(geometry, v)
+        ]
         params = depthwise.space(geometry, _register_bytes(available))
         return tuple([*dots, *(as_choice(DEPTHWISE, "llvm", p) for p in params)][:MAX_CANDIDATES])
     first = choose_intrinsic(geometry, available)

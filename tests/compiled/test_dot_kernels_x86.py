@@ -173,7 +173,7 @@ def test_unknown_rows_are_refused():
         ("x86-amx", "gemm_one_row", "avx512_vnni"),
         ("x86-avx512-vnni", "conv3x3", "avx512_vnni"),
         ("x86-avx2", "conv3x3", "avx2_pmaddwd"),
-        ("x86-avx2", "depthwise_s1", "llvm"),
+        ("x86-avx2", "depthwise_s1", "avx2_pmaddwd"),
         ("x86-avx2", "conv_multiplier", "avx2_pmaddwd"),
     ],
 )

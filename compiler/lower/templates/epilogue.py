@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, load, splat, vector_type
+from bitwright.compiler.lower.templates.instruction import Narrowing
+from bitwright.compiler.lower.templates.scaffold import (
+    Buffer,
+    Expr,
+    load,
+    pieces,
+    shuffle,
+    splat,
+    store,
+    vector_type,
+)
 from bitwright.compiler.program.ops import Dot, Program
 
 
@@ -21,6 +32,8 @@ class Epilogue:
         lower, upper: Clamp of an integer output.
         relu: Clamp of a float output at 0.
         float_bias: A float bias array is among the constants.
+        bounded: No scaled accumulator can reach 2^30, whatever the activations: the conversion to integers needs no
+            clamp before it.
     """
 
     dtype: str
@@ -29,6 +42,30 @@ class Epilogue:
     upper: int = 0
     relu: bool = False
     float_bias: bool = False
+    bounded: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One vector of accumulators, the bias included, and where its values go.
+
+    Attributes:
+        accumulator: int32 vector.
+        channel: Index of its first channel in the constants.
+        at: Index of its first value in the output.
+        used: How many of its lanes are values; the others are padding.
+        follows: Its values lie right behind those of the part before it.
+    """
+
+    accumulator: Expr
+    channel: Expr
+    at: Expr
+    used: int
+    follows: bool = False
+
+
+PACKED_VECTORS, UNPACKED_LANES, WIDEST_STORE = 4, 16, 64
+SAFE_TO_CONVERT = float(1 << 30)
 
 
 def epilogue_of(step: Dot, program: Program) -> Epilogue:
@@ -36,7 +73,19 @@ def epilogue_of(step: Dot, program: Program) -> Epilogue:
     output = program.tensor(step.output)
     if output.quant is None:
         return Epilogue("float32", relu=step.relu, float_bias=step.float_bias is not None)
-    return Epilogue(output.quant.dtype, output.quant.zero_point, step.lower, step.upper)
+    bounded = _largest_output(step, program) < SAFE_TO_CONVERT
+    return Epilogue(output.quant.dtype, output.quant.zero_point, step.lower, step.upper, bounded=bounded)
+
+
+def _largest_output(step: Dot, program: Program) -> float:
+    """Return a bound on the magnitude of scaled accumulators, over all activations."""
+    quant, out = program.tensor(step.inputs[0]).quant, program.tensor(step.output).quant
+    assert quant is not None and out is not None
+    axes = 0 if step.weight.ndim == 2 else (1, 2, 3)
+    sums = 255.0 * np.abs(step.weight.astype(np.int16)).sum(axis=axes, dtype=np.int64)
+    if step.bias is not None:
+        sums = sums + np.abs(step.bias.astype(np.int64))
+    return float((sums * step.weight_scale.astype(np.float64)).max() * quant.scale / out.scale)
 
 
 def channel_constants(step: Dot, program: Program, shift: int) -> dict[str, np.ndarray]:
@@ -76,8 +125,14 @@ def emit_epilogue(
         channel: Index of the first channel in those buffers.
         lanes: Number of channels.
     """
-    bias, multiplier, *rest = (load(c, [channel], lanes) for c in constants)
-    total = T.cast(accumulator + bias, vector_type("float32", lanes))
+    bias, *rest = (load(c, [channel], lanes) for c in constants)
+    return _finished(epilogue, accumulator + bias, rest, lanes)
+
+
+def _finished(epilogue: Epilogue, total: Expr, constants: list[Expr], lanes: int) -> Expr:
+    """Return output values from sums, given the multiplier and, if there is one, the float bias."""
+    multiplier, *rest = constants
+    total = T.cast(total, vector_type("float32", lanes))
     if epilogue.dtype == "float32":
         addend = rest[0] if rest else splat(T.float32(0), lanes)
         # Spelled as the LLVM intrinsic: a product and a sum would round once or twice as the CPU pleases.
@@ -90,3 +145,78 @@ def emit_epilogue(
     clamped = T.max(T.min(rounded, splat(T.float32(high), lanes)), splat(T.float32(low), lanes))
     shifted = T.cast(clamped, vector_type("int32", lanes)) + splat(T.int32(epilogue.zero_point), lanes)
     return T.cast(shifted, vector_type(epilogue.dtype, lanes))
+
+
+def store_parts(
+    epilogue: Epilogue,
+    parts: Sequence[Part],
+    constants: list[Buffer],
+    output: Buffer,
+    lanes: int,
+    narrowing: Narrowing | None,
+) -> None:
+    """Emit the epilogue of several vectors of accumulators that already hold the bias, and store the values.
+
+    Args:
+        epilogue: What to compute.
+        parts: In the order of memory.
+        constants: Flat buffers in the order of ``channel_constants``.
+        output: Flat view of the output.
+        lanes: Of every part's accumulator.
+        narrowing: The processor's way to bytes, used four parts at a time where the values allow it.
+    """
+    packs = (
+        narrowing is not None
+        and narrowing.lanes == lanes
+        and epilogue.dtype != "float32"
+        and epilogue.bounded
+    )
+    width = PACKED_VECTORS if packs else max(1, UNPACKED_LANES // lanes)
+    for first, count in pieces(len(parts), width):
+        group = parts[first : first + count]
+        if packs and narrowing is not None:
+            value, held = _packed(epilogue, group, constants[1], narrowing), PACKED_VECTORS * lanes
+        else:
+            loaded = [_joined([load(c, [p.channel], lanes) for p in group], lanes) for c in constants[1:]]
+            held = len(group) * lanes
+            value = _finished(epilogue, _joined([p.accumulator for p in group], lanes), loaded, held)
+        for start, at, length in _runs(group, lanes):
+            _store_piecewise(output, value, at, start, length, held)
+
+
+def _joined(vectors: list[Expr], lanes: int) -> Expr:
+    return vectors[0] if len(vectors) == 1 else shuffle(vectors, range(len(vectors) * lanes))
+
+
+def _packed(epilogue: Epilogue, group: Sequence[Part], multiplier: Buffer, narrowing: Narrowing) -> Expr:
+    lanes = narrowing.lanes
+    reals = [
+        T.cast(p.accumulator, vector_type("float32", lanes)) * load(multiplier, [p.channel], lanes)
+        for p in group
+    ]
+    reals += reals[-1:] * (PACKED_VECTORS - len(reals))
+    value = narrowing.emit(reals, epilogue.dtype, epilogue.zero_point)
+    info = np.iinfo(epilogue.dtype)
+    if epilogue.lower > info.min:
+        value = T.max(value, splat(T.cast(epilogue.lower, epilogue.dtype), PACKED_VECTORS * lanes))
+    if epilogue.upper < info.max:
+        value = T.min(value, splat(T.cast(epilogue.upper, epilogue.dtype), PACKED_VECTORS * lanes))
+    return value
+
+
+def _runs(group: Sequence[Part], lanes: int) -> Iterator[tuple[int, Expr, int]]:
+    """Yield (first lane, output index, length) of the stretches of a packed vector that are contiguous in memory."""
+    start = 0
+    for index, part in enumerate(group):
+        ends = index + 1 == len(group) or not group[index + 1].follows or part.used < lanes
+        if ends:
+            yield start * lanes, group[start].at, (index - start) * lanes + part.used
+            start = index + 1
+
+
+def _store_piecewise(output: Buffer, value: Expr, at: Expr, start: int, length: int, lanes: int) -> None:
+    """Store ``length`` of a vector's lanes from ``start`` on, in as few stores as powers of two allow."""
+    for offset, width in pieces(length, WIDEST_STORE):
+        whole = start + offset == 0 and width == lanes
+        taken = value if whole else shuffle(value, range(start + offset, start + offset + width))
+        store(output, taken, [at + offset], width)

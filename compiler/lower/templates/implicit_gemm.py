@@ -14,9 +14,10 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from bitwright.compiler.lower.templates.assemble import assemble_kernel
 from bitwright.compiler.lower.templates.epilogue import (
     Epilogue,
+    Part,
     channel_constants,
-    emit_epilogue,
     epilogue_of,
+    store_parts,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.lower.templates.instruction import DotInstruction
@@ -27,8 +28,6 @@ from bitwright.compiler.lower.templates.scaffold import (
     allocate,
     load,
     loop,
-    pieces,
-    splat,
     store,
 )
 from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
@@ -39,7 +38,6 @@ from bitwright.targets.backend import Kernel
 MIN_PARALLEL_MACS = 1 << 20
 # Enough pieces that threads of unequal speed finish together, few enough that each keeps its weights cached.
 PARALLEL_PIECES = 16
-EPILOGUE_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,8 @@ class _Template:
         lanes = self.layout.lanes
         for pixel in range(tile.pixels):
             for vector in range(self.layout.vectors):
-                store(accumulators, splat(T.int32(0), lanes), [pixel, vector * lanes], lanes)
+                bias = load(views.constants[0], [tile.block * self.layout.block + vector * lanes], lanes)
+                store(accumulators, bias, [pixel, vector * lanes], lanes)
         self._reduce(views, tile, accumulators)
         self._finish(views, tile, accumulators)
 
@@ -243,16 +242,18 @@ class _Template:
                 self._store(views, tile, accumulators, last)
 
     def _store(self, views: _Buffers, tile: _Tile, accumulators: Buffer, channels: int) -> None:
-        g, blocks = self.geometry, self.layout.blocks(self.geometry)
+        g, blocks, lanes = self.geometry, self.layout.blocks(self.geometry), self.layout.lanes
         first = tile.block // blocks * g.group_outputs + tile.block % blocks * self.layout.block
         pixel_at = tile.row * g.out_width + tile.column
-        for pixel in range(tile.pixels):
-            for offset, lanes in pieces(channels, EPILOGUE_LANES):
-                value = emit_epilogue(
-                    self.epilogue,
-                    load(accumulators, [pixel, offset], lanes),
-                    views.constants,
-                    tile.block * self.layout.block + offset,
-                    lanes,
-                )
-                store(views.output, value, [(pixel_at + pixel) * g.outputs + first + offset], lanes)
+        parts = [
+            Part(
+                load(accumulators, [pixel, offset], lanes),
+                tile.block * self.layout.block + offset,
+                (pixel_at + pixel) * g.outputs + first + offset,
+                min(lanes, channels - offset),
+                follows=offset > 0 or channels == g.outputs,
+            )
+            for pixel in range(tile.pixels)
+            for offset in range(0, channels, lanes)
+        ]
+        store_parts(self.epilogue, parts, views.constants, views.output, lanes, self.instruction.narrowing)

@@ -9,6 +9,21 @@ from bitwright.compiler.lower.templates.scaffold import Expr
 
 
 @dataclass(frozen=True)
+class Narrowing:
+    """How a processor turns four vectors of rounded sums into one vector of bytes.
+
+    Attributes:
+        lanes: float32 lanes of one vector.
+        emit: (four float32 x lanes vectors, each of magnitude below 2^30, dtype ``uint8`` or ``int8``, zero
+            point) -> dtype x 4 * lanes, the values in order: rounded half to even, moved by the zero point
+            and saturated.
+    """
+
+    lanes: int
+    emit: Callable[[list[Expr], str, int], Expr]
+
+
+@dataclass(frozen=True)
 class DotInstruction:
     """An instruction (or a short exact sequence) that adds products into int32 lanes.
 
@@ -25,6 +40,9 @@ class DotInstruction:
         chains: Independent accumulations that keep the unit busy: latency times units.
         emit: (accumulator int32 x lanes, activations operand x step, weights int8 x lanes * step) -> the new
             accumulator.
+        lanewise: The same for activations operand x lanes * step that differ from lane to lane; None where the
+            processor has no such form.
+        narrowing: The way from sums to bytes; None leaves it to LLVM.
     """
 
     name: str
@@ -37,6 +55,8 @@ class DotInstruction:
     scratch_registers: int
     chains: int
     emit: Callable[[Expr, Expr, Expr], Expr]
+    lanewise: Callable[[Expr, Expr, Expr], Expr] | None = None
+    narrowing: Narrowing | None = None
 
     def fits(self, pixels: int, vectors: int) -> bool:
         """Tell whether a register tile of pixels x vectors stays in registers."""

@@ -89,6 +89,12 @@ def store(buffer: Buffer, value: Expr, indices: Sequence[Expr], lanes: int = 1) 
     T.buffer_store(buffer, value, [*outer, last if lanes == 1 else tirx.Ramp(last, 1, lanes)])
 
 
+def shuffle(vector: Expr, lanes: Sequence[int]) -> Expr:
+    """Return the given lanes of a vector, or of several vectors of one type put one behind the other."""
+    vectors = vector if isinstance(vector, list) else [vector]
+    return tirx.Shuffle(vectors, [tirx.const(lane, "int32") for lane in lanes])
+
+
 def pieces(length: int, width: int) -> Iterator[tuple[int, int]]:
     """Split ``length`` into (offset, lanes): full vectors of ``width``, then smaller powers of two."""
     offset = 0
