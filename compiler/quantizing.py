@@ -95,10 +95,10 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
         if nodes:
             ranges = {name: (s.low, s.high) for name, s in c.statistics.items()}
             yield NarrowFloats(dtype, nodes, ranges)
+    # On processors without VNNI that option makes ONNX Runtime give blocked weights a scalar zero point, which it
+    # then refuses: there the products are written out. An artifact's model is executed by ONNX Runtime, too.
+    spelled_out = "session.x64quantprecision" in c.profile.runtimes.onnxruntime.session_config
+    yield PackNBits(everywhere=spelled_out)
     if plan.runtime == "onnxruntime":
-        # On processors without VNNI that option makes ONNX Runtime give blocked weights a scalar zero point, which it
-        # then refuses: there the products are written out.
-        spelled_out = "session.x64quantprecision" in c.profile.runtimes.onnxruntime.session_config
-        yield PackNBits(everywhere=spelled_out)
         yield PackBnb4()
     yield RemoveUnused()
