@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bitwright.compiler.errors import ProfileError
-from bitwright.compiler.lower.templates import depthwise, implicit_gemm
+from bitwright.compiler.lower.templates import depthwise, implicit_gemm, mmla
 from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
@@ -15,29 +15,34 @@ from bitwright.compiler.lower.templates.choice import (
     require_candidate,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
+from bitwright.compiler.lower.templates.instruction import DotInstruction
+from bitwright.compiler.lower.templates.mmla import MatrixInstruction
 from bitwright.compiler.program.ops import Program, Step
 from bitwright.targets.arm_cpu.neon import NEON
-from bitwright.targets.arm_cpu.sdot import SDOT
+from bitwright.targets.arm_cpu.sdot import SDOT, SDOT_BY_ELEMENT
+from bitwright.targets.arm_cpu.smmla import SMMLA
 from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.schema import Profile
 
 INSTRUCTIONS = {i.name: i for i in (SDOT, NEON)}
+MATRIX_INSTRUCTIONS = {i.name: i for i in (SDOT_BY_ELEMENT, SMMLA)}
+KNOWN = tuple(dict.fromkeys((*INSTRUCTIONS, *MATRIX_INSTRUCTIONS)))
 REGISTER_BYTES = 16
-IMPLICIT_GEMM, DEPTHWISE = "implicit_gemm", "depthwise"
+IMPLICIT_GEMM, MMLA, DEPTHWISE = "implicit_gemm", "mmla", "depthwise"
 MAX_CANDIDATES = 300
 
 
-def choose_intrinsic(available: tuple[str, ...]) -> str:
-    """Return the first compute row that is an ARM instruction known here; both suit every shape.
+def usable(available: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of the compute rows that are ARM instructions known here; each suits every shape.
 
     Raises:
         ProfileError: There is none.
     """
-    for name in available:
-        if name in INSTRUCTIONS:
-            return name
+    names = tuple(name for name in available if name in KNOWN)
+    if names:
+        return names
     what = f"no kernel for any of the compute rows {', '.join(available) or '(none)'}"
-    raise ProfileError(what, fix=f"give the operator intrinsics out of: {', '.join(INSTRUCTIONS)}")
+    raise ProfileError(what, fix=f"give the operator intrinsics out of: {', '.join(KNOWN)}")
 
 
 def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
@@ -61,14 +66,26 @@ def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> 
     if geometry.is_depthwise:
         params = depthwise.space(geometry, REGISTER_BYTES)
         return tuple(interleaved([(as_choice(DEPTHWISE, "llvm", p) for p in params)], MAX_CANDIDATES))
-    choose_intrinsic(available)
-    names = [name for name in available if name in INSTRUCTIONS]
-    return tuple(interleaved((_space(geometry, name) for name in names), MAX_CANDIDATES))
+    names = usable(available)
+    spaces = [_matrix_space(geometry, [MATRIX_INSTRUCTIONS[n] for n in names if n in MATRIX_INSTRUCTIONS])]
+    spaces += [_vector_space(geometry, INSTRUCTIONS[n]) for n in names if n in INSTRUCTIONS]
+    return tuple(interleaved(spaces, MAX_CANDIDATES))
 
 
-def _space(geometry: DotGeometry, name: str) -> Iterator[KernelChoice]:
-    for params in implicit_gemm.space(geometry, INSTRUCTIONS[name]):
-        yield as_choice(IMPLICIT_GEMM, name, params)
+def _matrix_space(geometry: DotGeometry, instructions: Sequence[MatrixInstruction]) -> Iterator[KernelChoice]:
+    """Yield the members of several instructions' spaces in one order: their estimates have one unit."""
+    members = [
+        (mmla.estimate(geometry, i, p.groups, p.vectors), as_choice(MMLA, i.name, p))
+        for i in instructions
+        for p in mmla.space(geometry, i)
+    ]
+    for _, choice in sorted(members, key=lambda member: member[0]):
+        yield choice
+
+
+def _vector_space(geometry: DotGeometry, instruction: DotInstruction) -> Iterator[KernelChoice]:
+    for params in implicit_gemm.space(geometry, instruction):
+        yield as_choice(IMPLICIT_GEMM, instruction.name, params)
 
 
 def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None) -> Kernel:
@@ -96,6 +113,9 @@ def kernel_for(
     if chosen.template == DEPTHWISE:
         plan = params_of(chosen, depthwise.DepthwiseParams)
         return depthwise.depthwise_kernel(dot, program, geometry, register_bytes=REGISTER_BYTES, params=plan)
+    if chosen.template == MMLA:
+        tile = params_of(chosen, mmla.MmlaParams)
+        return mmla.mmla_kernel(dot, program, geometry, MATRIX_INSTRUCTIONS[chosen.intrinsic], tile)
     blocking = params_of(chosen, implicit_gemm.ImplicitGemmParams)
     return implicit_gemm.implicit_gemm_kernel(
         dot, program, geometry, INSTRUCTIONS[chosen.intrinsic], blocking

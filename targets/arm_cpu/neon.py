@@ -6,6 +6,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.instruction import DotInstruction
 from bitwright.compiler.lower.templates.scaffold import Expr
+from bitwright.targets.arm_cpu.narrowing import NEON_NARROWING
 
 LANES, STEP = 4, 4
 
@@ -30,4 +31,5 @@ NEON = DotInstruction(
     scratch_registers=5,  # activations and the narrow weights
     chains=4,  # one unit, accumulator forwarding
     emit=_emit,
+    narrowing=NEON_NARROWING,
 )

@@ -9,7 +9,7 @@ import tvm
 from dot_reference import CASES, make
 
 from bitwright.compiler.errors import ProfileError
-from bitwright.targets.arm_cpu.kernels import choose_intrinsic, dot_kernel, kernel_for
+from bitwright.targets.arm_cpu.kernels import dot_kernel, kernel_for, usable
 from bitwright.targets.loader import load_profile
 
 SELECTED = ("gemm", "gemm_narrow", "gemm_float", "conv3x3", "conv_10x4", "conv_groups")
@@ -48,7 +48,7 @@ def test_float_output_is_fused():
 
 def test_unknown_rows_are_refused():
     with pytest.raises(ProfileError, match="neon_smlal"):
-        choose_intrinsic(("sve_dot",))
+        usable(("sve_dot",))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_unknown_rows_are_refused():
         ("arm-cortex-a53", "neon_smlal"),
         ("arm-cortex-a72", "neon_smlal"),
         ("arm-cortex-a76", "neon_sdot"),
-        ("arm-neoverse-n2", "neon_sdot"),
+        ("arm-neoverse-n2", "neon_smmla"),
     ],
 )
 def test_shipped_profiles_name_the_instruction(profile, chosen):
