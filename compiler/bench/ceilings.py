@@ -12,8 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bitwright.compiler.bench.quiet import SPARE_LOAD
 from bitwright.compiler.bundle.atomic import write_atomically
 from bitwright.compiler.errors import ToolchainError, UsageError
 from bitwright.targets.backend import backend_for
@@ -62,6 +64,7 @@ class Ceilings(BaseModel):
         machine: Its name.
         threads: Threads that computed.
         date: ISO date of the measurement.
+        load: Runnable threads of the machine, when it began.
         versions: Package -> version.
         instructions: Compute row -> ceiling.
         levels: Nearest first.
@@ -71,9 +74,15 @@ class Ceilings(BaseModel):
     machine: str
     threads: int
     date: str
+    load: float = Field(ge=0)
     versions: dict[str, str]
     instructions: dict[str, InstructionCeiling] = Field(min_length=1)
     levels: tuple[MemoryCeiling, ...] = Field(min_length=1)
+
+    @property
+    def busy(self) -> bool:
+        """Others competed for the processors, which matters where several threads were timed by the wall clock."""
+        return self.threads > 1 and self.load > SPARE_LOAD
 
     def operations_per_s(self, intrinsic: str) -> float:
         """Return the cached ceiling of an instruction; for code without one, the best that the machine has."""
@@ -99,6 +108,8 @@ class _Key:
 def machine_ceilings(threads: int, *, again: bool = False) -> Ceilings:
     """Return this machine's ceilings; they are measured the first time, which takes about half a minute.
 
+    Those of several threads are kept only if nothing else ran.
+
     Args:
         threads: Threads that compute.
         again: Measure even if they are known.
@@ -119,7 +130,8 @@ def machine_ceilings(threads: int, *, again: bool = False) -> Ceilings:
     if known is not None:
         return known
     found = _measured(module, key)
-    write_atomically(path, (found.model_dump_json(indent=1) + "\n").encode())
+    if not found.busy:  # what other jobs pressed down is no ceiling
+        write_atomically(path, (found.model_dump_json(indent=1) + "\n").encode())
     return found
 
 
@@ -137,6 +149,7 @@ def _read(path: Path) -> Ceilings | None:
 
 
 def _measured(module: str, key: _Key) -> Ceilings:
+    load = psutil.getloadavg()[0]
     wanted = json.dumps({"target": key.target, "threads": key.threads})
     printed = run_tool(
         [sys.executable, "-m", module, wanted],
@@ -150,6 +163,7 @@ def _measured(module: str, key: _Key) -> Ceilings:
             machine=key.machine,
             threads=key.threads,
             date=datetime.now(tz=UTC).date().isoformat(),
+            load=load,
             versions={"apache-tvm": key.tvm},
             **record,
         )

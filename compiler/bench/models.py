@@ -169,10 +169,11 @@ def float_model_of(bundle: Bundle) -> Path:
         UsageError: It is in neither place, or was changed since.
     """
     record = bundle.report["model"]
+    name, digest = str(record["file"]), record["sha256"]
     places = [Path.cwd(), bundle.path.resolve().parent, bundle.path.resolve().parent.parent]
     for folder in places:
-        path = folder / record["file"]
-        if path.is_file() and read_model(path).sha256 == record["sha256"]:
+        path = folder / name
+        if path.is_file() and read_model(path).sha256 == digest:
             return path
-    what = f"the float model it was compiled from ({record['file']}) is not found here as it was"
-    raise UsageError(what, where=str(bundle.path), fix=f"name it: --against PATH/{record['file']}")
+    what = f"the float model it was compiled from ({name}) is not found here as it was"
+    raise UsageError(what, where=str(bundle.path), fix=f"name it: --against PATH/{name}")

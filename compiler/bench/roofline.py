@@ -105,6 +105,11 @@ class Roofline:
         return [
             *shares,
             f"other integer kernels: {rest / total:.0%} of the time; float code: {self.other_s / total:.0%}",
+            *(
+                ["the machine is busy: its ceilings are higher than measured here"]
+                if self.ceilings.busy
+                else []
+            ),
             f"ceilings, {self.ceilings.threads} thread(s), {self.ceilings.date}: {'; '.join([*rows, *reads])}",
         ]
 

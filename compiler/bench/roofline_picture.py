@@ -37,28 +37,32 @@ def roofline_picture(found: Sequence[Roofline]) -> str:
     ceilings = found[0].ceilings
     names = list(dict.fromkeys([*ceilings.instructions, *(k.intrinsic for k in points)]))
     colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(names)}
-    low = min(k.intensity for k in points) / MARGIN
-    high = max(k.intensity for k in points) * MARGIN
-    _roofs(axes, ceilings, colours, low, high)
+    span = min(k.intensity for k in points) / MARGIN, max(k.intensity for k in points) * MARGIN
+    bottom = min(k.gops for k in points) / MARGIN
+    _roofs(axes, ceilings, colours, span, bottom)
     for number, roofline in enumerate(found):
         _scatter(axes, roofline, colours, MARKERS[number % len(MARKERS)])
-    _dress(axes, ceilings, points, (low, high))
+    _dress(axes, ceilings, points, span, bottom)
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "bitwright", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
 
 
-def _roofs(axes: Axes, ceilings: Ceilings, colours: dict[str, str], low: float, high: float) -> None:
+def _roofs(
+    axes: Axes, ceilings: Ceilings, colours: dict[str, str], span: tuple[float, float], bottom: float
+) -> None:
+    """Draw what memory and instructions allow, each with its name where its line enters the picture."""
+    low, high = span
     best = max(row.cached for row in ceilings.instructions.values()) * 1e-9
     for level in ceilings.levels:
         rate = level.bytes_per_s * 1e-9
-        ends = np.array([low, min(high, best / rate)])
+        ends = np.array([max(low, bottom / rate), min(high, best / rate)])
+        if ends[0] >= ends[1]:
+            continue
         axes.plot(ends, ends * rate, color="#999999", linewidth=1)
-        label = f"{level.name} {rate:.0f} GB/s"
-        axes.annotate(
-            label, (low, low * rate), xytext=(4, 5), textcoords="offset points", color="#666666", fontsize=8
-        )
+        label, start = f"{level.name} {rate:.0f} GB/s", (ends[0], ends[0] * rate)
+        axes.annotate(label, start, xytext=(4, 6), textcoords="offset points", color="#666666", fontsize=8)
     for name, row in ceilings.instructions.items():
         top = row.cached * 1e-9
         axes.plot([low, high], [top, top], color=colours[name], linewidth=1.2, linestyle="--")
@@ -91,12 +95,14 @@ def _scatter(axes: Axes, roofline: Roofline, colours: dict[str, str], marker: st
         )
 
 
-def _dress(axes: Axes, ceilings: Ceilings, points: Sequence[KernelPoint], span: tuple[float, float]) -> None:
+def _dress(
+    axes: Axes, ceilings: Ceilings, points: Sequence[KernelPoint], span: tuple[float, float], bottom: float
+) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(*span)
     top = max(row.cached for row in ceilings.instructions.values()) * 1e-9
-    axes.set_ylim(min(k.gops for k in points) / MARGIN, max(top, *(k.gops for k in points)) * MARGIN)
+    axes.set_ylim(bottom, max(top, *(k.gops for k in points)) * MARGIN)
     threads = "one thread" if ceilings.threads == 1 else f"{ceilings.threads} threads"
     axes.set_title(f"{ceilings.machine}, {threads}", loc="left", fontsize=9)
     axes.set_xlabel("operations per byte that must move")

@@ -62,7 +62,7 @@ def ratio_of_medians(
 
 
 def _medians(samples: np.ndarray) -> np.ndarray:
-    return np.median(samples.reshape(len(samples), -1), axis=1)
+    return np.asarray(np.median(samples.reshape(len(samples), -1), axis=1))
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:

@@ -59,6 +59,11 @@ def bench_verb(
     if second is not None and against is not None:
         what = "the reference is named twice"
         raise UsageError(what, where=f"--against {against}", fix="give B or --against B")
+    if roofline is not None and not Path(first).is_dir():
+        what = "only a bundle has kernels of ours"
+        raise UsageError(
+            what, where=f"--roofline {roofline}", fix="give the output folder of 'bitwright compile' as A"
+        )
     for path, option, ending in ((roofline, "--roofline", ".svg"), (output, "--output", ".json")):
         _check_file(path, option, ending)
     with TerminalProgress(out) as progress:
@@ -136,7 +141,7 @@ def _print_kernels(out: Output, found: Roofline) -> None:
         )
         for k in found.kernels
     ]
-    columns = ("Kernel", "Instruction", "#Time", "#GOPS", "#Operations/byte", "#Of its ceiling", "Bound by")
+    columns = ("Kernel", "Built on", "#Time", "#GOPS", "#Ops/byte", "#Ceiling", "Bound by")
     out.table(f"Kernels under the ceilings of {found.ceilings.machine}", columns, rows)
     for line in found.lines():
         out.say(line, "dim")

@@ -19,8 +19,12 @@ def bound_call(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -
         feeds: Input name -> array.
 
     Raises:
-        DataError: The model fails on these inputs.
+        DataError: An input is missing, or the model fails on these inputs.
     """
+    missing = [i.name for i in session.get_inputs() if i.name not in feeds]
+    if missing:
+        what = f"no array was given for the input '{missing[0]}'"
+        raise DataError(what, fix="give every input of the model")
     outputs = {k: np.ascontiguousarray(v) for k, v in run(session, feeds).items()}
     inputs = {i.name: np.ascontiguousarray(feeds[i.name]) for i in session.get_inputs()}
     binding = session.io_binding()

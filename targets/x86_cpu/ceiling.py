@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Loop:
     work: int
 
 
-def _register_loop(instruction: DotInstruction, threads: int, times: int) -> Loop:
+def register_loop(instruction: DotInstruction, threads: int, times: int) -> Loop:
     """Return products of operands that stay in registers: as many chains as there are accumulators."""
     pixels, vectors = TILES[instruction.name]
     chains, lanes = pixels * vectors, instruction.lanes
@@ -96,7 +97,7 @@ def _add_product(instruction: DotInstruction, accumulator: Expr, x: Buffer, w: B
     return accumulator + product
 
 
-def _cached_loop(instruction: DotInstruction, threads: int, times: int) -> Loop:
+def cached_loop(instruction: DotInstruction, threads: int, times: int) -> Loop:
     """Return the inner loop of a matrix product whose panels lie in the first-level cache."""
     pixels, vectors = TILES[instruction.name]
     lanes, step = instruction.lanes, instruction.step
@@ -142,7 +143,7 @@ def _copy(source: Buffer, target: Buffer, at: Expr, length: int, lanes: int) -> 
         store(target, load(source, [k], lanes), [at + k], lanes)
 
 
-def _tile_loop(threads: int, times: int, *, loads: bool) -> Loop:
+def tile_loop(threads: int, times: int, *, loads: bool) -> Loop:
     """Return tile products, 2 x 2 tiles at once, with or without loading the operands from cache each time."""
     steps = 8
 
@@ -185,7 +186,7 @@ def _tile(name: str, *operands: Expr) -> None:
     T.evaluate(T.call_llvm_intrin(f"llvm.x86.{name}", *operands, dtype="void"))
 
 
-def _read_loop(threads: int, size: int, times: int) -> Loop:
+def read_loop(threads: int, size: int, times: int) -> Loop:
     """Return the sum of ``size`` bytes a thread, several accumulators at once."""
     width = READ_LANES * READ_VECTORS
     count = size // 4 // width * width
@@ -203,8 +204,14 @@ def _read_loop(threads: int, size: int, times: int) -> Loop:
     return Loop(parameters, body, times * count * 4)
 
 
-def _call(made: Loop, threads: int, target: dict[str, Any]) -> Callable[[], object]:
-    """Compile a loop; every thread runs its body."""
+def compile_loop(
+    made: Loop, threads: int, target: dict[str, Any]
+) -> tuple[Callable[[], object], Callable[[], np.ndarray]]:
+    """Compile a loop; every thread runs its body.
+
+    Returns:
+        The call, and what reads the buffer that it writes.
+    """
 
     def emit(buffers: list[Buffer]) -> None:
         with loop(threads, parallel=threads > 1) as thread:
@@ -213,7 +220,7 @@ def _call(made: Loop, threads: int, target: dict[str, Any]) -> Callable[[], obje
     function = build_function(made.parameters, emit).with_attr("global_symbol", "ceiling")
     compiled = tvm.compile(tvm.IRModule({"ceiling": function}), target=tvm.target.Target(target))["ceiling"]
     tensors = [tvm.runtime.tensor(_contents(p)) for p in made.parameters]
-    return lambda: compiled(*tensors)
+    return lambda: compiled(*tensors), lambda: np.asarray(tensors[-1].numpy())
 
 
 def _contents(parameter: Parameter) -> np.ndarray:
@@ -233,7 +240,7 @@ def _rate(make: Callable[[int], Loop], threads: int, target: dict[str, Any]) -> 
     times, seconds = 1, 0.0
     while seconds < ROUND_S:
         made = make(times)
-        call = _call(made, threads, target)
+        call, _ = compile_loop(made, threads, target)
         seconds = min(_seconds(call, clock) for _ in range(3))
         times = (
             times * max(2, min(64, int(1.2 * ROUND_S / max(seconds, 1e-7)))) if seconds < ROUND_S else times
@@ -275,23 +282,17 @@ def _levels(threads: int, target: dict[str, Any]) -> Iterator[Level]:
         ("l3", caches[3] // threads, min(8 * caches[2], caches[3] // 2) // threads),
         ("memory", 1 << 62, memory // threads),
     ):
-        yield Level(name, holds, _rate(lambda n, size=read: _read_loop(threads, size, n), threads, target))
+        yield Level(name, holds, _rate(partial(read_loop, threads, read), threads, target))
 
 
 def measure(threads: int, target: dict[str, Any]) -> dict[str, Any]:
     """Return the record that the module's text describes."""
-    flags, found = processor_flags(), {}
-    makers: dict[str, tuple[Callable[[int], Loop], Callable[[int], Loop]]] = {
-        i.name: (
-            lambda n, i=i: _register_loop(i, threads, n),  # type: ignore[misc]
-            lambda n, i=i: _cached_loop(i, threads, n),  # type: ignore[misc]
-        )
-        for i in (VNNI, AVX2)
+    flags = processor_flags()
+    found: dict[str, dict[str, float]] = {}
+    makers: dict[str, tuple[Callable[[int], Loop], ...]] = {
+        i.name: (partial(register_loop, i, threads), partial(cached_loop, i, threads)) for i in (VNNI, AVX2)
     }
-    makers[amx.NAME] = (
-        lambda n: _tile_loop(threads, n, loads=False),
-        lambda n: _tile_loop(threads, n, loads=True),
-    )
+    makers[amx.NAME] = (partial(tile_loop, threads, loads=False), partial(tile_loop, threads, loads=True))
     for name, (registers, cached) in makers.items():
         if FLAGS[name] in flags:
             found[name] = {
