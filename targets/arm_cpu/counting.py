@@ -168,7 +168,9 @@ def read_counts(file: Path) -> Count:
     """
     try:
         (_, total), *rows = [line.split(maxsplit=4) for line in file.read_text().splitlines()]
-        blocks, maps, marks = ([row[1:] for row in rows if row[0] == kind] for kind in ("block", "map", "mark"))
+        blocks, maps, marks = (
+            [row[1:] for row in rows if row[0] == kind] for kind in ("block", "map", "mark")
+        )
         return Count(int(total), _located(blocks, maps), {int(k): int(count) for k, count in marks})
     except (OSError, ValueError, IndexError) as error:
         msg = f"the counts cannot be read: {error}"

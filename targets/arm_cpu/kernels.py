@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bitwright.compiler.errors import ProfileError
-from bitwright.compiler.lower.templates import depthwise, implicit_gemm, mmla
+from bitwright.compiler.lower.templates import depthwise, depthwise_dot, implicit_gemm, mmla
 from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
@@ -29,6 +29,7 @@ MATRIX_INSTRUCTIONS = {i.name: i for i in (SDOT_BY_ELEMENT, SMMLA)}
 KNOWN = tuple(dict.fromkeys((*INSTRUCTIONS, *MATRIX_INSTRUCTIONS)))
 REGISTER_BYTES = 16
 IMPLICIT_GEMM, MMLA, DEPTHWISE = "implicit_gemm", "mmla", "depthwise"
+DEPTHWISE_DOT = "depthwise_dot"
 MAX_CANDIDATES = 300
 
 
@@ -64,12 +65,20 @@ def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> 
     """
     _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
-        params = depthwise.space(geometry, REGISTER_BYTES)
-        return tuple(interleaved([(as_choice(DEPTHWISE, "llvm", p) for p in params)], MAX_CANDIDATES))
+        return tuple(_depthwise_space(geometry, available))[:MAX_CANDIDATES]
     names = usable(available)
     spaces = [_matrix_space(geometry, [MATRIX_INSTRUCTIONS[n] for n in names if n in MATRIX_INSTRUCTIONS])]
     spaces += [_vector_space(geometry, INSTRUCTIONS[n]) for n in names if n in INSTRUCTIONS]
     return tuple(interleaved(spaces, MAX_CANDIDATES))
+
+
+def _depthwise_space(geometry: DotGeometry, available: tuple[str, ...]) -> Iterator[KernelChoice]:
+    for instruction in (INSTRUCTIONS[name] for name in available if name in INSTRUCTIONS):
+        if instruction.lanewise is not None:
+            for params in depthwise_dot.space(geometry, instruction):
+                yield as_choice(DEPTHWISE_DOT, instruction.name, params)
+    for plan in depthwise.space(geometry, REGISTER_BYTES):
+        yield as_choice(DEPTHWISE, "llvm", plan)
 
 
 def _matrix_space(geometry: DotGeometry, instructions: Sequence[MatrixInstruction]) -> Iterator[KernelChoice]:
@@ -113,6 +122,10 @@ def kernel_for(
     if chosen.template == DEPTHWISE:
         plan = params_of(chosen, depthwise.DepthwiseParams)
         return depthwise.depthwise_kernel(dot, program, geometry, register_bytes=REGISTER_BYTES, params=plan)
+    if chosen.template == DEPTHWISE_DOT:
+        strips = params_of(chosen, depthwise_dot.DepthwiseDotParams)
+        instruction = INSTRUCTIONS[chosen.intrinsic]
+        return depthwise_dot.depthwise_dot_kernel(dot, program, geometry, instruction, strips)
     if chosen.template == MMLA:
         tile = params_of(chosen, mmla.MmlaParams)
         return mmla.mmla_kernel(dot, program, geometry, MATRIX_INSTRUCTIONS[chosen.intrinsic], tile)

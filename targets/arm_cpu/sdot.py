@@ -45,6 +45,9 @@ SDOT = DotInstruction(
     scratch_registers=3,
     chains=8,  # latency 3 to 4, two units
     emit=_emit,
+    lanewise=_multiply,
+    narrowing=NEON_NARROWING,
+    interleaved=16,  # an st4 of four registers
 )
 SDOT_BY_ELEMENT = MatrixInstruction(
     name=NAME,

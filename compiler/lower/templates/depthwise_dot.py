@@ -8,7 +8,7 @@ the kernel read the same line at different offsets, and it pads the borders on t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import gcd
 
@@ -48,7 +48,8 @@ from bitwright.targets.backend import Kernel
 
 # Unrolled up to so many products of one vector; their weights stay in registers along a row of pixels.
 MAX_UNROLLED = 16
-COPIED_LANES = 64
+# Only here does the order of a permutation across 128-bit lanes matter: x86.
+PERMUTED_LANES = 64
 
 
 @dataclass(frozen=True)
@@ -260,11 +261,12 @@ class _Template:
             store(lines, value, [start], lanes * step)
 
         if size == g.channels:
-            spans(columns * size, lambda at, lanes: copy(at, at, lanes))
+            spans(columns * size, self.instruction.interleaved, lambda at, lanes: copy(at, at, lanes))
             return
         with loop(columns) as column:
             spans(
                 size,
+                self.instruction.interleaved,
                 lambda at, lanes: copy(column * size + at, column * g.channels + strip * size + at, lanes),
             )
 
@@ -343,23 +345,22 @@ def rows_fit(geometry: DotGeometry) -> bool:
     return geometry.reach[0] - geometry.pads[0] <= geometry.height
 
 
-def spans(length: int, emit: object) -> None:
+def spans(length: int, width: int, emit: Callable[[Expr, int], None]) -> None:
     """Emit code for ``length`` elements, full vectors first; the rest moves back over elements that are done."""
-    assert callable(emit)
-    full, rest = divmod(length, COPIED_LANES)
+    full, rest = divmod(length, width)
     if full:
         with loop(full) as block:
-            emit(block * COPIED_LANES, COPIED_LANES)
+            emit(block * width, width)
         if rest:
-            emit(length - COPIED_LANES, COPIED_LANES)
+            emit(length - width, width)
         return
-    for offset, lanes in pieces(rest, COPIED_LANES):
+    for offset, lanes in pieces(rest, width):
         emit(offset, lanes)
 
 
 def interleave(vectors: list[Expr], lanes: int, dtype: str) -> Expr:
     """Return the elements of several vectors in turn: a0 b0 c0 ... a1 b1 c1 ..."""
-    if len(vectors) != 4 or lanes != COPIED_LANES:
+    if len(vectors) != 4 or lanes != PERMUTED_LANES:
         count = len(vectors)
         return shuffle(vectors, [lane + lanes * v for lane in range(lanes) for v in range(count)])
     # Unpacking works within 128-bit lanes; groups of four elements are put into the lane that needs them first.

@@ -43,6 +43,7 @@ class DotInstruction:
         lanewise: The same for activations operand x lanes * step that differ from lane to lane; None where the
             processor has no such form.
         narrowing: The way from sums to bytes; None leaves it to LLVM.
+        interleaved: Bytes of each row that ``depthwise_dot`` interleaves at once.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DotInstruction:
     emit: Callable[[Expr, Expr, Expr], Expr]
     lanewise: Callable[[Expr, Expr, Expr], Expr] | None = None
     narrowing: Narrowing | None = None
+    interleaved: int = 64
 
     def fits(self, pixels: int, vectors: int) -> bool:
         """Tell whether a register tile of pixels x vectors stays in registers."""
