@@ -89,10 +89,12 @@ class Execution:
         outputs: Output name -> array.
         trace: For each kernel call, in order: kernel name, its activation inputs, its output. Empty unless
             asked for.
-        executed: ``"native"`` or ``"emulated"``; ``"onnxruntime"`` if none of the model is in a library.
+        executed: ``"native"``, ``"emulated"`` or ``"emulated (board)"``; ``"onnxruntime"`` if none of the model is in a
+            library.
         seconds: Best wall time of one call, or None where that time means nothing (emulation).
         call_seconds: (function, best seconds) of every call inside one run, integer kernels and float operators alike,
             in order; empty unless traced natively.
+        measurements: What else was measured, one sentence each, e.g. the memory used on an emulated board.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -100,6 +102,7 @@ class Execution:
     executed: str
     seconds: float | None
     call_seconds: Sequence[tuple[str, float]] = ()
+    measurements: Sequence[str] = ()
 
 
 class Backend(Protocol):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from bitwright.compiler.errors import ToolchainError
 
@@ -30,6 +31,7 @@ def run_tool(
     what: str,
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     accepted: Collection[int] = (0,),
 ) -> str:
     """Run ``command`` and return its standard output.
@@ -39,6 +41,7 @@ def run_tool(
         what: What the tool is doing, for the error message, e.g. ``"linking model.so"``.
         timeout_s: Seconds after which the tool is killed.
         environment: Variables added to this process's.
+        folder: Where it runs; this process's own folder by default.
         accepted: Exit statuses that mean success.
 
     Raises:
@@ -53,6 +56,7 @@ def run_tool(
             errors="replace",
             timeout=timeout_s,
             env={**os.environ, **(environment or {})},
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             check=False,
         )
