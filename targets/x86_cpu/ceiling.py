@@ -73,7 +73,7 @@ def register_loop(instruction: DotInstruction, threads: int, times: int) -> Loop
 
     def body(thread: Expr, buffers: list[Buffer]) -> None:
         x, w, y = buffers
-        total = _zeros(chains * lanes, lanes)
+        total = _sums(chains * lanes, lanes, start=1)
         with T.serial(times):
             for k in range(chains):
                 old = load(total, [k * lanes], lanes)
@@ -104,7 +104,7 @@ def cached_loop(instruction: DotInstruction, threads: int, times: int) -> Loop:
 
     def body(thread: Expr, buffers: list[Buffer]) -> None:
         x, w, y = buffers
-        total = _zeros(pixels * vectors * lanes, lanes)
+        total = _sums(pixels * vectors * lanes, lanes)
         with T.serial(times), loop(STEPS) as at:
             weights = [load(w, [(at * vectors + v) * lanes * step], lanes * step) for v in range(vectors)]
             for p in range(pixels):
@@ -131,10 +131,10 @@ def _parameters(instruction: DotInstruction, x: int, w: int, y: int) -> tuple[Pa
     )
 
 
-def _zeros(length: int, lanes: int) -> Buffer:
+def _sums(length: int, lanes: int, start: int = 0) -> Buffer:
     total = allocate((length,), "int32", "local")
     for k in range(0, length, lanes):
-        store(total, splat(T.int32(0), lanes), [k], lanes)
+        store(total, splat(T.int32(start), lanes), [k], lanes)
     return total
 
 
@@ -193,7 +193,7 @@ def read_loop(threads: int, size: int, times: int) -> Loop:
 
     def body(thread: Expr, buffers: list[Buffer]) -> None:
         x, y = buffers
-        total = _zeros(width, READ_LANES)
+        total = _sums(width, READ_LANES)
         with T.serial(times), loop(count // width) as at:
             for k in range(0, width, READ_LANES):
                 found = load(x, [thread * count + at * width + k], READ_LANES)
@@ -234,7 +234,7 @@ def _contents(parameter: Parameter) -> np.ndarray:
     return np.ones(parameter.shape, parameter.dtype)
 
 
-def _rate(make: Callable[[int], Loop], threads: int, target: dict[str, Any]) -> float:
+def measured_rate(make: Callable[[int], Loop], threads: int, target: dict[str, Any]) -> float:
     """Return work per second of all threads: the best of many rounds, each long enough for the clock."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     times, seconds = 1, 0.0
@@ -282,7 +282,7 @@ def _levels(threads: int, target: dict[str, Any]) -> Iterator[Level]:
         ("l3", caches[3] // threads, min(8 * caches[2], caches[3] // 2) // threads),
         ("memory", 1 << 62, memory // threads),
     ):
-        yield Level(name, holds, _rate(partial(read_loop, threads, read), threads, target))
+        yield Level(name, holds, measured_rate(partial(read_loop, threads, read), threads, target))
 
 
 def measure(threads: int, target: dict[str, Any]) -> dict[str, Any]:
@@ -296,8 +296,8 @@ def measure(threads: int, target: dict[str, Any]) -> dict[str, Any]:
     for name, (registers, cached) in makers.items():
         if FLAGS[name] in flags:
             found[name] = {
-                "registers": 2 * _rate(registers, threads, target),
-                "cached": 2 * _rate(cached, threads, target),
+                "registers": 2 * measured_rate(registers, threads, target),
+                "cached": 2 * measured_rate(cached, threads, target),
             }
     return {"instructions": found, "levels": [asdict(level) for level in _levels(threads, target)]}
 
