@@ -1,0 +1,72 @@
+/* What generated code may call and a bare-metal tool chain lacks. Weak: a C library's own functions win. */
+#include <stddef.h>
+#include <stdint.h>
+
+#define WEAK __attribute__((weak))
+
+float nearbyintf(float), rintf(float), roundevenf(float), floorf(float), ceilf(float), truncf(float);
+void *memcpy(void *restrict, const void *restrict, size_t);
+void *memmove(void *, const void *, size_t);
+void *memset(void *, int, size_t);
+
+/* Above 2^23 every float is an integer. Below, adding and subtracting 2^23 rounds half to even. */
+static const float integer_from = 8388608.0f;
+
+WEAK float nearbyintf(float x)
+{
+    if (!(__builtin_fabsf(x) < integer_from)) return x;
+    volatile float magic = __builtin_copysignf(integer_from, x); /* volatile: not folded away */
+    float moved = x + magic;
+    return __builtin_copysignf(moved - magic, x);
+}
+
+WEAK float rintf(float x) { return nearbyintf(x); }
+WEAK float roundevenf(float x) { return nearbyintf(x); }
+
+WEAK float floorf(float x)
+{
+    float nearest = nearbyintf(x);
+    return nearest > x ? nearest - 1.0f : nearest;
+}
+
+WEAK float ceilf(float x) { return -floorf(-x); }
+
+WEAK float truncf(float x) { return x < 0 ? ceilf(x) : floorf(x); }
+
+WEAK void *memcpy(void *restrict target, const void *restrict source, size_t bytes)
+{
+    unsigned char *to = target;
+    for (const unsigned char *from = source; bytes > 0; --bytes) *to++ = *from++;
+    return target;
+}
+
+WEAK void *memmove(void *target, const void *source, size_t bytes)
+{
+    unsigned char *to = target;
+    const unsigned char *from = source;
+    if (to < from) {
+        for (; bytes > 0; --bytes) *to++ = *from++;
+    } else {
+        for (; bytes > 0; --bytes) to[bytes - 1] = from[bytes - 1];
+    }
+    return target;
+}
+
+WEAK void *memset(void *target, int value, size_t bytes)
+{
+    for (unsigned char *to = target; bytes > 0; --bytes) *to++ = (unsigned char)value;
+    return target;
+}
+
+void __aeabi_memcpy(void *t, const void *s, size_t n) __attribute__((weak));
+void __aeabi_memcpy(void *t, const void *s, size_t n) { memcpy(t, s, n); }
+void __aeabi_memcpy4(void *t, const void *s, size_t n) __attribute__((weak, alias("__aeabi_memcpy")));
+void __aeabi_memcpy8(void *t, const void *s, size_t n) __attribute__((weak, alias("__aeabi_memcpy")));
+void __aeabi_memset(void *t, size_t n, int v) __attribute__((weak));
+void __aeabi_memset(void *t, size_t n, int v) { memset(t, v, n); }
+void __aeabi_memset4(void *t, size_t n, int v) __attribute__((weak, alias("__aeabi_memset")));
+void __aeabi_memset8(void *t, size_t n, int v) __attribute__((weak, alias("__aeabi_memset")));
+void __aeabi_memclr(void *t, size_t n) __attribute__((weak));
+void __aeabi_memclr(void *t, size_t n) { memset(t, 0, n); }
+void __aeabi_memclr4(void *t, size_t n) __attribute__((weak, alias("__aeabi_memclr")));
+void __aeabi_memclr8(void *t, size_t n) __attribute__((weak, alias("__aeabi_memclr")));

@@ -1,0 +1,173 @@
+"""Running static executors on an emulated board; files travel by semihosting."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitwright.compiler.errors import ToolchainError, UsageError
+from bitwright.compiler.lower.static_c.emit import RECORD_FILE
+from bitwright.targets.backend import Execution
+from bitwright.targets.cortex_m.boards import board_of
+from bitwright.targets.cortex_m.linking import PROGRAM_FILE, TRACED_FILE, flash_bytes
+from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.interface import Interface
+from bitwright.targets.toolchain.process import run_tool
+
+RUN_TIMEOUT_S = 1800.0
+EXECUTED = "emulated (board)"
+Trace = list[tuple[str, tuple[np.ndarray, ...], np.ndarray]]
+
+
+def why_not_executable(profile: Profile) -> str | None:
+    """Return why this machine cannot emulate a board for ``profile``, or None if it can."""
+    emulator = profile.toolchain.emulator
+    if emulator is None or board_of(profile) is None:
+        return f"profile '{profile.name}' names no emulated board"
+    if shutil.which(emulator.command) is None:
+        package = emulator.command.removesuffix("-arm").replace("qemu-system", "qemu-system-arm")
+        return f"missing system packages: {package} (apt-get install {package})"
+    if emulator.board not in _known_boards(emulator.command):
+        return f"this {emulator.command} does not know the board '{emulator.board}'"
+    return None
+
+
+@cache
+def _known_boards(command: str) -> frozenset[str]:
+    listing = run_tool([command, "-M", "help"], what="asking qemu", timeout_s=30)
+    return frozenset(line.split()[0] for line in listing.splitlines() if line.split())
+
+
+def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, trace: bool) -> Execution:
+    """Run a bundle's network once on one set of inputs.
+
+    Args:
+        bundle: Its ``lib`` holds the programs.
+        feeds: Input name -> array.
+        profile: Names the emulator and the board.
+        trace: Record every integer kernel, in a second run of a program that does.
+
+    Raises:
+        DataError: ``feeds`` does not fit the model.
+        ToolchainError: There is no emulator, or the run failed.
+    """
+    lib = bundle.resolve() / "lib"
+    interface, record = Interface.read(lib), read_record(lib)
+    reason = why_not_executable(profile)
+    if reason is not None:
+        raise ToolchainError(reason, where=profile.name)
+    with tempfile.TemporaryDirectory(prefix="bitwright-board-") as work:
+        folder = Path(work)
+        for number, array in enumerate(interface.arrange(feeds)):
+            (folder / f"input_{number}").write_bytes(array.tobytes())
+        _run(lib / PROGRAM_FILE, folder, profile)
+        outputs = {
+            port.name: np.frombuffer((folder / f"output_{k}").read_bytes(), port.dtype).reshape(port.shape)
+            for k, port in enumerate(interface.outputs)
+        }
+        usage = _measured(folder, lib, record, profile)
+        calls: Trace = []
+        if trace:
+            _run(lib / TRACED_FILE, folder, profile)
+            calls = list(_read_trace((folder / "trace").read_bytes(), record["calls"]))
+    return Execution(outputs, calls, EXECUTED, None, measurements=tuple(_sentences(usage, record, profile)))
+
+
+def measure(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile) -> dict[str, int]:
+    """Run a bundle's network once and return what it used.
+
+    Returns:
+        ``stack_bytes``, ``arena_bytes``, ``io_bytes``, ``ram_bytes`` (their sum), ``code_bytes``,
+        ``constant_bytes``, ``flash_bytes``, ``instructions``.
+    """
+    lib = bundle.resolve() / "lib"
+    interface, record = Interface.read(lib), read_record(lib)
+    with tempfile.TemporaryDirectory(prefix="bitwright-board-") as work:
+        folder = Path(work)
+        for number, array in enumerate(interface.arrange(feeds)):
+            (folder / f"input_{number}").write_bytes(array.tobytes())
+        _run(lib / PROGRAM_FILE, folder, profile)
+        return _measured(folder, lib, record, profile)
+
+
+def read_record(lib: Path) -> dict[str, Any]:
+    """Return what lowering wrote about a network: its memory plan and its calls.
+
+    Raises:
+        UsageError: The file is missing or damaged.
+    """
+    try:
+        record: dict[str, Any] = json.loads((lib / RECORD_FILE).read_text())
+    except (OSError, ValueError) as error:
+        msg = f"the network's record cannot be read: {error}"
+        raise UsageError(msg, where=str(lib / RECORD_FILE)) from error
+    return record
+
+
+def _run(program: Path, folder: Path, profile: Profile) -> None:
+    emulator = profile.toolchain.emulator
+    assert emulator is not None and emulator.board is not None
+    # icount with shift 0: a nanosecond an instruction, so the board's timer counts instructions.
+    command = [emulator.command, "-M", emulator.board, "-nographic", "-icount", "shift=0"]
+    command += ["-semihosting-config", "enable=on,target=native", "-kernel", str(program)]
+    run_tool(command, what="running the network on the board", timeout_s=RUN_TIMEOUT_S, folder=folder)
+
+
+def _measured(folder: Path, lib: Path, record: Mapping[str, Any], profile: Profile) -> dict[str, int]:
+    stack, arena, ticks = struct.unpack("<3I", (folder / "usage").read_bytes())
+    board = board_of(profile)
+    assert board is not None
+    io_bytes = int(record["memory"]["io_bytes"])
+    return {
+        "stack_bytes": stack,
+        "arena_bytes": arena,
+        "io_bytes": io_bytes,
+        "ram_bytes": stack + arena + io_bytes,
+        **flash_bytes(lib / PROGRAM_FILE),
+        "instructions": ticks * 1_000_000_000 // board.timer_hz,
+    }
+
+
+def _sentences(usage: Mapping[str, int], record: Mapping[str, Any], profile: Profile) -> Iterator[str]:
+    planned = int(record["memory"]["ram_bytes"])
+    limits = profile.limits
+    yield (
+        f"RAM on the board: {usage['ram_bytes']} bytes (arena {usage['arena_bytes']}, inputs and outputs "
+        f"{usage['io_bytes']}, stack {usage['stack_bytes']}), planned {planned}{_of(limits.ram_bytes)}"
+    )
+    yield (
+        f"flash: {usage['flash_bytes']} bytes (code {usage['code_bytes']}, constants "
+        f"{usage['constant_bytes']}){_of(limits.flash_bytes)}"
+    )
+    yield f"{usage['instructions']} instructions an inference, counted by the emulator's clock"
+
+
+def _of(limit: float | None) -> str:
+    return "" if limit is None else f", {limit:.0f} on the device"
+
+
+def _read_trace(
+    data: bytes, calls: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
+    """Yield function, activations and output of every recorded call."""
+    at = 0
+    for call in calls:
+        arrays = []
+        for entry in call["recorded"]:
+            dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+            count = int(np.prod(shape, dtype=np.int64))
+            if at + count * dtype.itemsize > len(data):
+                msg = "the board's trace is cut short"
+                raise ToolchainError(msg, where=str(call["function"]))
+            arrays.append(np.frombuffer(data, dtype, count, at).reshape(shape))
+            at += count * dtype.itemsize
+        if arrays:
+            yield str(call["function"]), tuple(arrays[:-1]), arrays[-1]
