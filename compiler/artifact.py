@@ -17,11 +17,11 @@ from bitwright.compiler.bundle.bundle import (
 )
 from bitwright.compiler.bundle.functions import write_functions
 from bitwright.compiler.bundle.golden import write_golden
-from bitwright.compiler.bundle.runtime import add_runtime
+from bitwright.compiler.bundle.runtime import add_runtime, add_static
 from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, segment_path, write_segments
 from bitwright.compiler.bundle.verify import verify_folder
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.errors import VerificationError
+from bitwright.compiler.errors import ToolchainError, VerificationError
 from bitwright.compiler.graph.model import static_shape
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.job import LoweringResult, lower_in_worker
@@ -63,6 +63,7 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     notes.extend(found.sentence() for found in c.lowering.not_lowered)
     for tool in sorted(_link(c, c.lowering, lib)):
         notes.append(f"linked with {tool}")
+    _archive(c, c.lowering, lib)
     for path in sorted(objects.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     objects.rmdir()
@@ -98,6 +99,16 @@ def _link(c: Compilation, lowering: LoweringResult, lib: Path) -> set[str]:
     return tools
 
 
+def _archive(c: Compilation, lowering: LoweringResult, lib: Path) -> None:
+    """Write the model as a static archive, too, if that was asked for."""
+    if c.options.static is None:
+        return
+    if lowering.segments:
+        what = "a model that needs ONNX Runtime cannot be linked into a program"
+        raise ToolchainError(what, where="--static", fix="leave --static out")
+    add_static(lib, lowering.objects, c.profile, _interface(c), c.rules, c.options.static)
+
+
 def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
     """Write everything of the output folder except the report and the manifest."""
     assert c.quantized is not None and c.static is not None and c.plan is not None and c.lowering is not None
@@ -111,7 +122,7 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
         (lib / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))
     if c.rules is not None:
         write_functions(lib, c.rules, c.lowering.variants)
-    status = add_runtime(lib, c.profile, _interface(c))
+    status = add_runtime(lib, c.profile, _interface(c), c.rules, c.options.static)
     notes.append(
         f"runner built with {status.compiler}" if status.compiler else f"no runner: {status.missing}"
     )

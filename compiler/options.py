@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -47,6 +48,7 @@ class Options:
             (compile only).
         pad: Input -> what fills it up to a bucket's size.
         loop: Named dynamic dimension (the batch) that the artifact serves one element at a time (compile only).
+        static: Name of a static archive with the model, to be linked into programs (compile only).
         keep_float: Nodes that must stay in float.
         evaluate: ``FILE.py:FUNC`` metric, higher is better.
         max_drop: Largest allowed relative drop of the metric.
@@ -80,6 +82,7 @@ class Options:
     buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pad: Mapping[str, float] = field(default_factory=dict)
     loop: str | None = None
+    static: str | None = None
     keep_float: frozenset[str] = frozenset()
     evaluate: str | None = None
     max_drop: float | None = None
@@ -137,6 +140,11 @@ class Options:
             for name in sorted(first & second):
                 msg = f"dimension '{name}' is named by {one} and by {other}"
                 raise UsageError(msg, where=other, fix="leave one out")
+        if self.static is not None and not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", self.static):
+            msg = f"'{self.static}' is no name for C"
+            raise UsageError(
+                msg, where="--static", fix="use letters, digits and underscores, e.g. --static model"
+            )
         if self.pad and not self.buckets:
             msg = "only inputs of a model with buckets are padded"
             raise UsageError(msg, where="--pad", fix="name the buckets, e.g. --bucket T=16,32,64")

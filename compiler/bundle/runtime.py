@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from bitwright.compiler.bundle.segments import SEGMENTS_FILE
+from bitwright.compiler.bundle.model_text import MODEL_TEXT_FILE, model_text
+from bitwright.compiler.bundle.segments import SegmentList, read_segments
 from bitwright.compiler.errors import ToolchainError
+from bitwright.targets.backend import backend_for
 from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.cpu_backend import CpuBackend
 from bitwright.targets.toolchain.interface import Interface
-from bitwright.targets.toolchain.runner import build_runner, copy_source
+from bitwright.targets.toolchain.runner import LIBRARY_FILE, build_runner, copy_sources
+from bitwright.targets.toolchain.shape_rules import ShapeRules
+from bitwright.targets.toolchain.static_library import archive_model
 
 README = """# Running this model without Python
 
-`runner` loads `model.so`, reads .npy files in the order of interface.json and writes output_K.npy:
+From C or C++: include/bitwright_runtime.h, whose first lines show how; link with -lbitwright_runtime.
 
-    ./runner model.so OUTPUT_FOLDER [--repeat N] [--trace FILE roles.txt] INPUT_0.npy ...
+    c++ -std=c++17 -O2 -Iinclude example.cc -o example -L. -lbitwright_runtime \\
+        -Wl,--allow-shlib-undefined -Wl,-rpath,'$ORIGIN'
+    ./example . OUTPUT_FOLDER INPUT_0.npy ...
 
-To build it on the device (TVM's libtvm_runtime.so and libtvm_ffi.so in this folder):
+With CMake: CMakeLists.txt builds the same, or `add_subdirectory` of this folder gives `bitwright::runtime`. A program
+needs at run time model.txt, model.so, libbitwright_runtime.so, libtvm_runtime.so and libtvm_ffi.so, and the system's
+libstdc++. To build the runtime on the device:
 
-    c++ -std=c++17 -O2 -Iinclude runner.cc -o runner \\
-        -L. -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi -Wl,-rpath,'$ORIGIN'
+    c++ -std=c++17 -O2 -fno-exceptions -fno-rtti -fvisibility=hidden -fPIC -shared -Iinclude bitwright_runtime.cc \\
+        -o libbitwright_runtime.so -L. -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi -lpthread -Wl,-rpath,'$ORIGIN'
 
-`--trace` writes, for every call of a kernel listed in roles.txt, the line `call NAME INPUTS` and then
-INPUTS + 1 arrays in .npy format: the kernel's activation inputs and its output.
+`runner` is what `bitwright verify` calls: it reads .npy files in the order of interface.json, writes output_K.npy, and
+can time and record every kernel (the first lines of runner.cc say how).
+"""
+STATIC_README = """
+## This model in a program
+
+lib{name}.a holds kernels, weights and their description; `bw_open_embedded(&{name}, &model)` of {name}.h opens it. No
+file of this folder but the shared libraries is needed at run time then (TVM's runtime exists only as such):
+
+    c++ -std=c++17 -O2 -Iinclude -DBITWRIGHT_STATIC_MODEL={name} '-DBITWRIGHT_STATIC_HEADER="{name}.h"' example.cc \\
+        -o example_static -L. -l{name} -lbitwright_runtime -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi \\
+        -Wl,--allow-shlib-undefined -Wl,-rpath,'$ORIGIN'
 """
 SEGMENTS_README = """
 ## This model in segments
@@ -54,18 +74,75 @@ class RunnerStatus:
     missing: str | None
 
 
-def add_runtime(lib: Path, profile: Profile, interface: Interface) -> RunnerStatus:
+def add_runtime(
+    lib: Path,
+    profile: Profile,
+    interface: Interface,
+    rules: ShapeRules | None = None,
+    static: str | None = None,
+) -> RunnerStatus:
     """Complete the ``lib`` folder of a bundle that already holds ``model.so``, or segments.json and its segments.
 
     A missing compiler or missing runtime libraries leave the bundle without a runner; the source and the
     build line are there in any case, and the status says why.
+
+    Args:
+        lib: The folder.
+        profile: Target.
+        interface: Of the whole model.
+        rules: Its shapes, if it has several.
+        static: Name of the static archive in ``lib``, if there is one.
     """
     interface.write(lib)
-    with as_file(files("bitwright.compiler.bundle") / "runner" / "runner.cc") as source:
-        copy_source(source, lib)
-    segments = (lib / SEGMENTS_FILE).exists()
-    (lib / "README.md").write_text(README + (SEGMENTS_README if segments else ""))
+    copy_runtime_sources(lib, static or "model")
+    segments = read_segments(lib)
+    text = text_of(profile, interface, rules, library=lib / LIBRARY_FILE, segments=segments)
+    (lib / MODEL_TEXT_FILE).write_text(text)
+    extra = SEGMENTS_README if segments else STATIC_README.format(name=static) if static else ""
+    (lib / "README.md").write_text(README + extra)
     try:
         return RunnerStatus(compiler=build_runner(lib, profile.toolchain.triple), missing=None)
     except ToolchainError as error:
         return RunnerStatus(compiler=None, missing=error.message)
+
+
+def copy_runtime_sources(lib: Path, archive: str) -> None:
+    """Put the sources of runner and C runtime, their headers and CMakeLists.txt into ``lib``."""
+    with as_file(files("bitwright.compiler.bundle") / "runner") as sources:
+        copy_sources(sources, lib)
+        template = (sources / "CMakeLists.txt.in").read_text()
+    (lib / "CMakeLists.txt").write_text(template.replace("@NAME@", archive))
+
+
+def add_static(
+    lib: Path,
+    objects: Sequence[Path],
+    profile: Profile,
+    interface: Interface,
+    rules: ShapeRules | None,
+    name: str,
+) -> None:
+    """Write the model as ``libNAME.a`` with ``include/NAME.h`` into ``lib``.
+
+    Raises:
+        ToolchainError: A tool is missing or failed.
+    """
+    copy_runtime_sources(lib, name)
+    text = text_of(profile, interface, rules, library=None)
+    archive_model(objects, lib, name, text, profile.toolchain.triple)
+
+
+def text_of(
+    profile: Profile,
+    interface: Interface,
+    rules: ShapeRules | None,
+    *,
+    library: Path | None,
+    segments: SegmentList | None = None,
+) -> str:
+    """Return the content of model.txt for an artifact of a profile; arguments as for :func:`model_text`."""
+    backend = backend_for(profile.family)
+    flags = backend.flags(profile) if isinstance(backend, CpuBackend) else ()
+    return model_text(
+        interface, rules, flags=flags, threads=profile.cores, library=library, segments=segments
+    )

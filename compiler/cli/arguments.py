@@ -96,6 +96,14 @@ Loop = Annotated[
         "--loop", metavar="NAME", help="A dynamic dimension (the batch) that is served one element at a time."
     ),
 ]
+Static = Annotated[
+    str | None,
+    typer.Option(
+        "--static",
+        metavar="NAME",
+        help="Also write libNAME.a, the model to be linked into a C or C++ program.",
+    ),
+]
 KeepFloat = Annotated[
     list[str] | None,
     typer.Option("--keep-float", metavar="NODE", help="Leave a node in float; may be repeated."),

@@ -33,6 +33,7 @@ class CpuBackend:
         launch: How the runner is started for a profile.
         prepare: Asks the operating system for what kernels need in this process.
         timer: What times kernels that this machine cannot execute natively.
+        flags: Features of a processor, in the names of /proc/cpuinfo, that code for a profile may need.
     """
 
     family: str
@@ -41,6 +42,7 @@ class CpuBackend:
     launch: Callable[[Profile], Launch]
     prepare: Callable[[Profile], None] = lambda _: None
     timer: Callable[[Profile], KernelTimer | None] = lambda _: None
+    flags: Callable[[Profile], tuple[str, ...]] = lambda _: ()
 
     def candidates(self, step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
         """Return the ways to compute a QGemm or QConv step, the default first."""

@@ -18,6 +18,7 @@ from bitwright.targets.toolchain.process import run_tool
 # The oldest glibc a cross-built file may ask for; TVM's own wheels need 2.28.
 GLIBC_FLOOR = "2.28"
 LINK_TIMEOUT_S = 600.0
+COMPILING = ("-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti")
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,37 @@ def build_program(
         ToolchainError: No compiler, or it failed.
     """
     driver = find_driver(triple, "c++")
-    flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", f"-I{include}"]
+    link = _linking(libraries, names)
+    command = [*driver.command, *COMPILING, f"-I{include}", str(source), "-o", str(program), *link]
+    driver.run(command, f"compiling {source.name}")
+    return driver.version()
+
+
+def build_shared(
+    source: Path, library: Path, triple: str, *, include: Path, libraries: Path, names: Sequence[str]
+) -> str:
+    """Compile one C++17 file into a shared library that exports only what it marks as such.
+
+    Arguments, result and errors are those of :func:`build_program`.
+    """
+    driver = find_driver(triple, "c++")
+    flags = [*COMPILING, "-shared", "-fPIC", "-fvisibility=hidden", f"-I{include}"]
+    link = [f"-Wl,-soname,{library.name}", *_linking(libraries, names), "-lpthread"]
+    driver.run([*driver.command, *flags, str(source), "-o", str(library), *link], f"compiling {source.name}")
+    return driver.version()
+
+
+def compile_object(source: Path, target: Path, triple: str, *, include: Path) -> str:
+    """Compile one C or C++17 file into an object file for any program; as :func:`build_program` otherwise."""
+    is_c = source.suffix == ".c"
+    driver = find_driver(triple, "c" if is_c else "c++")
+    flags = ["-O2", "-fPIC"] if is_c else [*COMPILING, "-fPIC"]
+    command = [*driver.command, *flags, f"-I{include}", "-c", str(source), "-o", str(target)]
+    driver.run(command, f"compiling {source.name}")
+    return driver.version()
+
+
+def _linking(libraries: Path, names: Sequence[str]) -> list[str]:
     link = [f"-L{libraries}", "-Wl,--no-as-needed", *(f"-l{name}" for name in names)]
     # The libraries' own needs (libstdc++) are the run-time system's business, not this linker's.
-    link += ["-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN"]
-    driver.run([*driver.command, *flags, str(source), "-o", str(program), *link], f"compiling {source.name}")
-    return driver.version()
+    return [*link, "-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN"]

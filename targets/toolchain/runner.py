@@ -13,13 +13,15 @@ import numpy as np
 from bitwright.compiler.errors import ToolchainError
 from bitwright.targets.backend import Execution
 from bitwright.targets.toolchain.interface import ROLES_FILE, Interface
-from bitwright.targets.toolchain.linker import build_program
+from bitwright.targets.toolchain.linker import build_program, build_shared
 from bitwright.targets.toolchain.process import run_tool
 from bitwright.targets.toolchain.runtime_libraries import LIBRARY_NAMES, header_folder, runtime_libraries
 from bitwright.targets.toolchain.shape_rules import MAIN
 
 LIBRARY_FILE = "model.so"
 RUNNER_FILE = "runner"
+RUNTIME_LIBRARY = "libbitwright_runtime.so"
+PUBLIC_HEADER = "bitwright_runtime.h"
 HEADERS = ("tvm/ffi/c_api.h", "dlpack/dlpack.h")
 
 
@@ -40,9 +42,13 @@ class Launch:
     timeout_s: float
 
 
-def copy_source(source: Path, folder: Path) -> None:
-    """Put the runner's source and the two headers it needs into ``folder``, for rebuilding on any device."""
-    shutil.copyfile(source, folder / "runner.cc")
+def copy_sources(sources: Path, folder: Path) -> None:
+    """Put the runner, the C runtime and the headers they need into ``folder``, for building them on any device."""
+    for path in sorted(sources.glob("*.cc")) + sorted(sources.glob("*.h")):
+        public = path.name == PUBLIC_HEADER
+        target = folder / "include" / path.name if public else folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     for header in HEADERS:
         target = folder / "include" / header
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +56,7 @@ def copy_source(source: Path, folder: Path) -> None:
 
 
 def build_runner(folder: Path, triple: str) -> str:
-    """Add TVM's runtime libraries and the compiled runner to a folder that holds its source.
+    """Add TVM's runtime libraries, the runner and the C runtime to a folder that holds their sources.
 
     Returns:
         The compiler's name and version.
@@ -60,14 +66,9 @@ def build_runner(folder: Path, triple: str) -> str:
     """
     for library in runtime_libraries(triple):
         shutil.copyfile(library, folder / library.name)
-    return build_program(
-        folder / "runner.cc",
-        folder / RUNNER_FILE,
-        triple,
-        include=folder / "include",
-        libraries=folder,
-        names=LIBRARY_NAMES,
-    )
+    places = {"include": folder / "include", "libraries": folder, "names": LIBRARY_NAMES}
+    build_shared(folder / "bitwright_runtime.cc", folder / RUNTIME_LIBRARY, triple, **places)
+    return build_program(folder / "runner.cc", folder / RUNNER_FILE, triple, **places)
 
 
 def execute(

@@ -12,4 +12,5 @@ BACKEND: Backend = CpuBackend(
     missing=native.why_not_executable,
     launch=native.launch,
     prepare=native.prepare,
+    flags=native.required_flags,
 )

@@ -15,8 +15,7 @@
 //
 // Exit status: 0 done, 2 bad arguments or files, 3 the model's runtime reported an error.
 //
-// Uses only the C interface of tvm-ffi and no C++ standard library, so that any C++17 compiler builds it in
-// a second, also for another machine.
+// It is the instrument that bundles are verified with; programs of your own use bitwright_runtime.h.
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -24,206 +23,54 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
-#include <tvm/ffi/c_api.h>
 #include <unistd.h>
+
+#include "npy.h"
+#include "tvm_calls.h"
 
 namespace {
 
-constexpr int kAlignment = 64;
-constexpr int kMaxRank = 16;
+using npy::Fail;
+using tvm_calls::CellOf;
+using tvm_calls::Int;
+using tvm_calls::Message;
+using tvm_calls::None;
+using tvm_calls::Object;
+using tvm_calls::Release;
+using tvm_calls::String;
+
 constexpr int kNameBytes = 256;
-constexpr int kHeaderBytes = 1024;
 
-[[noreturn]] void Fail(int status, const char* what, const char* detail) {
-  fprintf(stderr, "runner: %s: %s\n", what, detail);
-  exit(status);
-}
-
-void* Allocate(size_t bytes) {
-  void* memory = aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment);
-  if (memory == nullptr) Fail(2, "out of memory", strerror(errno));
-  return memory;
-}
-
-// ---- tvm-ffi -------------------------------------------------------------------------------------------
-
-template <typename Cell>
-Cell* CellOf(TVMFFIObject* object) {
-  return reinterpret_cast<Cell*>(reinterpret_cast<char*>(object) + sizeof(TVMFFIObject));
-}
-
-void Check(int code, const char* what) {
-  if (code == 0) return;
-  TVMFFIObjectHandle error = nullptr;
-  TVMFFIErrorMoveFromRaised(&error);
-  if (error == nullptr) Fail(3, what, "unknown error");
-  const TVMFFIByteArray& message = CellOf<TVMFFIErrorCell>(static_cast<TVMFFIObject*>(error))->message;
-  fprintf(stderr, "runner: %s: %.*s\n", what, static_cast<int>(message.size), message.data);
+// Ends the process with the runtime's message unless the call succeeded.
+void Must(bool succeeded, const Message& message) {
+  if (succeeded) return;
+  fprintf(stderr, "runner: %s\n", message.text);
   exit(3);
 }
 
-TVMFFIAny None() {
-  TVMFFIAny any;
-  memset(&any, 0, sizeof(any));
-  return any;
-}
-
-TVMFFIAny Int(int64_t value) {
-  TVMFFIAny any = None();
-  any.type_index = kTVMFFIInt;
-  any.v_int64 = value;
-  return any;
-}
-
-TVMFFIAny Bool(bool value) {
-  TVMFFIAny any = Int(value);
-  any.type_index = kTVMFFIBool;
-  return any;
-}
-
-TVMFFIAny String(const char* text) {
-  TVMFFIAny any = None();
-  any.type_index = kTVMFFIRawStr;
-  any.v_c_str = text;
-  return any;
-}
-
-TVMFFIAny Object(TVMFFIObjectHandle handle) {
-  TVMFFIAny any = None();
-  any.v_obj = static_cast<TVMFFIObject*>(handle);
-  any.type_index = any.v_obj->type_index;
-  return any;
-}
-
-void Release(TVMFFIAny* any) {
-  if (any->type_index >= kTVMFFIStaticObjectBegin) TVMFFIObjectDecRef(any->v_obj);
-  *any = None();
-}
-
 TVMFFIAny Call(TVMFFIObjectHandle function, TVMFFIAny* arguments, int count, const char* what) {
-  TVMFFIAny result = None();
-  Check(TVMFFIFunctionCall(function, arguments, count, &result), what);
+  Message message;
+  TVMFFIAny result;
+  Must(tvm_calls::Call(function, arguments, count, &result, what, &message), message);
   return result;
 }
 
-TVMFFIObjectHandle Global(const char* name) {
-  TVMFFIByteArray key = {name, strlen(name)};
+TVMFFIObjectHandle Method(const TVMFFIAny& module, const char* name) {
+  Message message;
   TVMFFIObjectHandle function = nullptr;
-  Check(TVMFFIFunctionGetGlobal(&key, &function), name);
-  if (function == nullptr) Fail(3, name, "the runtime has no such function");
+  Must(tvm_calls::Method(module, name, &function, &message), message);
   return function;
 }
 
-TVMFFIObjectHandle Method(const TVMFFIAny& module, const char* name) {
-  TVMFFIAny arguments[] = {module, String(name), Bool(true)};
-  TVMFFIAny found = Call(Global("ffi.ModuleGetFunction"), arguments, 3, name);
-  if (found.type_index != kTVMFFIFunction) Fail(3, name, "the library has no such function");
-  return found.v_obj;
-}
-
-// ---- arrays --------------------------------------------------------------------------------------------
-
-size_t CountOf(const DLTensor& tensor) {
-  size_t count = 1;
-  for (int i = 0; i < tensor.ndim; ++i) count *= static_cast<size_t>(tensor.shape[i]);
-  return count;
-}
-
-size_t BytesOf(const DLTensor& tensor) { return CountOf(tensor) * (tensor.dtype.bits / 8); }
-
-bool IsCompact(const DLTensor& tensor) {
-  if (tensor.strides == nullptr) return true;
-  int64_t expected = 1;
-  for (int i = tensor.ndim - 1; i >= 0; --i) {
-    if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
-    expected *= tensor.shape[i];
-  }
-  return true;
-}
-
-char KindOf(DLDataType type) {
-  if (type.lanes == 1 && type.bits >= 8 && type.bits % 8 == 0) {
-    if (type.code == kDLInt) return 'i';
-    if (type.code == kDLUInt) return 'u';
-    if (type.code == kDLFloat) return 'f';
-    if (type.code == kDLBool) return 'b';
-  }
-  Fail(2, "unsupported element type", "only booleans, integers and IEEE floats fit an .npy file");
-}
-
-void WriteArray(FILE* file, const DLTensor& tensor) {
-  if (!IsCompact(tensor)) Fail(2, "cannot write an array", "it is not contiguous");
-  char shape[kMaxRank * 24 + 4] = "(";
-  for (int i = 0; i < tensor.ndim; ++i) {
-    snprintf(shape + strlen(shape), sizeof(shape) - strlen(shape), "%lld, ", static_cast<long long>(tensor.shape[i]));
-  }
-  char header[kHeaderBytes];
-  int bytes = tensor.dtype.bits / 8;
-  int length = snprintf(header, sizeof(header), "{'descr': '%c%c%d', 'fortran_order': False, 'shape': %s), }",
-                        bytes == 1 ? '|' : '<', KindOf(tensor.dtype), bytes, shape);
-  int padded = (10 + length + 1 + 63) / 64 * 64 - 10;  // the data starts at a multiple of 64 bytes
-  unsigned char start[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, static_cast<unsigned char>(padded & 255),
-                             static_cast<unsigned char>(padded >> 8)};
-  fwrite(start, 1, sizeof(start), file);
-  fprintf(file, "%-*s\n", padded - 1, header);
-  fwrite(static_cast<const char*>(tensor.data) + tensor.byte_offset, 1, BytesOf(tensor), file);
-  if (ferror(file)) Fail(2, "cannot write an array", strerror(errno));
-}
-
-DLDataType TypeOf(const char* header, const char* path) {
-  const char* at = strstr(header, "'descr': '");
-  if (at == nullptr) Fail(2, path, "no 'descr' in the .npy header");
-  at += strlen("'descr': '");
-  if (*at == '>') Fail(2, path, "big-endian arrays are not supported");
-  int bytes = atoi(at + 2);
-  int code = at[1] == 'i' ? kDLInt : at[1] == 'u' ? kDLUInt : at[1] == 'f' ? kDLFloat : at[1] == 'b' ? kDLBool : -1;
-  if (code < 0 || bytes < 1 || bytes > 8) Fail(2, path, "unsupported element type");
-  return DLDataType{static_cast<uint8_t>(code), static_cast<uint8_t>(bytes * 8), 1};
-}
-
-int ShapeOf(const char* header, int64_t* shape, const char* path) {
-  const char* at = strstr(header, "'shape': (");
-  if (at == nullptr) Fail(2, path, "no 'shape' in the .npy header");
-  at += strlen("'shape': (");
-  int rank = 0;
-  while (*at != ')' && *at != 0) {
-    char* end = nullptr;
-    shape[rank] = strtoll(at, &end, 10);
-    if (end == at || shape[rank] < 0 || ++rank == kMaxRank) Fail(2, path, "bad 'shape' in the .npy header");
-    for (at = end; *at == ',' || *at == ' '; ++at) {
-    }
-  }
-  return rank;
-}
-
-void ReadHeader(FILE* file, char* header, const char* path) {
-  unsigned char start[10];
-  if (fread(start, 1, 10, file) != 10 || memcmp(start, "\x93NUMPY\x01", 7) != 0) Fail(2, path, "not an .npy 1.0 file");
-  size_t length = start[8] | start[9] << 8;
-  if (length >= kHeaderBytes) Fail(2, path, "the .npy header is too long");
-  if (fread(header, 1, length, file) != length) Fail(2, path, "the .npy header is cut short");
-  header[length] = 0;
-  if (strstr(header, "'fortran_order': False") == nullptr) Fail(2, path, "column-major arrays are not supported");
-}
-
 TVMFFIAny ReadArray(const char* path) {
-  FILE* file = fopen(path, "rb");
-  if (file == nullptr) Fail(2, path, strerror(errno));
-  char header[kHeaderBytes];
-  ReadHeader(file, header, path);
   // Lives until the process ends, as the tensor made of it does.
-  DLManagedTensor* managed = static_cast<DLManagedTensor*>(Allocate(sizeof(DLManagedTensor)));
+  DLManagedTensor* managed = static_cast<DLManagedTensor*>(npy::Allocate(sizeof(DLManagedTensor)));
   memset(managed, 0, sizeof(*managed));
-  DLTensor& tensor = managed->dl_tensor;
-  tensor.shape = static_cast<int64_t*>(Allocate(kMaxRank * sizeof(int64_t)));
-  tensor.ndim = ShapeOf(header, tensor.shape, path);
-  tensor.dtype = TypeOf(header, path);
-  tensor.device = DLDevice{kDLCPU, 0};
-  tensor.data = Allocate(BytesOf(tensor));
-  if (fread(tensor.data, 1, BytesOf(tensor), file) != BytesOf(tensor)) Fail(2, path, "the data is cut short");
-  fclose(file);
+  npy::Read(path, &managed->dl_tensor);
+  Message message;
   TVMFFIObjectHandle handle = nullptr;
-  Check(TVMFFITensorFromDLPack(managed, kAlignment, 1, &handle), path);
+  int code = TVMFFITensorFromDLPack(managed, npy::kAlignment, 1, &handle);
+  Must(tvm_calls::Succeeded(code, path, &message), message);
   return Object(handle);
 }
 
@@ -236,12 +83,7 @@ int WriteOutputs(const TVMFFIAny& value, const char* folder, int number) {
     return number;
   }
   if (value.type_index != kTVMFFITensor) Fail(3, "unexpected result", "the model returned something that is no tensor");
-  char path[4096];
-  snprintf(path, sizeof(path), "%s/output_%d.npy", folder, number);
-  FILE* file = fopen(path, "wb");
-  if (file == nullptr) Fail(2, path, strerror(errno));
-  WriteArray(file, *CellOf<DLTensor>(value.v_obj));
-  if (fclose(file) != 0) Fail(2, path, strerror(errno));
+  npy::WriteOutput(folder, number, *CellOf<DLTensor>(value.v_obj));
   return number + 1;
 }
 
@@ -307,9 +149,9 @@ const Role* FindRole(const Trace& trace, const char* name) {
 
 void WriteArgument(FILE* file, const TVMFFIAny& value) {
   if (value.type_index == kTVMFFITensor) {
-    WriteArray(file, *CellOf<DLTensor>(value.v_obj));
+    npy::Write(file, *CellOf<DLTensor>(value.v_obj));
   } else if (value.type_index == kTVMFFIDLTensorPtr) {
-    WriteArray(file, *static_cast<DLTensor*>(value.v_ptr));
+    npy::Write(file, *static_cast<DLTensor*>(value.v_ptr));
   } else {
     Fail(3, "cannot trace a kernel", "an argument is no tensor");
   }
@@ -373,7 +215,9 @@ int TimeCall(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* r
 
 void Install(void* state, TVMFFISafeCallType callback, const TVMFFIAny& machine) {
   TVMFFIObjectHandle instrument = nullptr;
-  Check(TVMFFIFunctionCreate(state, callback, nullptr, &instrument), "set_instrument");
+  Message message;
+  int code = TVMFFIFunctionCreate(state, callback, nullptr, &instrument);
+  Must(tvm_calls::Succeeded(code, "set_instrument", &message), message);
   TVMFFIAny argument = Object(instrument);
   Call(Method(machine, "set_instrument"), &argument, 1, "set_instrument");
 }
@@ -390,12 +234,10 @@ void AskForTiles() {
 }
 
 TVMFFIAny Load(const char* path) {
-  TVMFFIAny argument = String(path);
-  TVMFFIAny library = Call(Global("ffi.ModuleLoadFromFile"), &argument, 1, path);
-  TVMFFIAny machine = Call(Method(library, "vm_load_executable"), nullptr, 0, "vm_load_executable");
-  constexpr int kPooledAllocator = 2;
-  TVMFFIAny devices[] = {Int(kDLCPU), Int(0), Int(kPooledAllocator)};
-  Call(Method(machine, "vm_initialization"), devices, 3, "vm_initialization");
+  Message message;
+  TVMFFIAny argument = String(path), library, machine;
+  Must(tvm_calls::CallGlobal("ffi.ModuleLoadFromFile", &argument, 1, &library, path, &message), message);
+  Must(tvm_calls::MakeMachine(library, &machine, &message), message);
   return machine;
 }
 
@@ -472,7 +314,7 @@ int main(int argc, char** argv) {
   TVMFFIAny machine = Load(argv[1]);
   TVMFFIObjectHandle function = Method(machine, options.function);
   int count = argc - options.first_input;
-  TVMFFIAny* inputs = static_cast<TVMFFIAny*>(Allocate((count + 1) * sizeof(TVMFFIAny)));
+  TVMFFIAny* inputs = static_cast<TVMFFIAny*>(npy::Allocate((count + 1) * sizeof(TVMFFIAny)));
   for (int i = 0; i < count; ++i) inputs[i] = ReadArray(argv[options.first_input + i]);
   TVMFFIAny result = Measure(function, inputs, count, options.repeat);
   if (options.times != nullptr) MeasureCalls(options.times, function, inputs, count, options.repeat, machine);
