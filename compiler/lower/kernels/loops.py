@@ -18,6 +18,7 @@ from tvm.tirx.script import builder as tir
 
 from bitwright.compiler.lower.layout import Order, physical_shape
 from bitwright.compiler.lower.templates.root_block import with_root_block
+from bitwright.compiler.lower.templates.scaffold import for_span, load, splat, store, vector_type
 from bitwright.compiler.program.ops import Program
 from bitwright.targets.backend import Kernel
 
@@ -29,6 +30,7 @@ Index: TypeAlias = list[Any]
 OPAQUE = 8
 PARALLEL_MIN_ELEMENTS = 8192
 MAX_TASKS = 64
+VECTOR_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,20 @@ def map_elements(source: View, output: View, function: Callable[[Expr], Expr]) -
         _transpose_tile(source, output, function, (a, b), index)
 
 
+def map_vectors(source: View, output: View, function: Callable[[Expr, int], Expr]) -> None:
+    """Write ``output[i] = function(source[i], lanes)`` for one storage order, a vector of elements at a time."""
+    total = math.prod(source.shape)
+    x, y = (tir.decl_buffer((total,), v.buffer.dtype, data=v.buffer.data) for v in (source, output))
+    tasks = _tasks(total)
+    with parallel(tasks, total) as task:
+        first = task * (total // tasks)
+
+        def emit(at: Expr, lanes: int) -> None:
+            store(y, function(load(x, [first + at], lanes), lanes), [first + at], lanes)
+
+        for_span(total // tasks, emit, VECTOR_LANES)
+
+
 def _transpose_tile(
     source: View,
     output: View,
@@ -225,7 +241,9 @@ def clamp_cast(value: Expr, lower: Expr, upper: Expr, dtype: str) -> Expr:
     return tir.cast(tir.cast(tir.max(tir.min(value, upper), lower), "int32"), dtype)
 
 
-def is_nan(value: Expr) -> Expr:
+def is_nan(value: Expr, lanes: int = 1) -> Expr:
     """Test the bits: TVM tells LLVM that no float is NaN, so a float comparison may be optimised away."""
-    bits = tir.bitwise_and(tir.reinterpret(value, dtype="int32"), tir.int32(0x7FFFFFFF))
-    return bits > tir.int32(0x7F800000)
+    bits = tir.bitwise_and(
+        tir.reinterpret(value, dtype=vector_type("int32", lanes)), splat(tir.int32(0x7FFFFFFF), lanes)
+    )
+    return bits > splat(tir.int32(0x7F800000), lanes)

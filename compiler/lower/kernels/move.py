@@ -18,6 +18,7 @@ from bitwright.compiler.lower.kernels.loops import (
     kernel,
     map_elements,
 )
+from bitwright.compiler.lower.kernels.transpose import map_transposed, transposes_in_registers
 from bitwright.compiler.lower.layout import Order
 from bitwright.compiler.program.ops import Move, Program, QConcat, Tensor
 from bitwright.targets.backend import Kernel
@@ -54,7 +55,10 @@ def reorder(tensor: Tensor, source: Order, target: Order) -> Kernel:
     program = Program((before,), (after,), (), shapes)
 
     def emit(inputs: list[View], _constants: list[Any], output: View) -> None:
-        map_elements(inputs[0], output, lambda value: value)
+        if transposes_in_registers(inputs[0], output):
+            map_transposed(inputs[0], output, lambda value: value)
+        else:
+            map_elements(inputs[0], output, lambda value: value)
 
     return kernel("reorder", program, {before: source, after: target}, ((before,), after), (), emit)
 
