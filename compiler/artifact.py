@@ -57,7 +57,7 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     objects = folder / "objects"
     objects.mkdir()
     c.lowering = lower_in_worker(
-        c.static, c.profile, objects, timeout_s=c.options.timeout_s, variants=_variants(c)
+        c.static, c.profile, objects, timeout_s=c.options.timeout_s, variants=function_models(c), choices=c.choices
     )
     notes.extend(c.lowering.notes)
     notes.extend(found.sentence() for found in c.lowering.not_lowered)
@@ -69,7 +69,7 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     objects.rmdir()
 
 
-def _variants(c: Compilation) -> dict[str, ir.Model]:
+def function_models(c: Compilation) -> dict[str, ir.Model]:
     """Return the model of every further function of the library."""
     assert c.quantized is not None
     found = {}

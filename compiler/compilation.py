@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from bitwright.compiler.ort.no_regret import GateResult
     from bitwright.compiler.ort.timing import PairedTiming
     from bitwright.compiler.ort.what_if import WhatIf
+    from bitwright.compiler.tune.outcome import Tuning
+    from bitwright.targets.backend import KernelChoice
     from bitwright.targets.toolchain.shape_rules import ShapeRules
 
 Feeds = Mapping[str, np.ndarray]
@@ -117,6 +119,7 @@ class Compilation:
         rules: The artifact's shapes and how inputs are padded to them, if it has several.
         static: The Q/DQ model at those sizes.
         golden: Samples of those sizes.
+        tuning: Which kernels were chosen by measuring.
         lowering: Objects and kernel table.
         verification: The executed artifact against the reference.
         float_s: Best wall seconds of the float model in ONNX Runtime on a golden sample, on this machine.
@@ -154,6 +157,7 @@ class Compilation:
     rules: ShapeRules | None = None
     static: ir.Model | None = None
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)
+    tuning: Tuning | None = None
     lowering: LoweringResult | None = None
     verification: Verification | None = None
     float_s: float | None = None
@@ -168,6 +172,11 @@ class Compilation:
         default = self.profile.budgets
         limits = (default.latency_s, default.weights_bytes, default.peak_ram_bytes)
         return self.recipe.recipe.choose == "allocate" or bool(self.options.budget) or any(limits)
+
+    @property
+    def choices(self) -> dict[str, KernelChoice]:
+        """Kernels that tuning chose, by workload; every other is the template's default."""
+        return {} if self.tuning is None else self.tuning.choices
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[list[str]]:

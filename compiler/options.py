@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from bitwright.compiler.errors import UsageError, nearest
+from bitwright.compiler.tune.budget import OFF, TuneBudget
+from bitwright.compiler.tune.farm import Farm
 
 PHASES = (
     "ingest",
@@ -24,6 +26,7 @@ PHASES = (
     "accuracy",
     "audit",
     "specialize",
+    "tune",
 )
 BUDGETS = ("latency", "size", "bits", "ram", "energy", "loss")
 OBJECTIVES = ("loss", "latency", "size", "ram", "energy")
@@ -68,6 +71,9 @@ class Options:
         cache: Folder that keeps measured sensitivities for the next run.
         gate: Measure int8 against float in ONNX Runtime and keep what is faster (quantize only).
         timeout_s: Limit for lowering.
+        tune: What may be spent on measuring kernels; nothing by default: only records are used.
+        tuning_store: File of tuning records; None: one in the user's cache folder.
+        farm: Boards that kernels are measured on, or whose records are used; None: this machine.
     """
 
     model: Path
@@ -100,6 +106,9 @@ class Options:
     cache: Path | None = None
     gate: bool = True
     timeout_s: float = 1800.0
+    tune: TuneBudget = OFF
+    tuning_store: Path | None = None
+    farm: Farm | None = None
 
     def __post_init__(self) -> None:
         for name in self.budget:

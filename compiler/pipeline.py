@@ -15,17 +15,19 @@ from bitwright.compiler import (
     frontend,
     migration,
     quantizing,
+    tuning,
 )
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
-from bitwright.compiler.errors import UsageError
+from bitwright.compiler.errors import ToolchainError, UsageError
 from bitwright.compiler.graph.operands import weight_of
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.options import Options
 from bitwright.compiler.plan.planner import observed_tensors
 from bitwright.compiler.report.content import report_content
 from bitwright.compiler.shape_choice import refuse_dynamic_outputs
+from bitwright.compiler.tune.outcome import Tuning
 from bitwright.targets.loader import load_profile
 
 
@@ -103,6 +105,7 @@ FRONT: tuple[tuple[str, Phase], ...] = (
     ("accuracy", hold_accuracy),
     ("audit", audit),
     ("specialize", artifact.specialize_model),
+    ("tune", tuning.tune),
 )
 BACK: tuple[tuple[str, Callable[[Compilation, Path, list[str]], None]], ...] = (
     ("lower", artifact.lower),
@@ -141,6 +144,28 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
         (writer.path / "report.html").write_text(render_page(content))
         writer.commit(c.profile)
     return Bundle.open(options.output)
+
+
+def tune_model(options: Options, progress: Progress | None = None) -> Tuning:
+    """Tune the kernels of one model for one target, and go on where an earlier budget ended.
+
+    Args:
+        options: What to quantize and how; ``tune`` is the budget.
+        progress: Told about every phase.
+
+    Raises:
+        BitwrightError: See the subclasses; what was measured stays in the store.
+    """
+    c = Compilation(options, load_profile(options.target), progress or Silent())
+    for name, phase in FRONT[:-1]:
+        with c.recorded(name) as notes:
+            phase(c, notes)
+    with c.recorded(FRONT[-1][0]) as notes:
+        tuning.tune(c, notes, resume=True)
+    if c.tuning is None:
+        msg = f"no kernel of target '{c.profile.name}' can be timed here, nor are there records"
+        raise ToolchainError(msg, where="--target", fix="pass --tracker HOST:PORT --device-key KEY")
+    return c.tuning
 
 
 def _run_front(c: Compilation) -> bool:

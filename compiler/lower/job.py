@@ -1,7 +1,8 @@
 """Lowering in a child process: TVM can abort, and then only the child dies.
 
-A job is a folder. The parent writes ``model.onnx`` and ``profile.json``; the child writes ``progress.txt``
-(what it is working on), ``log.txt`` (its stdout and stderr), and then ``objects/``, ``kernels.json`` and
+A job is a folder. The parent writes ``model.onnx``, ``profile.json`` and ``choices.json`` (tuned kernels); the
+child writes ``progress.txt`` (what it is working on), ``log.txt`` (its stdout and stderr), and then ``objects/``,
+``kernels.json`` and
 ``result.json``, or ``error.json``. Where TVM cannot lower a part of the model, each of the program's segments
 has a folder ``segment_K`` instead, with ``objects/`` and ``kernels.json``, or with ``segment_K.onnx`` for ONNX
 Runtime.
@@ -30,6 +31,7 @@ from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.kernel_table import KernelCall, load_table
 from bitwright.compiler.program.ops import Tensor
 from bitwright.compiler.program.segments import EXECUTORS, Executor, NotLowered
+from bitwright.targets.backend import KernelChoice
 from bitwright.targets.schema import Profile
 
 MAIN = "main"  # the library's function for the model's own shape
@@ -60,6 +62,11 @@ class Job:
     def profile(self) -> Path:
         """The target profile as JSON."""
         return self.folder / "profile.json"
+
+    @property
+    def choices(self) -> Path:
+        """Tuned kernels by workload key, as JSON."""
+        return self.folder / "choices.json"
 
     @property
     def progress(self) -> Path:
@@ -159,6 +166,7 @@ def lower_in_worker(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     worker: Sequence[str] = WORKER,
     variants: Mapping[str, ir.Model] = MappingProxyType({}),
+    choices: Mapping[str, KernelChoice] = MappingProxyType({}),
 ) -> LoweringResult:
     """Compile a Q/DQ model to object files in a child process.
 
@@ -172,6 +180,7 @@ def lower_in_worker(
         worker: Arguments of the Python interpreter that start the child; the job's folder is appended.
         variants: Name of a further function of the library (it begins with ``main_``) -> the same model with other
             static shapes. Constants that are equal are stored once.
+        choices: Workload key -> its kernel; every other workload gets its template's default.
 
     Raises:
         ToolchainError: TVM crashed, ran out of time or cannot compile the model.
@@ -183,6 +192,7 @@ def lower_in_worker(
         job.variant(name).parent.mkdir(exist_ok=True)
         save_model(variant, job.variant(name))
     job.profile.write_text(json.dumps(profile.dump()))
+    job.choices.write_text(json.dumps({key: choice.as_plain() for key, choice in choices.items()}))
     code = _run(job, timeout_s, worker)
     if job.error.exists():
         _raise_child_error(job)

@@ -19,11 +19,12 @@ from bitwright.compiler.lower.compile import compile_module, export_objects
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
-from bitwright.compiler.lower.relax_module import build_functions
+from bitwright.compiler.lower.relax_module import DotKernel, build_functions
 from bitwright.compiler.program.extract import extract_program
-from bitwright.compiler.program.ops import Program, Tensor
+from bitwright.compiler.program.ops import Program, Step, Tensor
 from bitwright.compiler.program.segments import Split, split_program
-from bitwright.targets.backend import Backend, backend_for
+from bitwright.compiler.program.workload import workload_key
+from bitwright.targets.backend import Backend, Kernel, KernelChoice, backend_for
 from bitwright.targets.schema import Profile
 
 READING = "the model (reading the integer program)"
@@ -71,7 +72,8 @@ def _lower_library(
     job: Job, part: Job, programs: Mapping[str, Program], profile: Profile, backend: Backend
 ) -> dict[str, Any]:
     """Write the object files and the kernel tables of one library into ``part``; return what to say of them."""
-    lowered = build_functions(programs, profile, backend.dot_kernel, lambda name: _enter(job, f"'{name}'"))
+    dot_kernel = _chosen_kernels(job, backend)
+    lowered = build_functions(programs, profile, dot_kernel, lambda name: _enter(job, f"'{name}'"))
     for name, table in lowered.kernel_tables.items():
         part.kernel_table(name).write_text(dump_table(table))
     _enter(job, COMPILING)
@@ -79,6 +81,18 @@ def _lower_library(
     part.objects.mkdir()
     objects = export_objects(executable, part.objects)
     return {"objects": [p.name for p in objects]}
+
+
+def _chosen_kernels(job: Job, backend: Backend) -> DotKernel:
+    """Return the backend's kernels, those that were tuned by their records."""
+    plain = json.loads(job.choices.read_text()) if job.choices.exists() else {}
+    choices = {key: KernelChoice.from_plain(choice) for key, choice in plain.items()}
+
+    def dot_kernel(step: Step, program: Program, profile: Profile) -> Kernel:
+        choice = choices.get(workload_key(step, program)) if choices else None
+        return backend.dot_kernel(step, program, profile, choice)
+
+    return dot_kernel
 
 
 def _lower_segments(job: Job, split: Split, profile: Profile, backend: Backend) -> dict[str, Any]:

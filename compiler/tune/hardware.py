@@ -9,7 +9,32 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import bitwright
+from bitwright.compiler.tune.farm import Farm, board_name
+from bitwright.targets.backend import Backend, TunableBackend, backend_for
 from bitwright.targets.schema import Profile
+
+
+def processor_of(profile: Profile, farm: Farm | None) -> str | None:
+    """Return the name of what kernels for a profile would be timed on, None if nothing here can time them.
+
+    Needs no TVM, and neither boards nor a tracker: records are looked up by this name.
+    """
+    if farm is not None:
+        return board_name(farm.device_key)
+    backend = backend_for(profile.family)
+    if not isinstance(backend, TunableBackend):
+        return None
+    timer = backend.kernel_timer(profile)
+    if timer is not None:
+        return timer.hardware
+    return backend.hardware() if backend.executes_natively(profile) else None
+
+
+def cannot_time(profile: Profile, backend: Backend) -> str:
+    """Return why this machine cannot time kernels for a profile."""
+    if not isinstance(backend, TunableBackend):
+        return f"family '{profile.family}' has no timer"
+    return backend.why_not_executable(profile) or "they run in an emulator, whose clock means nothing"
 
 
 def hardware_key(profile: Profile, processor: str) -> str:

@@ -60,7 +60,9 @@ class NativeMeasurer:
             if result == expected:
                 contenders.append(contender)
             else:
-                wrong.append(Timing(candidate.choice, "wrong", detail="its output differs from the default's"))
+                wrong.append(
+                    Timing(candidate.choice, "wrong", detail="its output differs from the default's")
+                )
         _take_turns(contenders, rounds)
         default_s = contenders[0].best_s
         good = [Timing(c.candidate.choice, "ok", c.best_s, default_s) for c in contenders]

@@ -26,7 +26,7 @@ class Key:
     """What a time belongs to.
 
     Attributes:
-        workload: See ``compiler.tune.workload``.
+        workload: See ``compiler.program.workload``.
         hardware: See ``compiler.tune.hardware``.
     """
 

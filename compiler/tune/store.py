@@ -18,6 +18,8 @@ from bitwright.compiler.errors import UsageError
 from bitwright.compiler.tune.records import Key, Record, dump_line, load_line
 from bitwright.targets.toolchain.cache import cache_place
 
+READING, WRITING = "cannot be read", "cannot be written"
+
 
 def default_place() -> Path:
     """Return the store that is used unless another is named."""
@@ -91,7 +93,7 @@ class TuningStore:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise self._error("cannot be read", error) from error
+            raise self._error(READING, error) from error
 
     def append(self, records: Sequence[Record]) -> None:
         """Add records; when this returns they are on the disk.
@@ -108,7 +110,7 @@ class TuningStore:
                 _write_all(handle, b"\n" + data if torn else data)
                 os.fsync(handle)
         except OSError as error:
-            raise self._error("cannot be written", error) from error
+            raise self._error(WRITING, error) from error
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from bitwright.compiler.tune.kernels import Batch, Bench
 from bitwright.compiler.tune.records import Status
 from bitwright.targets.backend import KernelChoice
+
+if TYPE_CHECKING:  # it imports tvm, which the parent never does
+    from bitwright.compiler.tune.kernels import Batch, Bench
 
 
 @dataclass(frozen=True)

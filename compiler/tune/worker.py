@@ -20,22 +20,23 @@ import onnx_ir as ir
 
 from bitwright.compiler.errors import BitwrightError, ToolchainError
 from bitwright.compiler.program.extract import extract_program
-from bitwright.compiler.program.ops import Program
+from bitwright.compiler.program.ops import Program, Step
+from bitwright.compiler.program.workload import tunable, workload_key
+from bitwright.compiler.tune.child import FARM_FILE, MODELS, PROFILE_FILE
 from bitwright.compiler.tune.external import ExternalMeasurer
+from bitwright.compiler.tune.hardware import cannot_time
 from bitwright.compiler.tune.kernels import Bench
 from bitwright.compiler.tune.native import NativeMeasurer
 from bitwright.compiler.tune.timing import Measurer, Timing
 from bitwright.targets.backend import Backend, KernelChoice, TunableBackend, backend_for
 from bitwright.targets.schema import Profile
 
-MODEL_FILE, PROFILE_FILE, FARM_FILE = "model.onnx", "profile.json", "farm.json"
-
 
 @dataclass(frozen=True)
 class Session:
     """What the worker works with."""
 
-    program: Program
+    steps: Mapping[str, tuple[Step, Program]]
     profile: Profile
     backend: Backend
     measurer: Measurer
@@ -46,18 +47,14 @@ class Session:
         self.answers.write(json.dumps({"event": event, **values}) + "\n")
         self.answers.flush()
 
-    def bench(self, name: str) -> Bench:
-        """Return the bench of a step."""
-        step = next(s for s in self.program.steps if s.name == name)
-        return Bench(step, self.program, self.profile, self.backend)
-
     def serve(self, request: Mapping[str, Any]) -> None:
         """Answer one request."""
-        bench = self.bench(request["step"])
+        step, program = self.steps[request["workload"]]
         if request["do"] == "candidates":
-            found = self.backend.candidates(bench.step, self.program, self.profile)
+            found = self.backend.candidates(step, program, self.profile)
             self.answer("candidates", choices=[c.as_plain() for c in found])
             return
+        bench = Bench(step, program, self.profile, self.backend)
         choices = [KernelChoice.from_plain(c) for c in request["choices"]]
         timings = self.measure(bench, choices, int(request["rounds"]))
         self.answer("measured", timings=[_plain(t) for t in timings])
@@ -103,19 +100,26 @@ def open_measurer(folder: Path, profile: Profile, backend: Backend) -> Measurer:
 
         found = json.loads(farm.read_text())
         return open_farm(str(found["tracker"]), str(found["device_key"]))
-    if not isinstance(backend, TunableBackend):
-        what = f"the kernels of family '{profile.family}' cannot be timed"
-        raise ToolchainError(what, where="tuning", fix="leave --tune out")
-    # A profile whose programs run here, but only in an emulator, has a timer or cannot be tuned here.
-    timer = backend.kernel_timer(profile)
-    if timer is not None:
-        return ExternalMeasurer([timer])
-    missing = backend.why_not_executable(profile)
-    if missing is not None or not backend.executes_natively(profile):
-        what = f"this machine cannot time kernels for '{profile.name}': {missing or 'they run in an emulator'}"
-        raise ToolchainError(what, where="tuning", fix="name boards with --tracker HOST:PORT --device-key KEY")
-    backend.prepare_process(profile)
-    return NativeMeasurer(backend.hardware())
+    if isinstance(backend, TunableBackend):
+        timer = backend.kernel_timer(profile)
+        if timer is not None:
+            return ExternalMeasurer([timer])
+        if backend.executes_natively(profile):
+            backend.prepare_process(profile)
+            return NativeMeasurer(backend.hardware())
+    what = f"this machine cannot time kernels for '{profile.name}': {cannot_time(profile, backend)}"
+    raise ToolchainError(what, where="tuning", fix="name boards with --tracker HOST:PORT --device-key KEY")
+
+
+def _steps(folder: Path) -> dict[str, tuple[Step, Program]]:
+    """Return a step, and its program, for every workload of the models in the folder."""
+    found: dict[str, tuple[Step, Program]] = {}
+    for path in sorted(folder.glob(MODELS)):
+        # The parent wrote this file from a model that ingest has vouched for.
+        program = extract_program(ir.load(path))
+        for step in filter(tunable, program.steps):
+            found.setdefault(workload_key(step, program), (step, program))
+    return found
 
 
 @contextmanager
@@ -133,13 +137,17 @@ def main(folder: Path) -> int:
             profile = Profile.model_validate_json((folder / PROFILE_FILE).read_text())
             backend = backend_for(profile.family)
             measurer = open_measurer(folder, profile, backend)
-            program = extract_program(ir.load(folder / MODEL_FILE))
-            session = Session(program, profile, backend, measurer, pipe)
+            session = Session(_steps(folder), profile, backend, measurer, pipe)
             session.answer("ready", hardware=measurer.hardware, executed=measurer.executed)
             for line in sys.stdin:
                 session.serve(json.loads(line))
         except BitwrightError as error:
-            fields = {"class": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+            fields = {
+                "class": type(error).__name__,
+                "what": error.what,
+                "where": error.where,
+                "fix": error.fix,
+            }
             pipe.write(json.dumps({"event": "error", **fields}) + "\n")
             return 1
     return 0

@@ -80,7 +80,7 @@ class PlainBackend:
 
     family = "x86_cpu"
 
-    def dot_kernel(self, step, program, profile):
+    def dot_kernel(self, step, program, profile, choice=None):
         return plain_dot_kernel(step, program, profile)
 
     def tvm_target(self, _profile):

@@ -159,7 +159,7 @@ def test_an_operator_tvm_lacks_is_left_to_onnxruntime(profile, tmp_path):
 
 def test_a_failure_that_is_no_missing_operator_stays_an_error(model, profile, tmp_path):
     class Broken(PlainBackend):
-        def dot_kernel(self, step, program, profile):
+        def dot_kernel(self, step, program, profile, choice=None):
             raise ToolchainError("no such instruction", where=step.name)
 
     job = Job(tmp_path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from bitwright.compiler.program.ops import Dot, Program, Step, Tensor
+from bitwright.compiler.program.ops import Dot, Program, Step, Tensor, WeightOnlyDot
 
 # Labels, and numbers that are data of the kernel: they are loaded or compared, and change no loop.
 _NOT_COUNTED = frozenset({"name", "inputs", "outputs", "nodes", "lower", "upper"})
@@ -21,11 +21,13 @@ class Workload:
     Attributes:
         key: Everything that determines a kernel's time, as stable text: operator, element types and shapes of all
             that is read and written, strides and the like, and what is fused behind it.
-        steps: Names of the steps, in program order; the first stands for all.
+        steps: Names of the steps, in program order.
+        label: The work in a few words, for tables.
     """
 
     key: str
     steps: tuple[str, ...]
+    label: str
 
     @property
     def calls(self) -> int:
@@ -35,16 +37,19 @@ class Workload:
 
 def tunable(step: Step) -> bool:
     """Tell whether backends have more than one way to compute a step."""
-    return isinstance(step, Dot)
+    return isinstance(step, Dot | WeightOnlyDot)
 
 
-def workloads_of(program: Program) -> tuple[Workload, ...]:
-    """Return the tunable work of a program, in order of first use."""
+def workloads_of(programs: Iterable[Program]) -> tuple[Workload, ...]:
+    """Return the tunable work of the programs of one library, in order of first use."""
     found: dict[str, list[str]] = {}
-    for step in program.steps:
-        if tunable(step):
-            found.setdefault(workload_key(step, program), []).append(step.name)
-    return tuple(Workload(key, tuple(steps)) for key, steps in found.items())
+    labels: dict[str, str] = {}
+    for program in programs:
+        for step in filter(tunable, program.steps):
+            key = workload_key(step, program)
+            labels.setdefault(key, describe(step, program))
+            found.setdefault(key, []).append(step.name)
+    return tuple(Workload(key, tuple(steps), labels[key]) for key, steps in found.items())
 
 
 def workload_key(step: Step, program: Program) -> str:
