@@ -319,6 +319,7 @@ class Codegen(Strict):
     Attributes:
         executor: ``vm``: a shared library on TVM's runtime. ``static``: C source with one arena and kernels as
             object code, on no runtime and no operating system.
+        float_mattr: Further features, or with a minus features to do without, of float operators in ``static`` code.
     """
 
     kind: Literal["llvm"] = "llvm"
@@ -326,6 +327,7 @@ class Codegen(Strict):
     mtriple: str = Field(min_length=1)
     mcpu: str = Field(min_length=1)
     mattr: tuple[str, ...] = ()
+    float_mattr: tuple[str, ...] = ()
 
 
 class Emulator(Strict):

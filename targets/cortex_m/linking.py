@@ -104,7 +104,7 @@ def _build(driver: Driver, folder: Path, program: str, defines: Sequence[str]) -
             driver.run(command, f"compiling {source.name}")
             compiled.append(str(target))
         kernels = [str(p) for p in sorted(folder.glob("*.o"))]
-        link = ["-nostdlib", "-T", str(folder / SCRIPT_FILE), "-Wl,--gc-sections", "-Wl,-e,reset", "-s"]
+        link = ["-nostartfiles", "-T", str(folder / SCRIPT_FILE), "-Wl,--gc-sections", "-Wl,-e,reset", "-s"]
         driver.run(
             [*driver.command, *link, *compiled, *kernels, "-o", str(folder / program)],
             f"linking {program}",

@@ -14,7 +14,7 @@ from bitwright.compiler.lower.static_c.network import Call, MemoryPlan, Network,
 from bitwright.compiler.program.ops import Tensor
 
 HEADER_FILE, SOURCE_FILE, CONSTANTS_FILE = "net.h", "net.c", "net_constants.c"
-OBJECT_FILE, RECORD_FILE = "net_kernels.o", "net.json"
+OBJECT_FILE, FLOAT_OBJECT_FILE, RECORD_FILE = "net_kernels.o", "net_float.o", "net.json"
 SOURCE_WIDTH = 110
 _C_TYPES = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
 

@@ -7,6 +7,7 @@ time and the plan knows every byte. Loops that would run in a thread pool run on
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def raw_kernels(module: tvm.IRModule, target: dict[str, Any]) -> RawKernels:
     )
 
 
-def write_object(kernels: RawKernels, target: dict[str, Any], path: Path) -> None:
-    """Generate machine code for the functions and write it as an object file."""
+def write_object(kernels: RawKernels, names: Collection[str], target: dict[str, Any], path: Path) -> None:
+    """Generate machine code for the named functions and write it as an object file."""
+    functions = {v: f for v, f in kernels.module.functions_items() if v.name_hint in names}
     finish = tvm.ir.transform.Sequential(
         [
             tirx.transform.FP8StorageLegalize(),
@@ -67,7 +69,8 @@ def write_object(kernels: RawKernels, target: dict[str, Any], path: Path) -> Non
     )
     found = tvm.target.Target(target)
     build = tvm_ffi.get_global_func(f"target.build.{found.kind.name}")
-    build(finish(kernels.module), found).write_to_file(str(path), "o")
+    module = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
+    build(finish(module), found).write_to_file(str(path), "o")
 
 
 def _loop_passes() -> list[Any]:

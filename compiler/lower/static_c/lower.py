@@ -69,9 +69,28 @@ def plan_static(
     return StaticModel(network, plan, kernels, lowered.kernel_table)
 
 
-def write_static(model: StaticModel, target: dict[str, Any], title: str, folder: Path) -> tuple[str, ...]:
-    """Generate machine code and C source into an existing folder; returns the names of the files."""
-    write_object(model.kernels, target, folder / emit.OBJECT_FILE)
+def write_static(
+    model: StaticModel, target: dict[str, Any], profile: Profile, title: str, folder: Path
+) -> tuple[str, ...]:
+    """Generate machine code and C source into an existing folder.
+
+    Args:
+        model: From ``plan_static``.
+        target: Fields of ``tvm.target.Target``.
+        profile: Has further features for float operators.
+        title: What the comments of the source begin with.
+        folder: Receives the files.
+
+    Returns:
+        Their names.
+    """
+    integer = {call.function for call in model.kernel_table}
+    objects = {emit.OBJECT_FILE: (integer, target)}
+    if rest := {call.function for call in model.network.calls} - integer:
+        features = [*target.get("mattr", ()), *profile.codegen.float_mattr]
+        objects[emit.FLOAT_OBJECT_FILE] = (rest, {**target, "mattr": features} if features else target)
+    for name, (functions, machine) in objects.items():
+        write_object(model.kernels, functions, machine, folder / name)
     texts = {
         emit.HEADER_FILE: emit.header(model.network, model.plan, title),
         emit.SOURCE_FILE: emit.source(model.network, model.plan, title),
@@ -80,7 +99,7 @@ def write_static(model: StaticModel, target: dict[str, Any], title: str, folder:
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    return (emit.OBJECT_FILE, *texts)
+    return (*objects, *texts)
 
 
 def _module(

@@ -70,3 +70,17 @@ void __aeabi_memclr(void *t, size_t n) __attribute__((weak));
 void __aeabi_memclr(void *t, size_t n) { memset(t, 0, n); }
 void __aeabi_memclr4(void *t, size_t n) __attribute__((weak, alias("__aeabi_memclr")));
 void __aeabi_memclr8(void *t, size_t n) __attribute__((weak, alias("__aeabi_memclr")));
+
+/* LLVM widens conversions of two floats to 64-bit integers, under a name that the ARM run-time ABI does not have. */
+int64_t __fixsfdi(float x) __attribute__((weak));
+int64_t __fixsfdi(float x)
+{
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    int exponent = (int)(bits >> 23 & 255) - 150; /* of the last bit of the significand */
+    uint64_t magnitude = (bits & 0x7FFFFF) | 0x800000;
+    if (exponent < -23) return 0;
+    if (exponent >= 40) return bits >> 31 ? INT64_MIN : INT64_MAX;
+    magnitude = exponent < 0 ? magnitude >> -exponent : magnitude << exponent;
+    return bits >> 31 ? -(int64_t)magnitude : (int64_t)magnitude;
+}
