@@ -55,6 +55,9 @@ def bench_verb(
 ) -> None:
     """Time two models, or a bundle's artifact against a model: separate processes that take turns."""
     from bitwright.compiler.bench.comparison import bench
+    from bitwright.compiler.bench.roofline import measure_roofline
+    from bitwright.compiler.bench.roofline_picture import roofline_picture
+    from bitwright.compiler.bundle.atomic import write_atomically
 
     if second is not None and against is not None:
         what = "the reference is named twice"
@@ -67,6 +70,7 @@ def bench_verb(
     for path, option, ending in ((roofline, "--roofline", ".svg"), (output, "--output", ".json")):
         _check_file(path, option, ending)
     with TerminalProgress(out) as progress:
+        under = None if roofline is None else measure_roofline(first, threads=threads, progress=progress)
         found = bench(
             first,
             second or against,
@@ -76,10 +80,10 @@ def bench_verb(
             sessions=sessions,
             progress=progress,
         )
-        under = None if roofline is None else _roofline(first, threads, roofline, progress)
     _print_comparison(out, found)
     document = found.to_dict()
-    if under is not None:
+    if under is not None and roofline is not None:
+        write_atomically(roofline, roofline_picture([under]).encode())
         _print_kernels(out, under)
         document["roofline"] = {**under.to_dict(), "picture": roofline}
     _results(out, document, output, [f"{found.ratio.value:.4f}", *([str(roofline)] if roofline else [])])
@@ -93,17 +97,6 @@ def _check_file(path: Path | None, option: str, ending: str) -> None:
         what = f"the file's name must end in {ending}"
         raise UsageError(what, where=f"{option} {path}", fix=f"write {path.with_suffix(ending).name}")
     check_place(path, option)
-
-
-def _roofline(bundle: str, threads: int, picture: Path, progress: TerminalProgress) -> Roofline:
-    """Measure the kernels of a bundle and draw them."""
-    from bitwright.compiler.bench.roofline import measure_roofline
-    from bitwright.compiler.bench.roofline_picture import roofline_picture
-    from bitwright.compiler.bundle.atomic import write_atomically
-
-    found = measure_roofline(bundle, threads=threads, progress=progress)
-    write_atomically(picture, roofline_picture([found]).encode())
-    return found
 
 
 def _print_comparison(out: Output, found: BenchResult) -> None:

@@ -15,6 +15,7 @@ import tvm_ffi
 from bitwright.compiler.errors import ToolchainError
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
+RUNTIME_FUNCTION = "runtime.NumThreads"  # one that the runtime library registers
 CPU_DEVICE, POOLED_ALLOCATOR = 1, 2
 ALIGNMENT = 64
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
@@ -62,6 +63,12 @@ def tensor(array: np.ndarray) -> Any:
     return tvm_ffi.from_dlpack(aligned)
 
 
+def _load_runtime(folder: Path) -> None:
+    """Load TVM's runtime unless this process has one already: a second copy of it would end the process."""
+    if tvm_ffi.get_global_func(RUNTIME_FUNCTION, allow_missing=True) is None:
+        ctypes.CDLL(str(folder / RUNTIME_LIBRARY), ctypes.RTLD_GLOBAL)
+
+
 def load_library(path: Path, runtime: Path) -> LoadedLibrary:
     """Load a library that holds a compiled model.
 
@@ -74,7 +81,7 @@ def load_library(path: Path, runtime: Path) -> LoadedLibrary:
     """
     ask_for_tiles()
     try:
-        ctypes.CDLL(str(runtime / RUNTIME_LIBRARY), ctypes.RTLD_GLOBAL)
+        _load_runtime(runtime)
         machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
         machine["vm_initialization"](CPU_DEVICE, 0, POOLED_ALLOCATOR)
         return LoadedLibrary(machine["main"])
