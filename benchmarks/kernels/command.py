@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=10, help="turns of every process")
     parser.add_argument("--sessions", type=int, default=3, help="how often all processes are started anew")
     parser.add_argument("--again", action="store_true", help="measure again what the results hold")
-    parser.add_argument("--tune", default='{"tune": true}', help="options that tune, as JSON")
+    parser.add_argument("--tune", default="90s", help="budget of the targets NAME+tuned: 90s, 5m, 200 trials")
     parser.add_argument("--roofline-models", default="resnet8_cifar10,minilm_l6-128,conv28,mlp-128")
     return parser
 
@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
             threads=[int(n) for n in arguments.threads.split(",")],
             effort=Effort(arguments.rounds, arguments.sessions),
             again=arguments.again,
-            tune=json.loads(arguments.tune),
+            tune=arguments.tune,
         )
         _write_tables(arguments.out)
 
@@ -75,9 +75,7 @@ def _roofline(arguments: argparse.Namespace) -> None:
     for threads in (int(n) for n in arguments.threads.split(",")):
         found = []
         for model in models_named(arguments.roofline_models.split(",")):
-            bundle = Forms(model, arguments.out / "models" / model.name).bundle(
-                target, tune=json.loads(arguments.tune)
-            )
+            bundle = Forms(model, arguments.out / "models" / model.name).bundle(target, tune=arguments.tune)
             found.append(measure_roofline(bundle.path, threads=threads, label=model.name))
             print(model.name, *found[-1].lines(), sep="\n  ")
         (arguments.out / f"roofline-{target}-{threads}.svg").write_text(roofline_picture(found))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +21,7 @@ from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.options import Options
 from bitwright.compiler.pipeline import compile_model
+from bitwright.compiler.tune.budget import OFF, parse_budget
 from bitwright.passes.normalize import specialize
 from kernels.models import BenchModel
 
@@ -58,7 +57,7 @@ class Forms:
         made = self.folder / "model.onnx"
         return made if made.exists() else self.model.build(self.folder)
 
-    def bundle(self, target: str, *, tune: Mapping[str, Any] | None = None) -> Bundle:
+    def bundle(self, target: str, *, tune: str = "off") -> Bundle:
         """Return the bundle for a target such as ``host`` or ``host+tuned``, compiled if it is not there yet.
 
         Raises:
@@ -69,7 +68,7 @@ class Forms:
             return Bundle.open(path)
         if path.exists():
             shutil.rmtree(path)
-        options: dict[str, Any] = dict(tune or {}) if target.endswith(TUNED) else {}
+        tuned = target.endswith(TUNED)
         made = compile_model(
             Options(
                 model=self.source,
@@ -77,7 +76,10 @@ class Forms:
                 data=list(self.model.samples()),
                 dims=dict(self.model.dims),
                 output=path,
-                **options,
+                tune=parse_budget(tune) if tuned else OFF,
+                # Records of earlier runs would tune what is to be untuned.
+                tuning_store=self.folder.parent
+                / ("tuned.records" if tuned else f"untuned-{self.model.name}.records"),
             )
         )
         assert made is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +42,7 @@ def measure_model(
     threads: Sequence[int],
     effort: Effort,
     again: bool,
-    tune: Mapping[str, Any],
+    tune: str,
 ) -> None:
     """Build what is missing and measure what is not measured yet."""
     wanted = [n for n in threads if again or not _holds(result_file(out, model.name, n), targets)]

@@ -13,6 +13,7 @@ from bitwright.compiler.lower.loaded import LoadedLibrary, load_library
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.targets.toolchain.interface import Interface
 from bitwright.targets.toolchain.runner import LIBRARY_FILE
+from bitwright.targets.toolchain.shape_rules import Dispatch, ShapeRules
 
 Arrays = Mapping[str, np.ndarray]
 Segment = Callable[[Arrays], Arrays]
@@ -31,7 +32,9 @@ def artifact_call(bundle: Path, feeds: Arrays, session: SessionConfig) -> Callab
         ToolchainError: A library cannot be loaded.
     """
     lib = bundle / LIBRARY_FOLDER
-    found, interface = read_segments(lib), Interface.read(lib)
+    found, interface, rules = read_segments(lib), Interface.read(lib), ShapeRules.read(lib)
+    if rules is not None:
+        return _dispatched(lib, rules.dispatch(feeds))
     arrays = interface.arrange(feeds)
     if found is None:
         return load_library(lib / LIBRARY_FILE, lib).bind(arrays)
@@ -45,6 +48,14 @@ def artifact_call(bundle: Path, feeds: Arrays, session: SessionConfig) -> Callab
         return values
 
     return call
+
+
+def _dispatched(lib: Path, dispatch: Dispatch) -> Callable[[], object]:
+    """Return the calls that inputs of one size take in an artifact of several sizes, one after the other."""
+    interface = Interface.read(lib / dispatch.function.folder)
+    library = load_library(lib / LIBRARY_FILE, lib, interface.function)
+    bound = [library.bind(interface.arrange(inputs)) for inputs in dispatch.calls]
+    return lambda: [call() for call in bound]
 
 
 def _segment(lib: Path, record: SegmentRecord, config: SessionConfig) -> Segment:

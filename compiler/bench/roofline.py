@@ -168,6 +168,8 @@ def _check(bundle: Bundle) -> None:
         reason = "the time of an emulated artifact means nothing"
     if reason is None and bundle.segments is not None:
         reason = "the kernels of an artifact in segments are not timed one by one"
+    if reason is None and bundle.rules is not None:
+        reason = "the kernels of an artifact of several sizes are not timed one by one"
     if reason is not None:
         raise UsageError(reason, where=str(bundle.path), fix="leave out --roofline")
 

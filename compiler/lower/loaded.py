@@ -32,7 +32,7 @@ class LoadedLibrary:
     """A library whose functions can be called.
 
     Attributes:
-        main: The model: tensors in, a tensor or a sequence of them out.
+        main: The function: tensors in, a tensor or a sequence of them out.
     """
 
     main: Callable[..., Any]
@@ -69,12 +69,13 @@ def _load_runtime(folder: Path) -> None:
         ctypes.CDLL(str(folder / RUNTIME_LIBRARY), ctypes.RTLD_GLOBAL)
 
 
-def load_library(path: Path, runtime: Path) -> LoadedLibrary:
+def load_library(path: Path, runtime: Path, function: str = "main") -> LoadedLibrary:
     """Load a library that holds a compiled model.
 
     Args:
         path: The shared library.
         runtime: Folder with TVM's runtime library.
+        function: Which of its functions.
 
     Raises:
         ToolchainError: It cannot be loaded.
@@ -84,7 +85,7 @@ def load_library(path: Path, runtime: Path) -> LoadedLibrary:
         _load_runtime(runtime)
         machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
         machine["vm_initialization"](CPU_DEVICE, 0, POOLED_ALLOCATOR)
-        return LoadedLibrary(machine["main"])
+        return LoadedLibrary(machine[function])
     except (OSError, RuntimeError, AttributeError, ValueError) as error:
         what = f"the library cannot be loaded: {' '.join(str(error).split())}"
         raise ToolchainError(what, where=str(path), fix="compile again") from error
