@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from bitwright.compiler.artifact import function_models
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.errors import ToolchainError
+from bitwright.compiler.errors import ToolchainError, UsageError
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.workload import workloads_of
 from bitwright.compiler.tune.child import TuningChild
@@ -35,11 +35,9 @@ def tune(c: Compilation, notes: list[str], *, resume: bool = False) -> None:
     budget, farm = c.options.tune, c.options.farm
     store = TuningStore(c.options.tuning_store or default_place())
     processor = processor_of(c.profile, farm)
-    if processor is None or (farm is not None and farm.tracker is None and not budget.off):
-        if not budget.off:
-            why = cannot_time(c.profile, backend_for(c.profile.family)) if farm is None else "no tracker is named"
-            what = f"this machine cannot time kernels for '{c.profile.name}': {why}"
-            raise ToolchainError(what, where="--tune", fix="pass --tracker HOST:PORT --device-key KEY")
+    if not budget.off:
+        _require_timer(c, processor)
+    if processor is None:
         return
     models = [c.static, *function_models(c).values()]
     tuner = Tuner(
@@ -55,6 +53,22 @@ def tune(c: Compilation, notes: list[str], *, resume: bool = False) -> None:
     notes.extend(_sentences(c.tuning))
 
 
+def _require_timer(c: Compilation, processor: str | None) -> None:
+    """Check that what is to be measured can be.
+
+    Raises:
+        ToolchainError: It cannot.
+        UsageError: Boards are named, and no tracker.
+    """
+    if c.options.farm is not None and c.options.farm.tracker is None:
+        msg = "the boards can be measured on only through their tracker"
+        raise UsageError(msg, where="--device-key", fix="pass --tracker HOST:PORT, or --tune off")
+    if processor is None:
+        why = cannot_time(c.profile, backend_for(c.profile.family))
+        what = f"this machine cannot time kernels for '{c.profile.name}': {why}"
+        raise ToolchainError(what, where="--tune", fix="pass --tracker HOST:PORT --device-key KEY")
+
+
 def _open_child(models: list[ir.Model], c: Compilation) -> TuningChild:
     return TuningChild(models, c.profile, c.options.farm)
 
@@ -67,6 +81,7 @@ def _sentences(tuning: Tuning) -> list[str]:
         f"{len(sources)} kinds of dot products: {tuned} tuned now, {recorded} by earlier records, "
         f"{len(sources) - tuned - recorded} by default ({known} are in the store)"
     )
-    spent = f"{tuning.trials} kernels measured in {tuning.seconds:.1f} s" if tuning.trials else "nothing was measured"
+    measured = f"{tuning.trials} kernels measured in {tuning.seconds:.1f} s"
+    spent = measured if tuning.trials else "nothing was measured"
     gain = f"; their time is {tuning.ratio:.2f} of the defaults'" if tuning.ratio is not None else ""
     return [f"{head}; {spent}{gain}", *tuning.notes]

@@ -12,8 +12,10 @@ from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.parsing import check_place, parse_buckets, parse_pads
 from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.cli.quantization import Quantization
+from bitwright.compiler.cli.tuning import Tune, TuningPlaces
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
+from bitwright.compiler.tune.budget import parse_budget as parse_tuning
 
 if TYPE_CHECKING:
     from bitwright.compiler.plan.planner import RuntimeName
@@ -24,7 +26,9 @@ def compile_verb(
     model: arg.Model,
     target: arg.Targets,
     quantization: Quantization,
+    places: TuningPlaces,
     output: arg.OutputFolder = None,
+    tune: Tune = "off",
     bucket: arg.Buckets = None,
     pad: arg.Pads = None,
     loop: arg.Loop = None,
@@ -37,6 +41,8 @@ def compile_verb(
     """Compile a model for one or more targets: library, runner, Q/DQ model, report, proof."""
     values = {
         **quantization.values(),
+        **places.values(),
+        "tune": parse_tuning(tune),
         "model": model,
         "buckets": parse_buckets(bucket or ()),
         "pad": parse_pads(pad or ()),

@@ -25,7 +25,8 @@ def report_content(c: Compilation) -> dict[str, Any]:
 
     Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``recipe``, ``phases``, ``migrations``,
     ``allocation``, ``layers``, ``noise``, ``advice``, ``sizes``, ``float``, ``not_lowered``, ``audit``, ``gate``,
-    ``accuracy``, ``timing``, ``verification``, ``warnings``. Times are seconds, sizes bytes, errors decibel.
+    ``accuracy``, ``timing``, ``tuning``, ``verification``, ``warnings``. Times are seconds, sizes
+    bytes, errors decibel.
     """
     assert c.source is not None and c.model is not None and c.plan is not None and c.quantized is not None
     return {
@@ -61,6 +62,7 @@ def report_content(c: Compilation) -> dict[str, Any]:
             "onnxruntime": None if c.timing is None else asdict(c.timing),
             "artifact": _artifact_time(c),
         },
+        "tuning": None if c.tuning is None else c.tuning.as_plain(),
         "verification": None if c.verification is None else c.verification.to_dict(),
         "warnings": _warnings(c),
     }
