@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitwright.targets.arm_cpu import emulated
+from bitwright.targets.arm_cpu import emulated, modelled_cycles
 from bitwright.targets.backend import Backend
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.cpu_backend import CpuBackend
@@ -20,6 +20,7 @@ BACKEND: Backend = CpuBackend(
     kernels="bitwright.targets.arm_cpu.kernels",
     missing=emulated.why_not_executable,
     launch=emulated.launch,
+    timer=modelled_cycles.timer,
 )
 
 

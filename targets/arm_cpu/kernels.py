@@ -17,7 +17,12 @@ from bitwright.compiler.lower.templates.choice import (
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.lower.templates.instruction import DotInstruction
 from bitwright.compiler.lower.templates.mmla import MatrixInstruction
-from bitwright.compiler.program.ops import Program, Step
+from bitwright.compiler.lower.templates.weight_only_choice import (
+    weight_only_candidates,
+    weight_only_choice_kernel,
+)
+from bitwright.compiler.program.ops import Program, Step, WeightOnlyDot
+from bitwright.targets.arm_cpu.codes import CODE_NEON, CODE_SDOT
 from bitwright.targets.arm_cpu.neon import NEON
 from bitwright.targets.arm_cpu.sdot import SDOT, SDOT_BY_ELEMENT
 from bitwright.targets.arm_cpu.smmla import SMMLA
@@ -26,6 +31,7 @@ from bitwright.targets.schema import Profile
 
 INSTRUCTIONS = {i.name: i for i in (SDOT, NEON)}
 MATRIX_INSTRUCTIONS = {i.name: i for i in (SDOT_BY_ELEMENT, SMMLA)}
+CODE_INSTRUCTIONS = {i.name: i for i in (CODE_SDOT, CODE_NEON)}
 KNOWN = tuple(dict.fromkeys((*INSTRUCTIONS, *MATRIX_INSTRUCTIONS)))
 REGISTER_BYTES = 16
 IMPLICIT_GEMM, MMLA, DEPTHWISE = "implicit_gemm", "mmla", "depthwise"
@@ -47,12 +53,14 @@ def usable(available: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
-    """Return the ways to compute a QGemm or QConv step, the default first.
+    """Return the ways to compute a QGemm, QConv or WeightOnlyDot step, the default first.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: The profile allows no instruction known here.
     """
+    if isinstance(step, WeightOnlyDot):
+        return weight_only_candidates(step, program, profile, CODE_INSTRUCTIONS)
     return candidates_for(step, program, available_intrinsics(step, program, profile))
 
 
@@ -98,12 +106,14 @@ def _vector_space(geometry: DotGeometry, instruction: DotInstruction) -> Iterato
 
 
 def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None) -> Kernel:
-    """Return the kernel of a QGemm or QConv step of any shape.
+    """Return the kernel of a QGemm, QConv or WeightOnlyDot step of any shape.
 
     Raises:
         InternalError: The step is not a dot product.
         ProfileError: The profile allows no instruction known here, or ``choice`` is not a candidate.
     """
+    if isinstance(step, WeightOnlyDot):
+        return weight_only_choice_kernel(step, program, profile, CODE_INSTRUCTIONS, choice)
     return kernel_for(step, program, available_intrinsics(step, program, profile), choice)
 
 

@@ -34,6 +34,7 @@ from bitwright.compiler.lower.templates.scaffold import (
     loop,
     pieces,
     shuffle,
+    splat,
     store,
 )
 from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
@@ -43,6 +44,9 @@ from bitwright.targets.backend import Kernel
 # Bytes of a vector register: what is read of a pixel's activations at once.
 SPAN = 16
 QUAD = 4
+# Sums below 2^22 become float32 by an addition: as the lowest bits of a float between 2^23 and 2^24, whose last bit is
+# 1, they are off by a constant. ARM's conversions take four times as long as a subtraction.
+FLOAT_OFFSET, FLOAT_OFFSET_BITS, OFFSET_LIMIT = 12582912.0, 0x4B400000, 1 << 22
 # Estimated instructions of the epilogue per output, and of the loops around one chunk and one tile.
 OUTPUT_COST, CHUNK_COST, TILE_COST = 1.5, 3.0, 20.0
 
@@ -183,13 +187,25 @@ def mmla_kernel(
     )
     epilogue = epilogue_of(step, program)
     arrays = channel_constants(step, program, staging.shift)
+    small = largest_sum(step, arrays["bias"], instruction.operand) < OFFSET_LIMIT
+    if small:
+        arrays["bias"] = arrays["bias"] + np.int32(FLOAT_OFFSET_BITS)
     padded = {name: pad_channels(array, geometry, layout) for name, array in arrays.items()}
     # The bias is what the accumulators start from, so it lies as they do: the same channels for every row.
     lanes = padded["bias"].reshape(-1, 1, instruction.lanes)
     padded["bias"] = np.repeat(lanes, instruction.rows, axis=1).reshape(-1)
     constants = {"weight": pack_weight(step.weight, geometry, layout), **padded}
-    template = _Template(geometry, staging, epilogue, instruction, layout, params)
-    return assemble_kernel(instruction.name, geometry, staging, epilogue, params, constants, template.body)
+    template = _Template(geometry, staging, epilogue, instruction, layout, params, small)
+    key = (params, small)
+    return assemble_kernel(instruction.name, geometry, staging, epilogue, key, constants, template.body)
+
+
+def largest_sum(step: Dot, bias: np.ndarray, operand: str) -> int:
+    """Return a bound on the magnitude of sums, over all activations, given the folded bias."""
+    info = np.iinfo(operand)
+    axes = 0 if step.weight.ndim == 2 else (1, 2, 3)
+    weights = np.abs(step.weight.astype(np.int64)).sum(axis=axes)
+    return int((max(-info.min, info.max) * weights + np.abs(bias.astype(np.int64))).max())
 
 
 @dataclass(frozen=True)
@@ -219,6 +235,7 @@ class _Template:
     instruction: MatrixInstruction
     layout: WeightLayout
     params: MmlaParams
+    small: bool
 
     def body(self, buffers: list[Buffer]) -> None:
         x, weight, bias, *constants, y = buffers
@@ -336,8 +353,11 @@ class _Template:
     def _part(self, tile: _Tile, lines: Buffer, pixel: int, first: int, channels: int) -> Part:
         g, blocks = self.geometry, self.layout.blocks(self.geometry)
         block_at = tile.block // blocks * g.group_outputs + tile.block % blocks * self.layout.block
+        total = load(lines, [pixel, first], QUAD)
+        if self.small:
+            total = T.reinterpret(total, dtype="float32x4") - splat(T.float32(FLOAT_OFFSET), QUAD)
         return Part(
-            accumulator=load(lines, [pixel, first], QUAD),
+            accumulator=total,
             channel=tile.block * self.layout.block + first,
             at=(tile.row * g.out_width + tile.column + pixel) * g.outputs + block_at + first,
             used=min(QUAD, channels - first),
