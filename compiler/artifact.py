@@ -17,8 +17,9 @@ from bitwright.compiler.bundle.bundle import (
 )
 from bitwright.compiler.bundle.functions import write_functions
 from bitwright.compiler.bundle.golden import write_golden
-from bitwright.compiler.bundle.runtime import add_runtime, add_static
+from bitwright.compiler.bundle.runtime import add_runtime, add_static, shipped_files
 from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, segment_path, write_segments
+from bitwright.compiler.bundle.static_runtime import add_static_runtime
 from bitwright.compiler.bundle.verify import verify_folder
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import ToolchainError, VerificationError
@@ -57,7 +58,12 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     objects = folder / "objects"
     objects.mkdir()
     c.lowering = lower_in_worker(
-        c.static, c.profile, objects, timeout_s=c.options.timeout_s, variants=function_models(c), choices=c.choices
+        c.static,
+        c.profile,
+        objects,
+        timeout_s=c.options.timeout_s,
+        variants=function_models(c),
+        choices=c.choices,
     )
     notes.extend(c.lowering.notes)
     notes.extend(found.sentence() for found in c.lowering.not_lowered)
@@ -122,7 +128,12 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
         (lib / KERNEL_TABLE_FILE).write_text(dump_table(c.lowering.kernel_table))
     if c.rules is not None:
         write_functions(lib, c.rules, c.lowering.variants)
+    if c.profile.codegen.executor == "static":
+        add_static_runtime(lib, _interface(c))
+        _write_golden(c, folder)
+        return
     status = add_runtime(lib, c.profile, _interface(c), c.rules, c.options.static)
+    c.shipped = shipped_files(lib, c.options.static)
     notes.append(
         f"runner built with {status.compiler}" if status.compiler else f"no runner: {status.missing}"
     )

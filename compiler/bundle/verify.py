@@ -130,6 +130,7 @@ class Verification:
         step_seconds: Step -> best seconds of its kernels in one call; empty where times mean nothing.
         float_seconds: Best seconds of everything in the library that is no integer kernel.
         not_lowered: Nodes that ONNX Runtime executed on this machine; no part of what was emulated.
+        measurements: What else the execution measured, e.g. memory on an emulated board; one sentence each.
     """
 
     executed: str
@@ -144,6 +145,7 @@ class Verification:
     step_seconds: Mapping[str, float] = field(default_factory=dict)
     float_seconds: float = 0.0
     not_lowered: tuple[NotLowered, ...] = ()
+    measurements: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -164,6 +166,7 @@ class Verification:
         hidden = len(self.kernel_differences) - len(shown)
         return [
             *found,
+            *self.measurements,
             *([f"... and {hidden} more"] if hidden else []),
             *(o.sentence() for o in self.outputs),
         ]
@@ -288,9 +291,10 @@ def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
     calls = elements = 0
     executed = "none"
     call_seconds: Sequence[tuple[str, float]] = ()
+    measurements: Sequence[str] = ()
     for data in golden:
         function, executions, whole = _execute(bundle, data.inputs)
-        found, executed = reference(function), whole.executed
+        found, executed, measurements = reference(function), whole.executed, whole.measurements
         for execution in executions:
             calls += len(found.table)
             if function == MAIN:  # times of other shapes are no part of the summary
@@ -317,6 +321,7 @@ def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
         step_seconds=step_seconds,
         float_seconds=float_seconds,
         not_lowered=() if bundle.segments is None else bundle.segments.findings(),
+        measurements=tuple(measurements),
     )
 
 

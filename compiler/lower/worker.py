@@ -13,13 +13,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError
+from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError, UsageError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.compile import compile_module, export_objects
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.lower.relax_module import DotKernel, build_functions
+from bitwright.compiler.lower.static_c.lower import plan_static, write_static
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import Program, Step, Tensor
 from bitwright.compiler.program.segments import Split, split_program
@@ -48,6 +49,10 @@ def run(job: Job, backend: Backend | None = None) -> None:
     # The parent wrote this file from a model that ingest has vouched for.
     program = extract_program(ir.load(job.model))
     variants = {path.stem: extract_program(ir.load(path)) for path in job.variants()}
+    if profile.codegen.executor == "static":
+        result = _lower_static(job, {MAIN: program, **variants}, profile, backend)
+        _finish(job, program, result, start)
+        return
     try:
         result = _lower_library(job, job, {MAIN: program, **variants}, profile, backend)
     except ToolchainError:
@@ -58,8 +63,31 @@ def run(job: Job, backend: Backend | None = None) -> None:
         if variants:
             raise _no_variants(split) from None
         result = _lower_segments(job, split, profile, backend)
-    seconds = time.perf_counter() - start
-    job.result.write_text(json.dumps({**result, "seconds": seconds, "notes": list(program.notes)}))
+    _finish(job, program, result, start)
+
+
+def _finish(job: Job, program: Program, result: Mapping[str, Any], start: float) -> None:
+    """Write the job's result: the last thing that a job does."""
+    notes = [*program.notes, *result.get("notes", ())]
+    job.result.write_text(json.dumps({**result, "seconds": time.perf_counter() - start, "notes": notes}))
+
+
+def _lower_static(
+    job: Job, programs: Mapping[str, Program], profile: Profile, backend: Backend
+) -> dict[str, Any]:
+    """Write source, machine code and the kernel table of an executor without a runtime; return what to say of it."""
+    if len(programs) > 1:
+        what = "an executor without a runtime is compiled for one shape"
+        raise UsageError(what, where="--bucket", fix="compile it for one shape, with --dim")
+    target = backend.tvm_target(profile)
+    model = plan_static(
+        programs[MAIN], profile, backend.dot_kernel, target, lambda name: _enter(job, f"'{name}'")
+    )
+    job.kernels.write_text(dump_table(model.kernel_table))
+    _enter(job, COMPILING)
+    job.objects.mkdir()
+    names = write_static(model, target, profile, f"A network for {profile.name}", job.objects)
+    return {"objects": list(names), "notes": [model.plan.sentence()]}
 
 
 def _no_variants(split: Split) -> ToolchainError:

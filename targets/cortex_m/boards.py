@@ -80,9 +80,7 @@ def linker_script(board: Board) -> str:
         f"  {name} ({access}) : ORIGIN = {region.origin:#x}, LENGTH = {region.length:#x}"
         for name, (access, region) in regions.items()
     )
-    return _SCRIPT.format(
-        memory=memory, constants=constants, stack=STACK_BYTES, harness=HARNESS_SECTION
-    )
+    return _SCRIPT.format(memory=memory, constants=constants, stack=STACK_BYTES, harness=HARNESS_SECTION)
 
 
 _SCRIPT = """MEMORY

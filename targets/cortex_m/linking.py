@@ -78,7 +78,9 @@ def flash_bytes(program: Path) -> dict[str, int]:
     """Return the flash that a network takes, by kind; the harness and its vector table do not count."""
     sections = loaded_sections(program)
     constants = sections.get(".rodata", 0)
-    other = sum(size for name, size in sections.items() if name not in (HARNESS_SECTION, ".vectors", ".rodata"))
+    other = sum(
+        size for name, size in sections.items() if name not in (HARNESS_SECTION, ".vectors", ".rodata")
+    )
     return {"code_bytes": other, "constant_bytes": constants, "flash_bytes": other + constants}
 
 

@@ -87,7 +87,9 @@ def check_plan(buffers: Sequence[Lifetime], plan: ArenaPlan) -> None:
     for number, buffer in enumerate(buffers):
         start = plan.offsets[buffer.name]
         if start < 0 or start % ALIGNMENT or start + buffer.size > plan.size:
-            msg = f"buffer '{buffer.name}' lies at {start}, outside an arena of {plan.size} bytes or unaligned"
+            msg = (
+                f"buffer '{buffer.name}' lies at {start}, outside an arena of {plan.size} bytes or unaligned"
+            )
             raise InternalError(msg)
         for other in buffers[:number]:
             at = plan.offsets[other.name]

@@ -86,8 +86,8 @@ def comment(text: str) -> str:
 def header(network: Network, plan: MemoryPlan, title: str) -> str:
     """Return the text of net.h."""
     named = [
-        f"/* {kind} {k}: {comment(_port(tensor))} */\n"
-        for kind, tensors in (("input", network.inputs), ("output", network.outputs))
+        f"#define NET_{kind}_{k}_BYTES {tensor_bytes(tensor)} /* {comment(_port(tensor))} */\n"
+        for kind, tensors in (("INPUT", network.inputs), ("OUTPUT", network.outputs))
         for k, tensor in enumerate(tensors)
     ]
     return _HEADER.format(
@@ -200,5 +200,3 @@ def _lines(words: Sequence[int] | np.ndarray) -> str:
             line = "   "
         line += f" {text},"
     return "\n".join([*lines, line])
-
-

@@ -150,9 +150,7 @@ class _Raw:
         serial = node.kind == tirx.ForKind.PARALLEL
         kind = tirx.ForKind.SERIAL if serial else node.kind
         body = self._statement(node.body)
-        return tirx.For(
-            node.loop_var, node.min, node.extent, kind, body, None, node.annotations, node.step
-        )
+        return tirx.For(node.loop_var, node.min, node.extent, kind, body, None, node.annotations, node.step)
 
     def _allocation(self, node: Any) -> Any:
         if str(node.buffer.ty.storage_scope) == "local":

@@ -15,7 +15,7 @@ from bitwright.targets.schema import Limits
 
 # Frames of net_run and of one kernel: saved registers of both files and spilled values. The arrays that a kernel keeps
 # outside the arena are added.
-FRAMES_BYTES = 384
+FRAMES_BYTES = 512
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,12 @@ class _Reader:
             return self.value(value.args[0])
         if value in self.values:
             return self.values[value]
-        what = f"'{_operator(value) or type(value).__name__}' needs a runtime on the device, and there is none"
-        raise ModelError(what, fix="choose a target with an operating system, or take this part out of the model")
+        what = (
+            f"'{_operator(value) or type(value).__name__}' needs a runtime on the device, and there is none"
+        )
+        raise ModelError(
+            what, fix="choose a target with an operating system, or take this part out of the model"
+        )
 
     def call(self, variable: Any, value: Any) -> Value:
         """Add a call; return the places of its results."""
@@ -133,9 +137,7 @@ class _Reader:
                 return Place("constant", numbers[place.index])
             return direct.get(place, place)
 
-        calls = [
-            Call(c.function, tuple(map(final, c.arguments)), c.label, c.recorded) for c in self.calls
-        ]
+        calls = [Call(c.function, tuple(map(final, c.arguments)), c.label, c.recorded) for c in self.calls]
         return Network(
             tuple(self.program.tensor(n) for n in self.program.inputs),
             tuple(self.program.tensor(n) for n in self.program.outputs),

@@ -1,0 +1,42 @@
+"""What a bundle without a runtime tells its user: how to link the network into firmware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitwright.targets.toolchain.interface import Interface
+
+README = """# Linking this network into firmware
+
+No runtime, no allocation, no operating system:
+
+    net.h              sizes, and the one function: int net_run(inputs, outputs)
+    net.c              its calls, each with the ONNX nodes it covers, and the arena
+    net_constants.c    weights and tables: const, so they stay in flash
+    net_kernels.o      integer kernels as object code
+    net_float.o        float operators as object code, if there are any
+    support.c          rounding and memory functions, all weak: your C library's win
+
+Compile the C files with your own options for the same processor and floating-point ABI (hard), link everything:
+
+    #include "net.h"
+    static float in[NET_INPUT_0_BYTES / 4] __attribute__((aligned(NET_ALIGNMENT)));
+    static float out[NET_OUTPUT_0_BYTES / 4] __attribute__((aligned(NET_ALIGNMENT)));
+    const void *inputs[NET_INPUTS] = {in};
+    void *outputs[NET_OUTPUTS] = {out};
+    if (net_run(inputs, outputs) != 0) ...
+
+Floating point (and Helium) must be enabled (CPACR), rounding to nearest must be on (the reset state). The arena can be
+placed with -DNET_ARENA_SECTION='".your_section"'. net.json holds the memory plan, call by call.
+
+`runner` and `runner_traced` are the network with harness.c and board.ld for an emulated board; input_0, ... are raw
+little-endian arrays in the folder it is started in:
+
+    qemu-system-arm -M BOARD -nographic -semihosting-config enable=on,target=native -kernel runner
+"""
+
+
+def add_static_runtime(lib: Path, interface: Interface) -> None:
+    """Complete the ``lib`` folder of a bundle whose network and programs are already there."""
+    interface.write(lib)
+    (lib / "README.md").write_text(README)
