@@ -20,7 +20,7 @@ from bitwright.compiler.lower.kernels.loops import (
 from bitwright.compiler.lower.kernels.reciprocal import multiplies_exactly, reciprocal
 from bitwright.compiler.lower.kernels.transpose import BLOCK, map_transposed, transposes_in_registers
 from bitwright.compiler.lower.layout import Order
-from bitwright.compiler.lower.templates.scaffold import splat, vector_type
+from bitwright.compiler.lower.templates.scaffold import held, splat, vector_type
 from bitwright.compiler.program.ops import Dequantize, Program, Quantize
 from bitwright.targets.backend import Kernel
 
@@ -41,7 +41,7 @@ def quantize(step: Quantize, program: Program, orders: Mapping[str, Order]) -> K
             return _quantized(x, constants, low, lanes, multiplies=multiplies)
 
         if transposes_in_registers(inputs[0], output):
-            map_transposed(inputs[0], output, lambda x: integers(x, BLOCK))
+            map_transposed(inputs[0], output, lambda x: integers(held(x, "float32", BLOCK), BLOCK))
         elif inputs[0].order == output.order:
             map_vectors(
                 inputs[0], output, lambda x, lanes: tir.cast(integers(x, lanes), f"{target.dtype}x{lanes}")

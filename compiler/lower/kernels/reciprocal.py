@@ -1,7 +1,7 @@
 """Quantization by multiplication, where that is proven to give the very integers that division gives.
 
-``rint(x / s)`` and ``rint(fma(x, high, x * low))``, with ``high + low`` close to ``1 / s``, are step functions that never
-decrease with x. They are equal for all x if their steps are, and inside the range of an 8-bit type there are 255.
+``rint(x / s)`` and ``rint(fma(x, high, x * low))``, with ``high + low`` close to ``1 / s``, are step functions that
+never decrease with x. They are equal for all x if their steps are, and inside the range of an 8-bit type there are 255.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def multiplies_exactly(scale: float, zero_point: int, low: int, high: int) -> bo
     Args:
         scale: Positive float32.
         zero_point: Of the integers.
-        low, high: Their bounds.
+        low: Smallest integer.
+        high: Largest integer.
     """
     factor, rest = reciprocal(scale)
     if not factor:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.kernels.loops import View, parallel
-from bitwright.compiler.lower.templates.scaffold import load, loop, shuffle, splat, store
+from bitwright.compiler.lower.templates.scaffold import held, load, loop, shuffle, splat, store
 
 Expr: TypeAlias = Any
 BLOCK = 16
@@ -81,10 +81,11 @@ def _flat(view: View) -> Any:
 
 def _turned(four: Sequence[Expr], dtype: str) -> list[Expr]:
     """Transpose 4 x 4 words within each 128-bit lane of four vectors."""
-    a, b, c, d = (T.reinterpret(v, dtype="int32x16") for v in four)
+    a, b, c, d = (held(T.reinterpret(v, dtype="int32x16"), "int32", BLOCK) for v in four)
 
     def pick(first: Expr, second: Expr, lanes: Sequence[int]) -> Expr:
-        return shuffle([first, second], [4 * q + i % 4 + i // 4 * 16 for q in range(4) for i in lanes])
+        taken = shuffle([first, second], [4 * q + i % 4 + i // 4 * 16 for q in range(4) for i in lanes])
+        return held(taken, "int32", BLOCK)
 
     # Indices 0..3 are words of the first vector's lane, 4..7 of the second's.
     low, high = (0, 4, 1, 5), (2, 6, 3, 7)
@@ -98,7 +99,7 @@ def _turned(four: Sequence[Expr], dtype: str) -> list[Expr]:
 
 def _words_to_bytes(x: Any, y: Any, at: Expr, stride: int, to: Expr, out_stride: int, value: Vector) -> None:
     def quad(first: int) -> Expr:
-        parts = [value(load(x, [at + (first + i) * stride], BLOCK)) for i in range(4)]
+        parts = [held(value(load(x, [at + (first + i) * stride], BLOCK)), "int32", BLOCK) for i in range(4)]
         word = T.bitwise_and(parts[0], splat(T.int32(255), BLOCK))
         for i, part in enumerate(parts[1:3], 1):
             masked = T.bitwise_and(part, splat(T.int32(255), BLOCK))

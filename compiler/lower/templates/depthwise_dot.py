@@ -209,10 +209,10 @@ class _Template:
         with loop(self.params.chunks, parallel=self.params.parallel) as chunk:
             lines = allocate_addressed(self.groups * self.line_length, self.instruction.operand)
             for_span(self.groups * self.line_length, lambda at, lanes: self._fill(lines, at, lanes))
-            with T.serial(chunk * share, T.min((chunk + 1) * share, g.rows)) as row:
-                with loop(g.channels // self.params.strip) as strip:
-                    self._interleave(x, lines, row, strip)
-                    self._row(lines, weight, constants, y, row, strip)
+            last = T.min((chunk + 1) * share, g.rows)
+            with T.serial(chunk * share, last) as row, loop(g.channels // self.params.strip) as strip:
+                self._interleave(x, lines, row, strip)
+                self._row(lines, weight, constants, y, row, strip)
 
     def _fill(self, lines: Buffer, at: Expr, lanes: int) -> None:
         store(lines, splat(T.cast(self.staging.fill, self.instruction.operand), lanes), [at], lanes)

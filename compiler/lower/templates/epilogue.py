@@ -12,6 +12,7 @@ from bitwright.compiler.lower.templates.instruction import Narrowing
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
+    held,
     load,
     pieces,
     shuffle,
@@ -175,13 +176,16 @@ def store_parts(
     for first, count in pieces(len(parts), width):
         group = parts[first : first + count]
         if packs and narrowing is not None:
-            value, held = _packed(epilogue, group, constants[1], narrowing), PACKED_VECTORS * lanes
+            value, total = _packed(epilogue, group, constants[1], narrowing), PACKED_VECTORS * lanes
         else:
             loaded = [_joined([load(c, [p.channel], lanes) for p in group], lanes) for c in constants[1:]]
-            held = len(group) * lanes
-            value = _finished(epilogue, _joined([p.accumulator for p in group], lanes), loaded, held)
-        for start, at, length in _runs(group, lanes):
-            _store_piecewise(output, value, at, start, length, held)
+            total = len(group) * lanes
+            value = _finished(epilogue, _joined([p.accumulator for p in group], lanes), loaded, total)
+        runs = list(_runs(group, lanes))
+        if sum(len(list(pieces(length, WIDEST_STORE))) for _, _, length in runs) > 2:
+            value = held(value, epilogue.dtype, total)
+        for start, at, length in runs:
+            _store_piecewise(output, value, at, start, length, total)
 
 
 def _joined(vectors: list[Expr], lanes: int) -> Expr:

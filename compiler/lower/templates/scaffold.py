@@ -89,6 +89,13 @@ def store(buffer: Buffer, value: Expr, indices: Sequence[Expr], lanes: int = 1) 
     T.buffer_store(buffer, value, [*outer, last if lanes == 1 else tirx.Ramp(last, 1, lanes)])
 
 
+def held(value: Expr, dtype: str, lanes: int) -> Expr:
+    """Compute a vector once and return it for any number of uses; an expression is computed at each of them."""
+    buffer = allocate((lanes,), dtype, "local")
+    store(buffer, value, [0], lanes)
+    return load(buffer, [0], lanes)
+
+
 def shuffle(vector: Expr, lanes: Sequence[int]) -> Expr:
     """Return the given lanes of a vector, or of several vectors of one type put one behind the other."""
     vectors = vector if isinstance(vector, list) else [vector]
