@@ -1,4 +1,4 @@
-"""How ARM multiplies codes of few bits by 8-bit activations: as signed bytes, so codes of 8 bits are stored less 128."""
+"""How ARM multiplies codes of few bits by 8-bit activations: as signed bytes; codes of 8 bits are stored less 128."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.scaffold import Expr, shuffle
-from bitwright.compiler.lower.templates.weight_only import CodeInstruction
+from bitwright.compiler.lower.templates.weight_only_geometry import CodeInstruction
 from bitwright.targets.arm_cpu.neon import NEON
 from bitwright.targets.arm_cpu.sdot import SDOT
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.scaffold import Expr
-from bitwright.compiler.lower.templates.weight_only import CodeInstruction
+from bitwright.compiler.lower.templates.weight_only_geometry import CodeInstruction
 from bitwright.targets.x86_cpu.avx2 import AVX2
 from bitwright.targets.x86_cpu.vnni import VNNI
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.scaffold import (
@@ -94,7 +93,6 @@ def _round_group(
     store(top, _largest([_bits(load(x, [source + at], lanes), lanes) for at, lanes in parts], parts), [0])
     bits = load(top, [0])
     value = T.reinterpret(bits, dtype="float32")
-    # float32 constants are written as their own bits would round: 127 and powers of two are exact.
     usable = T.And(bits < INFINITE, value >= T.float32(SMALLEST_ACTIVATION))
     scale = T.Select(bits < INFINITE, value / T.float32(LARGEST), T.float32(float("nan")))
     store(blocks.scales, scale, [cell])
@@ -144,8 +142,3 @@ def _combined(vectors: list[Expr], parts: list[tuple[int, int]], combine: object
     for scalar in scalars[1:]:
         result = combine(result, scalar)
     return result
-
-
-def rounding_shape_is_exact(plan: BlockRounding) -> bool:
-    """Tell whether a group's sum times the factor fits int32 whatever the activations are."""
-    return int(np.abs(plan.factor)) * plan.group * int(LARGEST) < 2**31

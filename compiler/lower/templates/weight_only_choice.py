@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from bitwright.compiler.errors import ProfileError
 from bitwright.compiler.lower.templates.choice import as_choice, interleaved, params_of, require_candidate
-from bitwright.compiler.lower.templates.weight_only import (
+from bitwright.compiler.lower.templates.weight_only import weight_only_kernel
+from bitwright.compiler.lower.templates.weight_only_geometry import (
     CodeInstruction,
     WeightOnlyParams,
     space,
     weight_only_geometry,
-    weight_only_kernel,
 )
 from bitwright.compiler.program.ops import Program, WeightOnlyDot
 from bitwright.targets.backend import Kernel, KernelChoice
