@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,61 @@ if TYPE_CHECKING:
     from bitwright.compiler.bench.roofline import Roofline
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        threads: Threads that compute.
+        rounds: Turns of every process.
+        sessions: Starts of every process.
+    """
+
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Turns of every process.")] = 10
+    sessions: Annotated[
+        int, typer.Option("--sessions", min=1, help="How often both processes are started anew.")
+    ] = 3
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is written.
+
+    Attributes:
+        roofline: Picture of the kernels.
+        output: The figures as JSON.
+    """
+
+    roofline: Annotated[
+        Path | None,
+        typer.Option(
+            "--roofline",
+            metavar="FILE.svg",
+            help="Draw the kernels of bundle A under this machine's ceilings.",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the figures here, too.")
+    ] = None
+
+    def check(self, first: str) -> None:
+        """Refuse what cannot be written before anything is measured."""
+        if self.roofline is not None and not Path(first).is_dir():
+            what, fix = (
+                "only a bundle has kernels of ours",
+                "give the output folder of 'bitwright compile' as A",
+            )
+            raise UsageError(what, where=f"--roofline {self.roofline}", fix=fix)
+        _check_file(self.roofline, "--roofline", ".svg")
+        _check_file(self.output, "--output", ".json")
+
+
 def bench_verb(
     out: Output,
     first: Annotated[str, typer.Argument(metavar="A", help="An .onnx file or a bundle.", show_default=False)],
+    effort: Effort,
+    files: Files,
     second: Annotated[
         str | None, typer.Argument(metavar="B", help="The same as --against B.", show_default=False)
     ] = None,
@@ -36,57 +89,36 @@ def bench_verb(
         ),
     ] = None,
     data: arg.Data = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Turns of every process.")] = 10,
-    sessions: Annotated[
-        int, typer.Option("--sessions", min=1, help="How often both processes are started anew.")
-    ] = 3,
-    roofline: Annotated[
-        Path | None,
-        typer.Option(
-            "--roofline",
-            metavar="FILE.svg",
-            help="Draw the kernels of bundle A under this machine's ceilings.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the figures here, too.")
-    ] = None,
 ) -> None:
     """Time two models, or a bundle's artifact against a model: separate processes that take turns."""
     from bitwright.compiler.bench.comparison import bench
     from bitwright.compiler.bench.roofline import measure_roofline
-    from bitwright.compiler.bench.roofline_picture import roofline_picture
-    from bitwright.compiler.bundle.atomic import write_atomically
 
     if second is not None and against is not None:
         what = "the reference is named twice"
         raise UsageError(what, where=f"--against {against}", fix="give B or --against B")
-    if roofline is not None and not Path(first).is_dir():
-        what = "only a bundle has kernels of ours"
-        raise UsageError(
-            what, where=f"--roofline {roofline}", fix="give the output folder of 'bitwright compile' as A"
-        )
-    for path, option, ending in ((roofline, "--roofline", ".svg"), (output, "--output", ".json")):
-        _check_file(path, option, ending)
+    files.check(first)
     with TerminalProgress(out) as progress:
-        under = None if roofline is None else measure_roofline(first, threads=threads, progress=progress)
-        found = bench(
-            first,
-            second or against,
-            data=data,
-            threads=threads,
-            rounds=rounds,
-            sessions=sessions,
-            progress=progress,
+        under = (
+            None
+            if files.roofline is None
+            else measure_roofline(first, threads=effort.threads, progress=progress)
         )
+        found = bench(first, second or against, data=data, progress=progress, **vars(effort))
     _print_comparison(out, found)
     document = found.to_dict()
-    if under is not None and roofline is not None:
-        write_atomically(roofline, roofline_picture([under]).encode())
+    if under is not None and files.roofline is not None:
+        document["roofline"] = {**under.to_dict(), "picture": files.roofline}
         _print_kernels(out, under)
-        document["roofline"] = {**under.to_dict(), "picture": roofline}
-    _results(out, document, output, [f"{found.ratio.value:.4f}", *([str(roofline)] if roofline else [])])
+        _draw(under, files.roofline)
+    _results(out, document, files, found.ratio.value)
+
+
+def _draw(under: Roofline, path: Path) -> None:
+    from bitwright.compiler.bench.roofline_picture import roofline_picture
+    from bitwright.compiler.bundle.atomic import write_atomically
+
+    write_atomically(path, roofline_picture([under]).encode())
 
 
 def _check_file(path: Path | None, option: str, ending: str) -> None:
@@ -140,16 +172,17 @@ def _print_kernels(out: Output, found: Roofline) -> None:
         out.say(line, "dim")
 
 
-def _results(out: Output, document: dict[str, Any], output: Path | None, lines: list[str]) -> None:
+def _results(out: Output, document: dict[str, Any], files: Files, ratio: float) -> None:
     """Write and print what was found."""
     from bitwright.compiler.bundle.atomic import write_atomically
 
-    if output is not None:
+    if files.output is not None:
         text = json.dumps(document, indent=1, allow_nan=False, default=plain) + "\n"
-        write_atomically(output, text.encode())
-        lines.append(str(output))
+        write_atomically(files.output, text.encode())
     if out.json:
         out.document(document)
         return
-    for line in lines:
-        out.text(line)
+    out.text(f"{ratio:.4f}")
+    for path in (files.roofline, files.output):
+        if path is not None:
+            out.path(path)
