@@ -78,6 +78,9 @@ def test_names_and_summaries() -> None:
         "arm-cortex-a72",
         "arm-cortex-a76",
         "arm-neoverse-n2",
+        "cortex-m4",
+        "cortex-m55",
+        "cortex-m7",
         "host",
         "x86-amx",
         "x86-avx2",
@@ -127,7 +130,7 @@ def test_float_islands_are_absent_everywhere(name: str) -> None:
 
 def test_activations_are_unsigned_on_x86_and_signed_on_arm() -> None:
     assert {n: load_profile(n).qspace("a8").signed for n in SHIPPED} == {
-        n: n.startswith("arm") for n in SHIPPED
+        n: not n.startswith("x86") for n in SHIPPED
     }
 
 

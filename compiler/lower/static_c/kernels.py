@@ -165,4 +165,4 @@ class _Raw:
 def _bytes(buffer: Any) -> int:
     elements = math.prod(int(extent) for extent in buffer.ty.shape)
     kind = tvm_ffi.dtype(str(buffer.ty.dtype))  # of one element, which may be a vector
-    return elements * -(-kind.bits * kind.lanes // 8)
+    return elements * -(-int(kind.bits) * int(kind.lanes) // 8)
