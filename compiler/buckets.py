@@ -43,6 +43,10 @@ def plan_shapes(c: Compilation, notes: list[str]) -> None:
     if not c.options.buckets and c.options.loop is None:
         return
     assert c.model is not None
+    if c.profile.codegen.executor == "static":
+        msg = f"an artifact for {c.profile.name} has no runtime that could choose among shapes"
+        option = "--bucket" if c.options.buckets else "--loop"
+        raise UsageError(msg, where=option, fix="compile it for one shape, with --dim")
     c.rules = _rules(c)
     session = open_session(c.model, SessionConfig(threads=c.options.threads))
     worst = 0.0

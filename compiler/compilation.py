@@ -22,6 +22,7 @@ from bitwright.targets.schema import Profile
 
 if TYPE_CHECKING:
     from bitwright.compiler.allocate.solve import Allocation
+    from bitwright.compiler.bundle.runtime import ShippedFile
     from bitwright.compiler.bundle.verify import Verification
     from bitwright.compiler.calibrate.statistics import TensorStatistics
     from bitwright.compiler.ingest.dataset import Dataset
@@ -121,6 +122,7 @@ class Compilation:
         golden: Samples of those sizes.
         tuning: Which kernels were chosen by measuring.
         lowering: Objects and kernel table.
+        shipped: Files of the artifact that a program needs at run time.
         verification: The executed artifact against the reference.
         float_s: Best wall seconds of the float model in ONNX Runtime on a golden sample, on this machine.
         phases: Record of what ran.
@@ -159,6 +161,7 @@ class Compilation:
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)
     tuning: Tuning | None = None
     lowering: LoweringResult | None = None
+    shipped: tuple[ShippedFile, ...] = ()
     verification: Verification | None = None
     float_s: float | None = None
     phases: list[PhaseRecord] = field(default_factory=list)

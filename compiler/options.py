@@ -144,7 +144,8 @@ class Options:
             if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
                 msg = f"the buckets of '{name}' are no ascending positive sizes"
                 raise UsageError(msg, where="--bucket", fix=f"e.g. --bucket {name}=16,32,64")
-        ways = [(set(self.dims), "--dim"), (set(self.buckets), "--bucket"), ({self.loop} - {None}, "--loop")]
+        looped = {self.loop} if self.loop is not None else set()
+        ways = [(set(self.dims), "--dim"), (set(self.buckets), "--bucket"), (looped, "--loop")]
         for (first, one), (second, other) in combinations(ways, 2):
             for name in sorted(first & second):
                 msg = f"dimension '{name}' is named by {one} and by {other}"

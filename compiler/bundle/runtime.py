@@ -8,13 +8,14 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from bitwright.compiler.bundle.model_text import MODEL_TEXT_FILE, model_text
-from bitwright.compiler.bundle.segments import SegmentList, read_segments
+from bitwright.compiler.bundle.segments import SEGMENTS_FILE, SegmentList, read_segments
 from bitwright.compiler.errors import ToolchainError
 from bitwright.targets.backend import backend_for
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.cpu_backend import CpuBackend
 from bitwright.targets.toolchain.interface import Interface
-from bitwright.targets.toolchain.runner import LIBRARY_FILE, build_runner, copy_sources
+from bitwright.targets.toolchain.runner import LIBRARY_FILE, RUNTIME_LIBRARY, build_runner, copy_sources
+from bitwright.targets.toolchain.runtime_libraries import LIBRARY_NAMES
 from bitwright.targets.toolchain.shape_rules import ShapeRules
 from bitwright.targets.toolchain.static_library import archive_model
 
@@ -72,6 +73,41 @@ class RunnerStatus:
 
     compiler: str | None
     missing: str | None
+
+
+@dataclass(frozen=True)
+class ShippedFile:
+    """A file that a program needs at run time.
+
+    Attributes:
+        name: Path below the bundle's ``lib``.
+        bytes: Its size.
+        what: ``"model"``; ``"runtime"``, which serves every model; ``"archive"``, the model once more, to be linked.
+    """
+
+    name: str
+    bytes: int
+    what: str
+
+
+def shipped_files(lib: Path, static: str | None = None) -> tuple[ShippedFile, ...]:
+    """Return what of a finished ``lib`` folder a program needs at run time, the model first.
+
+    Args:
+        lib: The folder.
+        static: Name of its static archive, if there is one; it comes last.
+    """
+    segments = read_segments(lib)
+    parts = [LIBRARY_FILE] if segments is None else [SEGMENTS_FILE]
+    for segment in () if segments is None else segments.segments:
+        library = segment.executor == "kernels"
+        parts.append(f"{segment.path}/{LIBRARY_FILE}" if library else segment.path)
+    kinds = [(name, "model") for name in (*parts, MODEL_TEXT_FILE)]
+    kinds += [(name, "runtime") for name in (RUNTIME_LIBRARY, *(f"lib{n}.so" for n in LIBRARY_NAMES))]
+    kinds += [(f"lib{static}.a", "archive")] if static else []
+    return tuple(
+        ShippedFile(name, (lib / name).stat().st_size, what) for name, what in kinds if (lib / name).exists()
+    )
 
 
 def add_runtime(

@@ -120,7 +120,7 @@ def _dry_run(out: Output, jobs: list[Options], runtime: RuntimeName) -> None:
 
 
 def _compile_one(out: Output, name: str, options: Options) -> dict[str, Any]:
-    from bitwright.compiler.cli.tables import print_report
+    from bitwright.compiler.cli.tables import print_report, print_shipped
     from bitwright.compiler.pipeline import compile_model
 
     with TerminalProgress(out, name) as progress:
@@ -134,6 +134,7 @@ def _compile_one(out: Output, name: str, options: Options) -> dict[str, Any]:
             out.path(options.dump)
         return {"target": name, "path": None, "stopped_after": options.stop_after, "dump": options.dump}
     print_report(out, bundle.report)
+    print_shipped(out, bundle.report["deployment"])
     if not out.json:
         out.path(bundle.path)
     return {"target": name, "path": bundle.path, "report": bundle.report}

@@ -72,6 +72,19 @@ def _print_float(out: Output, rows: list[dict[str, Any]]) -> None:
         out.table("\nStayed float", ("#Nodes", "Why"), [(str(count), reason) for reason, count in order])
 
 
+def print_shipped(out: Output, found: dict[str, Any] | None) -> None:
+    """Print the files that a program needs at run time, with their sizes."""
+    if found is None:
+        return
+    rows = [(f["name"], f["what"], size_text(f["bytes"])) for f in found["files"]]
+    rows.append(("together", "", size_text(found["bytes"])))
+    if found["static"] is not None:
+        rows.append(
+            (found["static"]["name"], "to be linked, for model.so", size_text(found["static"]["bytes"]))
+        )
+    out.table("\nNeeded at run time, in lib", ("File", "What", "#Size"), rows)
+
+
 def print_inspection(out: Output, found: Inspection) -> None:
     """Print what a target would do with a model."""
     out.warn(found.warnings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,21 @@ class _KeepObjects:
             shutil.copyfile(source, copy)
 
 
-def compile_module(module: tvm.IRModule, target: dict[str, Any]) -> Any:
+def compile_module(
+    module: tvm.IRModule, target: dict[str, Any], planned: Callable[[tvm.IRModule], None] | None = None
+) -> Any:
     """Compile a module whose integer kernels are call_tir and whose float rest is Relax operators.
 
     Args:
-        module: Has one Relax function ``main`` with static shapes.
+        module: Its Relax functions have static shapes.
         target: Fields of ``tvm.target.Target``.
+        planned: Is shown the module in which every tensor has its storage.
 
     Returns:
         ``tvm.runtime.Executable``-like object with ``export_library``.
     """
     found = tvm.target.Target(target)
-    return tvm.compile(optimize(module, found), target=found, relax_pipeline=_lower_to_vm())
+    return tvm.compile(optimize(module, found), target=found, relax_pipeline=_lower_to_vm(planned))
 
 
 def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
@@ -66,13 +69,19 @@ def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     return schedule_float(module, target)
 
 
-def _lower_to_vm() -> Any:
+def _lower_to_vm(planned: Callable[[tvm.IRModule], None] | None = None) -> Any:
+    def show(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+        if planned is not None:
+            planned(module)
+        return module
+
     return tvm.transform.Sequential(
         [
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
+            tvm.transform.module_pass(show, opt_level=0, name="ShowMemoryPlan"),
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),

@@ -29,6 +29,7 @@ from bitwright.compiler import errors
 from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.kernel_table import KernelCall, load_table
+from bitwright.compiler.lower.memory_plan import MemoryPlan, load_plans
 from bitwright.compiler.program.ops import Tensor
 from bitwright.compiler.program.segments import EXECUTORS, Executor, NotLowered
 from bitwright.targets.backend import KernelChoice
@@ -93,6 +94,11 @@ class Job:
         return self.folder / ("kernels.json" if function == MAIN else f"kernels_{function}.json")
 
     @property
+    def memory(self) -> Path:
+        """The memory plans of the library's functions."""
+        return self.folder / "memory.json"
+
+    @property
     def result(self) -> Path:
         """Object names, seconds and notes; written last."""
         return self.folder / "result.json"
@@ -147,6 +153,7 @@ class LoweringResult:
         segments: In execution order; empty where the whole model is one library.
         not_lowered: What is left to ONNX Runtime.
         variants: Kernel calls of every further function of the library, by its name.
+        memory: Working memory of every function, by its name; empty if there are segments.
     """
 
     objects: tuple[Path, ...]
@@ -156,6 +163,7 @@ class LoweringResult:
     segments: tuple[LoweredSegment, ...] = ()
     not_lowered: tuple[NotLowered, ...] = ()
     variants: Mapping[str, tuple[KernelCall, ...]] = field(default_factory=dict)
+    memory: Mapping[str, MemoryPlan] = field(default_factory=dict)
 
 
 def lower_in_worker(
@@ -264,7 +272,8 @@ def _collect(job: Job, out: Path) -> LoweringResult:
     shutil.copy2(job.kernels, out / job.kernels.name)
     tables = {path.stem: load_table(job.kernel_table(path.stem).read_text()) for path in job.variants()}
     table = load_table(job.kernels.read_text())
-    return LoweringResult(objects, table, seconds, notes, variants=tables)
+    memory = load_plans(job.memory.read_text()) if job.memory.exists() else {}
+    return LoweringResult(objects, table, seconds, notes, variants=tables, memory=memory)
 
 
 def _copy_objects(job: Job, names: Sequence[str], out: Path) -> tuple[Path, ...]:

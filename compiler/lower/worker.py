@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from bitwright.compiler.lower.compile import compile_module, export_objects
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
+from bitwright.compiler.lower.memory_plan import dump_plans
+from bitwright.compiler.lower.planned_memory import memory_plans
 from bitwright.compiler.lower.relax_module import DotKernel, build_functions
 from bitwright.compiler.lower.static_c.lower import plan_static, write_static
 from bitwright.compiler.program.extract import extract_program
@@ -105,10 +107,19 @@ def _lower_library(
     for name, table in lowered.kernel_tables.items():
         part.kernel_table(name).write_text(dump_table(table))
     _enter(job, COMPILING)
-    executable = compile_module(lowered.ir_module, backend.tvm_target(profile))
+    executable = compile_module(
+        lowered.ir_module, backend.tvm_target(profile), planned=_note_memory(part, profile)
+    )
     part.objects.mkdir()
     objects = export_objects(executable, part.objects)
     return {"objects": [p.name for p in objects]}
+
+
+def _note_memory(part: Job, profile: Profile) -> Callable[[Any], None]:
+    def note(module: Any) -> None:
+        part.memory.write_text(dump_plans(memory_plans(module, profile.cores)))
+
+    return note
 
 
 def _chosen_kernels(job: Job, backend: Backend) -> DotKernel:

@@ -13,6 +13,7 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.report.advice import advice_rows
 from bitwright.compiler.report.decisions import allocation_section, migration_section, recipe_section
+from bitwright.compiler.report.deployment import deployment_section
 from bitwright.compiler.report.formats import DYNAMIC
 from bitwright.compiler.report.layers import layer_rows, noise_rows, parameters_by_bits
 from bitwright.compiler.report.sizes import constant_bytes, size_ledger
@@ -63,6 +64,7 @@ def report_content(c: Compilation) -> dict[str, Any]:
             "artifact": _artifact_time(c),
         },
         "tuning": None if c.tuning is None else c.tuning.as_plain(),
+        "deployment": deployment_section(c),
         "verification": None if c.verification is None else c.verification.to_dict(),
         "warnings": _warnings(c),
     }

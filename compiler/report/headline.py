@@ -44,6 +44,8 @@ def headline(content: Mapping[str, Any]) -> list[Fact]:
         _integers(content["summary"]),
         _formats(content["summary"]),
         _size(content["summary"]),
+        _shipped(content.get("deployment")),
+        _memory(content.get("deployment")),
         _allocation(content.get("allocation")),
         *_accuracy(content),
         _noise(content["summary"]),
@@ -94,6 +96,27 @@ def _size(summary: Mapping[str, Any]) -> Fact:
     before, after = summary["float_bytes"], summary["bytes"]
     factor = f"{before / after:.2f}\N{MULTIPLICATION SIGN} smaller: " if before > after > 0 else ""
     return Fact("Weights", size_text(after), f"{factor}{size_text(before)} before", "plain")
+
+
+def _shipped(found: Mapping[str, Any] | None) -> Fact | None:
+    """Return what a program needs at run time."""
+    if found is None:
+        return None
+    runtime = found["bytes"] - found["model_bytes"]
+    files = ", ".join(f["name"] for f in found["files"] if f["what"] == "model")
+    detail = f"at run time: {size_text(found['model_bytes'])} model ({files}), {size_text(runtime)} runtime"
+    return Fact("To ship", size_text(found["bytes"]), detail)
+
+
+def _memory(found: Mapping[str, Any] | None) -> Fact | None:
+    """Return the working memory of the largest function."""
+    functions = [] if found is None else found["functions"]
+    if not functions:
+        return None
+    memory = max((f["memory"] for f in functions), key=lambda m: int(m["peak_bytes"]))
+    where = f" in the largest of {len(functions)} functions" if len(functions) > 1 else ""
+    detail = f"a call{where}; {size_text(memory['live_bytes'])} of tensors are needed at once"
+    return Fact("Working memory", size_text(memory["peak_bytes"]), detail)
 
 
 def _accuracy(content: Mapping[str, Any]) -> list[Fact]:

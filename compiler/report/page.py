@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from bitwright.compiler.report import choices, tables
+from bitwright.compiler.report.deployment import deployment_page
 from bitwright.compiler.report.figures import count_text, number_text
 from bitwright.compiler.report.formats import KINDS, kind_of
 from bitwright.compiler.report.headline import Fact, headline
@@ -98,6 +99,7 @@ def _sections(content: Mapping[str, Any]) -> list[Section]:
         _float(content["float"]),
         _not_lowered(content.get("not_lowered", [])),
         _verification(content.get("verification")),
+        deployment_page(content.get("deployment")),
         choices.allocation_section(content),
         choices.migration_section(content),
         _gate(content.get("gate")),

@@ -66,9 +66,15 @@ def build_runner(folder: Path, triple: str) -> str:
     """
     for library in runtime_libraries(triple):
         shutil.copyfile(library, folder / library.name)
-    places = {"include": folder / "include", "libraries": folder, "names": LIBRARY_NAMES}
-    build_shared(folder / "bitwright_runtime.cc", folder / RUNTIME_LIBRARY, triple, **places)
-    return build_program(folder / "runner.cc", folder / RUNNER_FILE, triple, **places)
+    include = folder / "include"
+    for build, source, made in (
+        (build_shared, "bitwright_runtime.cc", RUNTIME_LIBRARY),
+        (build_program, "runner.cc", RUNNER_FILE),
+    ):
+        compiler = build(
+            folder / source, folder / made, triple, include=include, libraries=folder, names=LIBRARY_NAMES
+        )
+    return compiler
 
 
 def execute(
