@@ -87,7 +87,7 @@ def _mlp(rows: int) -> BenchModel:
     lines = ["h = Gemm(x, up, up_bias)", "r = Relu(h)", "y = Gemm(r, down, down_bias)"]
     shapes = {"up": (384, 1536), "up_bias": (1536,), "down": (1536, 384), "down_bias": (384,)}
     return _made(
-        f"mlp-{rows}", f"384 to 1536 to 384, {rows} rows", _graph(f"{rows},384", f"{rows},384", lines), shapes
+        f"mlp-{rows}", f"384 to 1536 to 384, M={rows}", _graph(f"{rows},384", f"{rows},384", lines), shapes
     )
 
 

@@ -7,9 +7,12 @@ call in each of B blocks of C calls. An error is answered as ``{"error": {...}}`
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from bitwright.compiler.bench.entry import Clock, Entry, entry_from_json
 from bitwright.compiler.errors import BitwrightError
 
 WARM_UPS, FIRST_CALLS = 2, 3
+PARENT_DEATH_SIGNAL = 1  # of prctl
 CLOCKS: dict[Clock, Callable[[], float]] = {"thread": time.thread_time, "wall": time.perf_counter}
 Call = Callable[[], object]
 
@@ -89,8 +93,15 @@ def serve(requests: TextIO, answers: TextIO) -> int:
     return 0
 
 
+def end_with_parent() -> None:
+    """Have Linux end this process when the one that started it ends, even if it is stopped then."""
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def main() -> int:
     """Serve on standard input and output; whatever a library prints goes to standard error instead."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     code = serve(sys.stdin, answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import tempfile
 import time
@@ -24,8 +25,6 @@ from bitwright.compiler.errors import BitwrightError, ToolchainError, UsageError
 ROUNDS, SESSIONS, TURN_S = 10, 3, 0.04
 BLOCKS, MOST_CALLS = 8, 100_000
 START_S, TURN_LIMIT_S = 300.0, 600.0
-# Workers of a thread pool spin for a moment after a call; the next contestant starts when they sleep.
-SETTLE_S = 0.02
 LAST_LINES = 3
 
 
@@ -69,17 +68,24 @@ class Contestant:
             BitwrightError: The contestant cannot be loaded.
         """
         once = max(float(self._receive(START_S)["once_s"]), 1e-7)
+        self._process.send_signal(signal.SIGSTOP)
         self.calls = int(np.clip(turn_s / BLOCKS / once, 1, MOST_CALLS))
         self.blocks = int(np.clip(turn_s / once / self.calls, 3, BLOCKS))
 
     def turn(self) -> dict[str, Any]:
         """Measure once; as :func:`bitwright.compiler.bench.child.measure`.
 
+        Outside its turns the process is stopped: workers of its thread pool would spin on for tens of milliseconds and
+        take the processors from the next contestant.
+
         Raises:
             BitwrightError: The process ended or reported an error.
         """
+        self._process.send_signal(signal.SIGCONT)
         self._send(json.dumps({"blocks": self.blocks, "calls": self.calls}))
-        return self._receive(TURN_LIMIT_S)
+        found = self._receive(TURN_LIMIT_S)
+        self._process.send_signal(signal.SIGSTOP)
+        return found
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -201,7 +207,6 @@ def take_turns(
                 contestant.wait_ready(turn_s)
             for number in range(rounds):
                 for k in random.permutation(len(running)):
-                    _settle(entries[k])
                     found = running[k].turn()
                     medians[k, session, number] = np.median(found["seconds"])
                     best[k, session, number] = min(found["seconds"])
@@ -209,8 +214,3 @@ def take_turns(
                 if step is not None:
                     step(session * rounds + number + 1, sessions * rounds)
     return Turns(labels, entries[0].clock, medians, best, preempted / max(wall, 1e-9))
-
-
-def _settle(entry: Entry) -> None:
-    if entry.threads > 1:
-        time.sleep(SETTLE_S)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +109,31 @@ def test_an_error_keeps_its_class_across_the_pipe(model: Path, tmp_path: Path):
     with pytest.raises(ModelError, match="cannot load"):
         take_turns([Entry("b", "onnxruntime", tmp_path / "broken.onnx", nothing)], rounds=1, sessions=1)
     assert children() == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bitwright.compiler.bench.entry import Entry
+from bitwright.compiler.bench.turns import Contestant
+with Contestant(Entry("m", "onnxruntime", Path(sys.argv[1]), Path(sys.argv[2]))) as contestant:
+    contestant.wait_ready(0.001)
+    contestant.turn()
+    print(contestant._process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a child with its parent")
+def test_a_stopped_process_ends_with_a_killed_parent(model: Path, tmp_path: Path):
+    file = feeds(tmp_path, x=np.zeros((1, 4), np.float32))
+    command = [sys.executable, "-c", KILLED, str(model), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -9
+    number = int(done.stdout)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(number).wait(timeout=30)  # raises if it is still there
+    assert not psutil.pid_exists(number)
 
 
 def test_contestants_that_cannot_be_told_apart_are_refused():
