@@ -128,6 +128,7 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
         BitwrightError: See the subclasses; nothing is written then.
     """
     c = Compilation(options, load_profile(options.target), progress or Silent())
+    tuning.check(options, c.profile)
     if not _run_front(c):
         return None
     if options.output is None:
@@ -157,6 +158,7 @@ def tune_model(options: Options, progress: Progress | None = None) -> Tuning:
         BitwrightError: See the subclasses; what was measured stays in the store.
     """
     c = Compilation(options, load_profile(options.target), progress or Silent())
+    tuning.check(options, c.profile)
     for name, phase in FRONT[:-1]:
         with c.recorded(name) as notes:
             phase(c, notes)

@@ -9,14 +9,38 @@ import onnx_ir as ir
 from bitwright.compiler.artifact import function_models
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import ToolchainError, UsageError
+from bitwright.compiler.options import Options
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.workload import workloads_of
 from bitwright.compiler.tune.child import TuningChild
+from bitwright.compiler.tune.farm import require_answer
 from bitwright.compiler.tune.hardware import cannot_time, hardware_key, processor_of
 from bitwright.compiler.tune.outcome import Tuning
 from bitwright.compiler.tune.store import TuningStore, default_place
 from bitwright.compiler.tune.tuner import Tuner
 from bitwright.targets.backend import backend_for
+from bitwright.targets.schema import Profile
+
+
+def check(options: Options, profile: Profile) -> None:
+    """Check that what is to be measured can be, before any work is done.
+
+    Raises:
+        ToolchainError: It cannot, or nobody answers at the tracker's address.
+        UsageError: Boards are named, and no tracker.
+    """
+    farm = options.farm
+    if options.tune.off:
+        return
+    if farm is not None and farm.tracker is None:
+        msg = "the boards can be measured on only through their tracker"
+        raise UsageError(msg, where="--device-key", fix="pass --tracker HOST:PORT, or --tune off")
+    if farm is not None and farm.tracker is not None:
+        require_answer(farm.tracker)
+    elif processor_of(profile, None) is None:
+        why = cannot_time(profile, backend_for(profile.family))
+        what = f"this machine cannot time kernels for '{profile.name}': {why}"
+        raise ToolchainError(what, where="--tune", fix="pass --tracker HOST:PORT --device-key KEY")
 
 
 def tune(c: Compilation, notes: list[str], *, resume: bool = False) -> None:
@@ -28,45 +52,26 @@ def tune(c: Compilation, notes: list[str], *, resume: bool = False) -> None:
         resume: Go on with searches that an earlier budget ended.
 
     Raises:
-        ToolchainError: Kernels are to be measured, and nothing here can.
+        ToolchainError: A default kernel crashes, or the boards are gone.
         UsageError: The store cannot be read or written.
     """
     assert c.static is not None
-    budget, farm = c.options.tune, c.options.farm
-    store = TuningStore(c.options.tuning_store or default_place())
-    processor = processor_of(c.profile, farm)
-    if not budget.off:
-        _require_timer(c, processor)
+    processor = processor_of(c.profile, c.options.farm)
     if processor is None:
         return
+    store = TuningStore(c.options.tuning_store or default_place())
     models = [c.static, *function_models(c).values()]
     tuner = Tuner(
         workloads_of(map(extract_program, models)),
         hardware_key(c.profile, processor),
         store,
-        budget,
+        c.options.tune,
         partial(_open_child, models, c),
         c.progress.step,
         resume,
     )
     c.tuning = tuner.run()
     notes.extend(_sentences(c.tuning))
-
-
-def _require_timer(c: Compilation, processor: str | None) -> None:
-    """Check that what is to be measured can be.
-
-    Raises:
-        ToolchainError: It cannot.
-        UsageError: Boards are named, and no tracker.
-    """
-    if c.options.farm is not None and c.options.farm.tracker is None:
-        msg = "the boards can be measured on only through their tracker"
-        raise UsageError(msg, where="--device-key", fix="pass --tracker HOST:PORT, or --tune off")
-    if processor is None:
-        why = cannot_time(c.profile, backend_for(c.profile.family))
-        what = f"this machine cannot time kernels for '{c.profile.name}': {why}"
-        raise ToolchainError(what, where="--tune", fix="pass --tracker HOST:PORT --device-key KEY")
 
 
 def _open_child(models: list[ir.Model], c: Compilation) -> TuningChild:

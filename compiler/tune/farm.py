@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import dataclass
 
-from bitwright.compiler.errors import UsageError
+from bitwright.compiler.errors import ToolchainError, UsageError
 
+CONNECT_S = 5.0
 _KEY = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
@@ -59,3 +61,19 @@ def parse_tracker(text: str) -> tuple[str, int]:
 def board_name(device_key: str) -> str:
     """Return what records call boards of a kind."""
     return f"board {device_key}"
+
+
+def require_answer(tracker: str) -> None:
+    """Try to reach a tracker, once: TVM's own client tries for a minute.
+
+    Raises:
+        UsageError: It is no address.
+        ToolchainError: Nobody answers there.
+    """
+    host, port = parse_tracker(tracker)
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except OSError as error:
+        what = f"no tracker answers at {host}:{port}: {error.strerror or error}"
+        fix = f"start one: python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port {port}"
+        raise ToolchainError(what, where="--tracker", fix=fix) from error

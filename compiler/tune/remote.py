@@ -5,7 +5,6 @@ TVM's RPC is neither encrypted nor authenticated, and executes what it is sent: 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,8 @@ import numpy as np
 
 from bitwright.compiler.errors import ToolchainError
 from bitwright.compiler.tune.external import ExternalMeasurer
-from bitwright.compiler.tune.farm import board_name, parse_tracker
+from bitwright.compiler.tune.farm import board_name, parse_tracker, require_answer
 
-CONNECT_S = 5.0
 # A board that gives no answer for so long is taken for hung; its server ends the session itself.
 SESSION_S = 120
 REPEATS = 10
@@ -93,7 +91,7 @@ def open_farm(tracker: str, device_key: str) -> ExternalMeasurer:
         ToolchainError: No tracker answers there, or it knows no such board.
     """
     address = parse_tracker(tracker)
-    _require_answer(*address)
+    require_answer(tracker)
     from tvm import rpc
 
     session = rpc.connect_tracker(*address)
@@ -105,16 +103,6 @@ def open_farm(tracker: str, device_key: str) -> ExternalMeasurer:
         return found.request(device_key, session_timeout=SESSION_S, max_retry=2)
 
     return ExternalMeasurer([BoardTimer(board_name(device_key), connect) for _ in range(boards)])
-
-
-def _require_answer(host: str, port: int) -> None:
-    """Try the address once: TVM's own client tries for a minute."""
-    try:
-        socket.create_connection((host, port), CONNECT_S).close()
-    except OSError as error:
-        what = f"no tracker answers at {host}:{port}: {error.strerror or error}"
-        fix = f"start one: python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port {port}"
-        raise ToolchainError(what, where=_WHERE, fix=fix) from error
 
 
 def _boards(summary: Any, device_key: str, tracker: str) -> int:

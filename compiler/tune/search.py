@@ -12,8 +12,8 @@ from bitwright.targets.backend import KernelChoice
 
 BATCH = 8
 # With fewer measurements the template's own order is the better guess.
-ENOUGH = 10
-EXPLORED = 0.25
+ENOUGH = 8
+EXPLORED = 0.125
 # A batch that improves the best by less has improved nothing: repeated timings differ by as much.
 GAIN = 0.01
 # So many batches without a gain, and a model that expects none, end a search.
@@ -63,14 +63,14 @@ class Search:
     def propose(self, count: int = BATCH) -> list[KernelChoice]:
         """Return what to measure next: the template's favourites first, later those that the model expects most of.
 
-        A quarter of a batch is drawn at random, so that what the model is wrong about is found out.
+        One of a batch is drawn at random, so that what the model is wrong about is found out.
         """
         left = self.left
         model = self._model()
         if model is None or len(left) <= count:
             return left[:count]
-        expected = model.predict(self._features[[self._place[c] for c in left]])
-        order = [left[k] for k in np.argsort(expected, kind="stable")]
+        _, hoped = model.predict(self._features[[self._place[c] for c in left]])
+        order = [left[k] for k in np.argsort(hoped, kind="stable")]
         drawn = round(EXPLORED * count)
         chosen, rest = order[: count - drawn], order[count - drawn :]
         picks = self._random.choice(len(rest), size=min(drawn, len(rest)), replace=False)
@@ -90,7 +90,7 @@ class Search:
         model = self._model()
         if model is None or self._stale < PATIENCE:
             return False
-        expected = model.predict(self._features[[self._place[c] for c in left]])
+        expected, _ = model.predict(self._features[[self._place[c] for c in left]])
         return float(expected.min()) > self.best[1] * (1 - GAIN) or self._stale >= 2 * PATIENCE
 
     def _model(self) -> CostModel | None:
