@@ -43,7 +43,8 @@ def why_not_executable(profile: Profile) -> str | None:
     ]
     if missing:
         return f"missing system packages: {' '.join(missing)} (apt-get install {' '.join(missing)})"
-    if emulator.cpu not in _known_cpus(emulator.command):
+    # What follows a comma are properties of that processor.
+    if emulator.cpu.split(",")[0] not in _known_cpus(emulator.command):
         return f"this {emulator.command} does not know the processor '{emulator.cpu}'"
     if not cached_folder(profile.toolchain.triple).exists() and find_spec("pip") is None:
         return "TVM's aarch64 runtime libraries are not here, nor is pip, which would download them"
