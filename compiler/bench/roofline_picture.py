@@ -68,10 +68,9 @@ def _roofs(
         axes.plot([low, high], [top, top], color=colours[name], linewidth=1.2, linestyle="--")
         axes.annotate(
             f"{name} {top:.0f} GOPS",
-            (high, top),
-            xytext=(-4, 4),
+            (low, top),
+            xytext=(4, 4),
             textcoords="offset points",
-            ha="right",
             color=colours[name],
             fontsize=8,
         )
