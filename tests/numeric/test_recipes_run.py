@@ -122,8 +122,8 @@ def test_what_the_target_cannot_execute_is_refused_with_alternatives(tmp_path: P
         f"--recipe: ONNX Runtime has no kernel for the format w8a16 on {TARGET}\n  fix: formats there: "
         + ", ".join(load_profile(TARGET).runtimes.onnxruntime.formats())
     )
-    with pytest.raises(UsageError, match="ONNX Runtime has it: bitwright quantize --recipe w4"):
-        compile_model(_options(tmp_path, "w4"))
+    with pytest.raises(UsageError, match="ONNX Runtime has it: bitwright quantize --recipe nf4"):
+        compile_model(_options(tmp_path, "nf4"))
 
 
 PROFILE = """\
