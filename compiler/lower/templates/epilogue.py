@@ -51,7 +51,7 @@ class Part:
     """One vector of accumulators, the bias included, and where its values go.
 
     Attributes:
-        accumulator: int32 vector.
+        accumulator: int32 vector, or float32 with the same values where the template converts them itself.
         channel: Index of its first channel in the constants.
         at: Index of its first value in the output.
         used: How many of its lanes are values; the others are padding.

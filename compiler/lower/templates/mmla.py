@@ -41,7 +41,7 @@ from bitwright.compiler.lower.templates.staging import Staging, plan_staging, st
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
 
-# Bytes of a vector register: what is read of a pixel's activations at once.
+# Bytes of a vector register: what is read of a pixel's activations at once, and one vector of weights.
 SPAN = 16
 QUAD = 4
 # Sums below 2^22 become float32 by an addition: as the lowest bits of a float between 2^23 and 2^24, whose last bit is
@@ -299,7 +299,7 @@ class _Template:
         self, views: _Buffers, pixels: int, start: Expr, weight_at: Expr, size: int, sums: Buffer
     ) -> None:
         """Emit the products of ``size`` reduction elements; of the weights one vector is alive at a time."""
-        instruction, block = self.instruction, SPAN
+        instruction = self.instruction
         stride = self.geometry.strides[1] * self.geometry.channels
         operands = []
         for first in range(0, pixels, instruction.rows):
@@ -308,8 +308,8 @@ class _Template:
             operands.append(instruction.spread(loaded, size))
         for step in range(size // instruction.fold):
             for vector in range(self.params.vectors):
-                at = weight_at + (step * self.params.vectors + vector) * block
-                weights = load(views.weight, [at], block)
+                at = weight_at + (step * self.params.vectors + vector) * SPAN
+                weights = load(views.weight, [at], SPAN)
                 for group, operand in enumerate(operands):
                     place = [group, vector * instruction.width]
                     total = load(sums, place, instruction.width)
