@@ -11,6 +11,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax
 
+from bitwright.compiler.lower.float.replace import use_float_kernels
 from bitwright.compiler.lower.island import import_model
 from bitwright.compiler.lower.schedule import schedule_float
 
@@ -48,9 +49,8 @@ def compile_module(
 
 def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     """Legalize, fuse and schedule the float rest; integer kernels are opaque to all of it."""
+    prepare = [relax.transform.DecomposeOpsForInference(), relax.transform.CanonicalizeBindings()]
     passes = [
-        relax.transform.DecomposeOpsForInference(),
-        relax.transform.CanonicalizeBindings(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         # exp, erf, tanh as vectorised polynomials (a few float32 roundings off) instead of scalar library calls
@@ -65,6 +65,7 @@ def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
         relax.transform.RewriteDataflowReshape(),
     ]
     with target:
+        module = use_float_kernels(tvm.transform.Sequential(prepare)(module), target)
         module = tvm.transform.Sequential(passes)(module)
     return schedule_float(module, target)
 

@@ -1,0 +1,1 @@
+"""TensorIR kernels for what stays in float: matrix products, convolutions, rows of elements."""

@@ -1,0 +1,121 @@
+"""Puts hand-written kernels in the place of float operators, before Relax legalizes what is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import ir, relax, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from bitwright.compiler.lower.float.bindings import Bindings, float_shape
+from bitwright.compiler.lower.float.groups import Group, RowBuilder, find_groups
+from bitwright.compiler.lower.float.matmul import matmul_function
+from bitwright.compiler.lower.float.products import Product, find_products
+from bitwright.compiler.lower.float.rows import row_function
+from bitwright.compiler.lower.float.vectors import VectorUnit, vector_unit
+from bitwright.compiler.lower.kernels.loops import OPAQUE
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    """What stands for some operators.
+
+    Attributes:
+        name: Of the function.
+        key: Functions with equal keys are the same.
+        make: Returns the function.
+        arguments: Variables and constants that are read.
+        constants: Further arguments.
+    """
+
+    name: str
+    key: object
+    function: Any
+    arguments: tuple[Any, ...]
+    constants: tuple[np.ndarray, ...] = ()
+
+
+def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Replace matrix products, elementwise operators and reductions along rows of ``main``.
+
+    Args:
+        module: Operators are not legalized yet.
+        target: For the width of its vectors.
+    """
+    unit = vector_unit(target)
+    bindings = Bindings(module["main"])
+    replaced: dict[Any, _Replacement] = {}
+    dropped: set[Any] = set()
+    functions: dict[object, tirx.PrimFunc] = {}
+    for product in find_products(bindings):
+        replaced[product.root] = _of_product(product, unit, functions)
+        dropped.update(product.members)
+    for group in find_groups(bindings):
+        group.members -= dropped
+        if group.root in group.members:
+            replaced[group.root] = _of_group(bindings, group, unit, functions)
+            dropped.update(group.members)
+    return _Replace(module, replaced, dropped - replaced.keys()).run()
+
+
+def _of_product(product: Product, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]) -> _Replacement:
+    key = product.geometry
+    if key not in functions:
+        functions[key] = matmul_function(product.geometry, unit)
+    return _Replacement(
+        "float_matmul", key, functions[key], product.arguments, tuple(product.constants(unit))
+    )
+
+
+def _of_group(
+    bindings: Bindings, group: Group, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]
+) -> _Replacement:
+    builder = RowBuilder(bindings, group)
+    program = builder.program()
+    if program not in functions:
+        functions[program] = row_function(program, unit)
+    return _Replacement("float_rows", program, functions[program], tuple(builder.sources))
+
+
+@mutator
+class _Replace(PyExprMutator):  # type: ignore[misc]
+    """Rebuilds ``main`` with the replacements; what they stand for is left out."""
+
+    def __init__(self, module: tvm.IRModule, replaced: dict[Any, _Replacement], dropped: set[Any]) -> None:
+        super().__init__(module)
+        self.module, self.replaced, self.dropped = module, replaced, dropped
+        self.symbols: dict[object, ir.GlobalVar] = {}
+
+    def run(self) -> tvm.IRModule:
+        main = self.module.get_global_var("main")
+        self.builder_.update_func(main, self.visit_expr(self.module[main]))
+        return self.builder_.get()
+
+    def visit_var_binding_(self, binding: Any) -> None:
+        if binding.var in self.dropped:
+            return
+        if binding.var not in self.replaced:
+            super().visit_var_binding_(binding)
+            return
+        replacement = self.replaced[binding.var]
+        shape = float_shape(binding.var)
+        assert shape is not None
+        arguments = [self.visit_expr(argument) for argument in replacement.arguments]
+        arguments += [relax.const(c, c.dtype.name) for c in replacement.constants]
+        call = relax.call_tir(
+            self.symbol(replacement), relax.Tuple(arguments), out_ty=relax.TensorType(shape, "float32")
+        )
+        value = self.builder_.normalize(call)
+        inside = isinstance(binding.var, relax.DataflowVar)
+        self.set_var_remap(
+            binding.var, self.builder_.emit(value) if inside else self.builder_.emit_output(value)
+        )
+
+    def symbol(self, replacement: _Replacement) -> ir.GlobalVar:
+        if replacement.key not in self.symbols:
+            marked = replacement.function.with_attr("op_pattern", OPAQUE)
+            self.symbols[replacement.key] = self.builder_.add_func(marked, replacement.name)
+        return self.symbols[replacement.key]

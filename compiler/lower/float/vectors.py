@@ -1,0 +1,96 @@
+"""Vectors of float32: how wide the target's are, and what is not one instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.ir.prim import Shuffle
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from bitwright.compiler.lower.templates.scaffold import Expr, splat, vector_type
+
+NARROWEST_BITS = 128
+
+
+@dataclass(frozen=True)
+class VectorUnit:
+    """The vector registers of a target.
+
+    Attributes:
+        lanes: float32 numbers in one, a power of two.
+        registers: How many there are.
+    """
+
+    lanes: int
+    registers: int
+
+
+def vector_unit(target: tvm.target.Target) -> VectorUnit:
+    """Return the vector registers of a target; the narrowest common ones where LLVM does not say."""
+    bits = max(int(tvm.target.codegen.llvm_get_vector_width(target)), NARROWEST_BITS)
+    wide = bits >= 512 or str(target.attrs.get("mtriple", "")).startswith("aarch64")
+    return VectorUnit(bits // 32, 32 if wide else 16)
+
+
+def number(value: float, lanes: int) -> Expr:
+    """Return a float32 constant in every lane."""
+    return splat(T.float32(float(value)), lanes)
+
+
+def keep(value: Expr) -> Expr:
+    """Bind a value to a variable: an expression is a tree, and every use of a node would compute it again.
+
+    TVM's simplifier puts the value of a variable back in its place where it is a pure function; a call it knows
+    nothing about, which costs no instruction, keeps it from that.
+    """
+    if isinstance(value, tvm.ir.expr.TensorLoad) or not str(value.ty.dtype).startswith("float"):
+        return T.Bind(value)
+    return T.Bind(T.call_llvm_intrin("llvm.arithmetic.fence", value, dtype=value.ty.dtype))
+
+
+def multiply_add(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
+    """Return ``a * b + c``, rounded once where the target has an instruction for it."""
+    return T.call_llvm_pure_intrin("llvm.fmuladd", a, b, c, dtype=vector_type("float32", lanes))
+
+
+def polynomial(x: Expr, coefficients: Sequence[float], lanes: int) -> Expr:
+    """Evaluate a polynomial by Horner's rule; the coefficient of the highest power comes first."""
+    total = number(coefficients[0], lanes)
+    for coefficient in coefficients[1:]:
+        total = multiply_add(total, x, number(coefficient, lanes), lanes)
+    return total
+
+
+def across(value: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Combine the lanes of a vector into one number, by halves."""
+    while lanes > 1:
+        value, lanes = keep(value), lanes // 2
+        value = combine(pick(value, range(lanes)), pick(value, range(lanes, 2 * lanes)))
+    return value
+
+
+def pick(value: Expr, lanes: Sequence[int]) -> Expr:
+    """Return some lanes of a vector."""
+    return Shuffle([value], [T.int32(lane) for lane in lanes])
+
+
+def transpose(rows: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Transpose a square of ``lanes`` vectors by exchanging blocks of half the size, again and again."""
+    found: list[Any] = list(rows)
+    half = lanes // 2
+    while half:
+        for first in (k for k in range(lanes) if not k & half):
+            second = first + half
+            pair = (found[first], found[second])
+            low = [lane if not lane & half else lanes + lane - half for lane in range(lanes)]
+            high = [lane + half if not lane & half else lanes + lane for lane in range(lanes)]
+            found[first], found[second] = (keep(_both(pair, order)) for order in (low, high))
+        half //= 2
+    return found
+
+
+def _both(pair: tuple[Expr, Expr], lanes: Sequence[int]) -> Expr:
+    return Shuffle(list(pair), [T.int32(lane) for lane in lanes])
