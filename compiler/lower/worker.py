@@ -22,6 +22,7 @@ from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.lower.memory_plan import dump_plans
 from bitwright.compiler.lower.planned_memory import memory_plans
 from bitwright.compiler.lower.relax_module import DotKernel, build_functions
+from bitwright.compiler.lower.shared_packing import by_size, sharing
 from bitwright.compiler.lower.static_c.lower import plan_static, write_static
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import Program, Step, Tensor
@@ -103,6 +104,8 @@ def _lower_library(
 ) -> dict[str, Any]:
     """Write the object files and the kernel tables of one library into ``part``; return what to say of them."""
     dot_kernel = _chosen_kernels(job, backend)
+    if len(programs) > 1:
+        dot_kernel, programs = sharing(dot_kernel, backend), by_size(programs)
     lowered = build_functions(programs, profile, dot_kernel, lambda name: _enter(job, f"'{name}'"))
     for name, table in lowered.kernel_tables.items():
         part.kernel_table(name).write_text(dump_table(table))
