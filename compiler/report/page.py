@@ -14,6 +14,7 @@ from bitwright.compiler.report.headline import Fact, headline
 from bitwright.compiler.report.markup import Child, Markup, element
 from bitwright.compiler.report.pictures import size_picture, sqnr_picture
 from bitwright.compiler.report.section import Section, anchor, key, section
+from bitwright.compiler.report.tuning import tuning_section
 
 LONG_VALUE = 12
 RUNTIMES = {"artifact": "compiled artifact", "onnxruntime": "ONNX Runtime deployment"}
@@ -99,6 +100,7 @@ def _sections(content: Mapping[str, Any]) -> list[Section]:
         _float(content["float"]),
         _not_lowered(content.get("not_lowered", [])),
         _verification(content.get("verification")),
+        tuning_section(content.get("tuning")),
         deployment_page(content.get("deployment")),
         choices.allocation_section(content),
         choices.migration_section(content),

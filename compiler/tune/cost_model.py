@@ -36,7 +36,8 @@ def features_of(choices: Sequence[KernelChoice]) -> np.ndarray:
         kind = [float((choice.template, choice.intrinsic) == k) for k in kinds]
         rows.append([float(np.log2(1 + rank)), *kind, *logs])
     found = np.asarray(rows)
-    return found / (np.maximum(found.std(axis=0), 0.1) * np.sqrt(found.shape[1]))
+    scaled: np.ndarray = found / (np.maximum(found.std(axis=0), 0.1) * np.sqrt(found.shape[1]))
+    return scaled
 
 
 class CostModel:

@@ -147,9 +147,13 @@ class Tuner:
                 return
             task = max(running, key=lambda t: t.urgency)
             self._step(timer, task)
-        for task in self._tasks:
-            if not task.done and task.batches:
-                self._finish(timer, task, complete=False)
+        cut = [task for task in self._tasks if not task.done]
+        for task in cut:
+            self._finish(timer, task, complete=False)
+        if cut:
+            self._notes.append(
+                f"the budget ended {len(cut)} searches early: 'bitwright tune' goes on with them"
+            )
 
     def _begin(self, timer: TimesKernels, unknown: Sequence[Workload], contents: Contents) -> None:
         """Time the defaults: they say which workloads matter."""
@@ -193,7 +197,7 @@ class Tuner:
         task.done = True
         default = task.search.candidates[0]
         leaders = [c for c in task.search.leaders(CONFIRMED + 1) if c != default][:CONFIRMED]
-        timings = timer.measure(task.workload.key, [default, *leaders], CONFIRM_ROUNDS)
+        timings = timer.measure(task.workload.key, [default, *leaders], CONFIRM_ROUNDS if leaders else ROUNDS)
         good = [t for t in timings if t.status == "ok"]
         best = min(good, key=lambda t: t.seconds)
         if best.seconds > good[0].seconds * (1 - GAIN):
