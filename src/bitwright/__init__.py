@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.deploy import Deployment
     from bitwright.compiler.inspect import Inspection
     from bitwright.compiler.options import Options
+    from bitwright.compiler.tune.outcome import Tuning
 
     Data: TypeAlias = str | Path | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]] | None
 
@@ -58,6 +59,7 @@ __all__ = [
     "compile",
     "inspect",
     "quantize",
+    "tune",
 ]
 
 # Loaded when first asked for: they bring onnx and onnxruntime along, which take a second.
@@ -148,6 +150,34 @@ def quantize(
     return deploy.quantize(_options(model, target, data, output, options))
 
 
+def tune(
+    model: str | Path,
+    *,
+    target: str | Path,
+    data: Data = None,
+    budget: str = "60s",
+    **options: Any,
+) -> Tuning:
+    """Measure ways to compute a model's dot products, and remember the fastest for every compilation.
+
+    Args:
+        model: The ONNX file.
+        target: A target's name or a profile's .yaml file.
+        data: Calibration samples, as for :func:`compile`.
+        budget: The most it may cost: ``"60s"``, ``"5m"`` or ``"200"`` (kernels measured).
+        **options: Further fields of :class:`Options`, e.g. ``tuning_store=Path("records.jsonl")``.
+
+    Returns:
+        The kernel of every kind of work, and what it gains.
+
+    Raises:
+        BitwrightError: See its subclasses; what was measured stays in the store.
+    """
+    from bitwright.compiler.pipeline import tune_model
+
+    return tune_model(_options(model, target, data, None, {**options, "tune": budget}))
+
+
 def inspect(
     model: str | Path,
     *,
@@ -178,13 +208,14 @@ def _options(
     model: str | Path,
     target: str | Path,
     data: Data,
-    output: str | Path,
+    output: str | Path | None,
     options: Mapping[str, Any],
 ) -> Options:
     from dataclasses import fields
 
     from bitwright.compiler.errors import nearest
     from bitwright.compiler.options import Options
+    from bitwright.compiler.tune.budget import parse_budget
 
     known = [field.name for field in fields(Options)]
     unknown = [name for name in options if name not in known]
@@ -194,5 +225,8 @@ def _options(
     extra = dict(options)
     if "keep_float" in extra:
         extra["keep_float"] = frozenset(extra["keep_float"])
+    if isinstance(extra.get("tune"), str):
+        extra["tune"] = parse_budget(extra["tune"])
     source = str(data) if isinstance(data, Path) else data
-    return Options(model=Path(model), target=str(target), data=source, output=Path(output), **extra)
+    place = None if output is None else Path(output)
+    return Options(model=Path(model), target=str(target), data=source, output=place, **extra)
