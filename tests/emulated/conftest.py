@@ -1,6 +1,7 @@
-"""Lets the tests of this folder import the helper modules of tests/compiled."""
+"""Lets the tests of this folder import the helper modules of this folder and of tests/compiled."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "compiled"))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "compiled")]

@@ -3,25 +3,14 @@
 from pathlib import Path
 
 import pytest
-from small_bundle import ONE_STEP, feeds, fill
+from arm_trials import compile_for
+from small_bundle import ONE_STEP, feeds
 
 from bitwright.compiler.bundle.verify import verify
-from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.targets.arm_cpu.backend import executes_on
-from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import load_profile
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
-
-
-def compile_for(target: str, folder: Path) -> Path:
-    profile = load_profile(target)
-    reason = backend_for("arm_cpu").why_not_executable(profile)
-    if reason:
-        pytest.skip(reason)
-    with BundleWriter(folder / "out") as writer:
-        fill(writer.path, profile)
-        return writer.commit(profile)
 
 
 @pytest.mark.parametrize("target", ["arm-cortex-a53", "arm-cortex-a76"])
