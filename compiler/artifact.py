@@ -31,6 +31,7 @@ from bitwright.compiler.ort.session import SessionConfig, config_for, open_sessi
 from bitwright.compiler.ort.timing import best_wall_seconds
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import runtime_of
+from bitwright.compiler.program.ops import WeightOnlyDot
 from bitwright.compiler.shape_choice import samples_of_shape
 from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import backend_for
@@ -67,6 +68,12 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
     )
     notes.extend(c.lowering.notes)
     notes.extend(found.sentence() for found in c.lowering.not_lowered)
+    rounded = sum(call.operation == WeightOnlyDot.__name__ for call in c.lowering.kernel_table)
+    if rounded:
+        notes.append(
+            f"{rounded} products of grouped weights round their activations to 8 bits, each row of each group with a "
+            "scale of its own"
+        )
     for tool in sorted(_link(c, c.lowering, lib)):
         notes.append(f"linked with {tool}")
     _archive(c, c.lowering, lib)
