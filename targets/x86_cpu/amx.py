@@ -22,7 +22,11 @@ from bitwright.compiler.lower.templates.epilogue import (
     store_parts,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS, parallel_chunks
+from bitwright.compiler.lower.templates.implicit_gemm import (
+    MIN_PARALLEL_MACS,
+    PARALLEL_PIECES,
+    parallel_chunks,
+)
 from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight, pad_channels
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
@@ -30,6 +34,7 @@ from bitwright.compiler.lower.templates.scaffold import (
     allocate_addressed,
     load,
     loop,
+    share,
 )
 from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
 from bitwright.compiler.program.ops import Dot, Program
@@ -178,7 +183,6 @@ class _Buffers:
     staged: Buffer
     weight: Buffer
     constants: list[Buffer]
-    configurations: Buffer
     output: Buffer
 
 
@@ -220,33 +224,31 @@ class _Template:
     def body(self, buffers: list[Buffer]) -> None:
         x, weight, *constants, configurations, y = buffers
         staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
-        views = _Buffers(staged, weight, constants, configurations, y)
+        views = _Buffers(staged, weight, constants, y)
         blocks = self.geometry.group * self.layout.blocks(self.geometry)
-        with loop(blocks * self.params.chunks, parallel=self.params.parallel) as piece:
-            block, chunk = piece // self.params.chunks, piece % self.params.chunks
+        groups = min(blocks, max(1, PARALLEL_PIECES // self.params.chunks)) if self.params.parallel else 1
+        with loop(groups * self.params.chunks, parallel=self.params.parallel) as task:
+            group, chunk = task // self.params.chunks, task % self.params.chunks
+            # Once a task: loading a configuration is as slow as many products, and so is asking for memory.
             accumulators = allocate_addressed(2 * TILE_ROWS * self.layout.block, "int32")
             saved = T.address_of(allocate_addressed(CONFIG_BYTES, "uint8")[0])
             _tile_instruction("sttilecfg", saved)
             for number, phase in enumerate(self.phases()):
-                self._phase(views, accumulators, block, chunk, phase, number)
+                _tile_instruction("ldtilecfg", T.address_of(configurations[number * CONFIG_BYTES]))
+                with (
+                    share(blocks, groups, group) as block,
+                    share(phase.steps, self.params.chunks, chunk) as step,
+                ):
+                    self._step(views, accumulators, block, step, phase)
             _tile_instruction("ldtilecfg", saved)
 
-    def _phase(
-        self, views: _Buffers, accumulators: Buffer, block: Expr, chunk: Expr, phase: _Phase, number: int
-    ) -> None:
-        """Emit this chunk's share of a phase."""
-        share = -(-phase.steps // self.params.chunks)
-        start, stop = chunk * share, T.min((chunk + 1) * share, phase.steps)
-        with T.If(start < stop), T.Then():
-            _tile_instruction("ldtilecfg", T.address_of(views.configurations[number * CONFIG_BYTES]))
-            with T.serial(start, stop) as step:
-                tiles = [phase.first + step * phase.tiles + i for i in range(phase.tiles)]
-                places = [(t // phase.per_row, phase.column + t % phase.per_row * phase.rows) for t in tiles]
-                self._multiply(views, accumulators, block, places)
-                for index, (row, column) in enumerate(places):
-                    self._finish(
-                        views, accumulators, block, index, row * self.geometry.out_width + column, phase
-                    )
+    def _step(self, views: _Buffers, accumulators: Buffer, block: Expr, step: Expr, phase: _Phase) -> None:
+        """Emit the products of one or two activation tiles with a block of weights, and their epilogue."""
+        tiles = [phase.first + step * phase.tiles + i for i in range(phase.tiles)]
+        places = [(t // phase.per_row, phase.column + t % phase.per_row * phase.rows) for t in tiles]
+        self._multiply(views, accumulators, block, places)
+        for index, (row, column) in enumerate(places):
+            self._finish(views, accumulators, block, index, row * self.geometry.out_width + column, phase)
 
     def _multiply(
         self, views: _Buffers, accumulators: Buffer, block: Expr, places: list[tuple[Expr, Expr]]

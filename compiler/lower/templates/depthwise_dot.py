@@ -37,6 +37,7 @@ from bitwright.compiler.lower.templates.scaffold import (
     load,
     loop,
     pieces,
+    share,
     shuffle,
     splat,
     store,
@@ -205,12 +206,12 @@ class _Template:
 
     def body(self, buffers: list[Buffer]) -> None:
         x, weight, *constants, y = buffers
-        g, share = self.geometry, -(-self.geometry.rows // self.params.chunks)
+        g = self.geometry
         with loop(self.params.chunks, parallel=self.params.parallel) as chunk:
             lines = allocate_addressed(self.groups * self.line_length, self.instruction.operand)
             for_span(self.groups * self.line_length, lambda at, lanes: self._fill(lines, at, lanes))
-            last = T.min((chunk + 1) * share, g.rows)
-            with T.serial(chunk * share, last) as row, loop(g.channels // self.params.strip) as strip:
+            strips = g.channels // self.params.strip
+            with share(g.rows, self.params.chunks, chunk) as row, loop(strips) as strip:
                 self._interleave(x, lines, row, strip)
                 self._row(lines, weight, constants, y, row, strip)
 

@@ -28,6 +28,7 @@ from bitwright.compiler.lower.templates.scaffold import (
     allocate,
     load,
     loop,
+    share,
     store,
 )
 from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
@@ -189,8 +190,7 @@ class _Template:
         count = self.geometry.rows * per_row
         if not count:
             return
-        share = -(-count // self.params.chunks)
-        with T.serial(chunk * share, T.min((chunk + 1) * share, count)) as tile:
+        with share(count, self.params.chunks, chunk) as tile:
             at = column + tile % per_row * pixels
             self._tile(views, _Tile(block, tile // per_row, at, pixels))
 

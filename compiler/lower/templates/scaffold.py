@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -116,6 +116,23 @@ def loop(extent: int, *, parallel: bool = False) -> AbstractContextManager[Expr]
     """Open a loop from 0 to ``extent``."""
     frame: AbstractContextManager[Expr] = T.parallel(extent) if parallel else T.serial(extent)
     return frame
+
+
+@contextmanager
+def share(length: int, parts: int, part: Expr) -> Iterator[Expr]:
+    """Open a loop over one of ``parts`` nearly equal shares of ``length``.
+
+    The extent is a number: TVM's simplifier draws wrong conclusions from nested loops whose bounds depend on
+    quotients and remainders of other loops.
+    """
+    size = -(-length // parts)
+    with loop(size) as i:
+        index = part * size + i
+        if size * parts == length:
+            yield index
+        else:
+            with T.If(index < length), T.Then():
+                yield index
 
 
 def for_span(length: int, emit: Callable[[Expr, int], None], width: int = COPY_WIDTH) -> None:
