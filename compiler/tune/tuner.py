@@ -85,6 +85,7 @@ class Tuner:
     _trials: int = field(default=0, init=False)
     _start: float = field(default=0.0, init=False)
     _notes: list[str] = field(default_factory=list, init=False)
+    _rejected: dict[str, list[Timing]] = field(default_factory=dict, init=False)
     _tasks: list[_Task] = field(default_factory=list, init=False)
     _confirmed: dict[str, Record] = field(default_factory=dict, init=False)
 
@@ -112,6 +113,7 @@ class Tuner:
             self._notes.append(
                 "interrupted: the best kernels so far are used, and the next tuning goes on from here"
             )
+        self._notes.extend(_rejection(status, timings) for status, timings in self._rejected.items())
         # What another process has found meanwhile counts, too.
         found = from_records(self.workloads, self.hardware, self.store.read())
         tuned = {task.workload.key for task in self._tasks}
@@ -224,12 +226,8 @@ class Tuner:
         self._trials += len(new)
         self.store.append([_record(key, t, candidates) for t in new])
         for timing in new:
-            if timing.status == "wrong":
-                self._notes.append(
-                    f"a kernel computed wrong results and was rejected: {timing.choice.label()}"
-                )
-            elif timing.status != "ok":
-                self._notes.append(f"a kernel {timing.status}: {timing.choice.label()}: {timing.detail}")
+            if timing.status != "ok":
+                self._rejected.setdefault(timing.status, []).append(timing)
         return new
 
     def _spent(self) -> bool:
@@ -256,6 +254,17 @@ def _record(key: Key, timing: Timing, candidates: Sequence[KernelChoice]) -> Rec
         rank,
         detail=timing.detail,
     )
+
+
+def _rejection(status: str, timings: Sequence[Timing]) -> str:
+    """Say how many candidates were unusable, and name one of them."""
+    what = {
+        "wrong": "computed other results than the default",
+        "crashed": "crashed",
+        "failed": "could not be built",
+    }[status]
+    first = timings[0]
+    return f"{len(timings)} kernels {what} and were rejected, e.g. {first.choice.label()}: {first.detail}"
 
 
 def _default_s(known: Known) -> float | None:
