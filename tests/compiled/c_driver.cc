@@ -2,6 +2,7 @@
 //   open FOLDER            open and close
 //   ports FOLDER           inputs and outputs
 //   misuse FOLDER          wrong arguments of every kind
+//   memory FOLDER INPUT.npy ...           bytes of memory that the first call adds to the process
 //   threads FOLDER N RUNS INPUT.npy ...   N threads with a handle each, RUNS calls, all results equal bit for bit
 #include <atomic>
 #include <cstdio>
@@ -91,16 +92,40 @@ int Misuse(const char* folder) {
   return 0;
 }
 
-int Threads(int argc, char** argv) {
-  const int count = std::atoi(argv[3]), runs = std::atoi(argv[4]);
+std::vector<bw_tensor> ReadInputs(int count, char** paths) {
   std::vector<bw_tensor> inputs;
-  for (int i = 5; i < argc; ++i) {
+  for (int i = 0; i < count; ++i) {
     DLTensor array;
-    npy::Read(argv[i], &array);
+    npy::Read(paths[i], &array);
     bw_tensor tensor = {BW_FLOAT32, array.ndim, {0}, array.data, npy::BytesOf(array)};
     std::memcpy(tensor.shape, array.shape, sizeof(int64_t) * static_cast<size_t>(array.ndim));
     inputs.push_back(tensor);
   }
+  return inputs;
+}
+
+long AnonymousBytes() {
+  FILE* file = std::fopen("/proc/self/status", "r");
+  char line[256];
+  long kilobytes = -1;
+  while (std::fgets(line, sizeof(line), file) != nullptr) std::sscanf(line, "RssAnon: %ld", &kilobytes);
+  std::fclose(file);
+  return kilobytes * 1024;
+}
+
+int Memory(int argc, char** argv) {
+  const std::vector<bw_tensor> inputs = ReadInputs(argc - 3, argv + 3);
+  bitwright::Model model{std::string(argv[2])};
+  model.set_threads(1);
+  const long before = AnonymousBytes();
+  model.run(inputs);
+  std::printf("%ld\n", AnonymousBytes() - before);
+  return 0;
+}
+
+int Threads(int argc, char** argv) {
+  const int count = std::atoi(argv[3]), runs = std::atoi(argv[4]);
+  const std::vector<bw_tensor> inputs = ReadInputs(argc - 5, argv + 5);
   bitwright::Model reference{std::string(argv[2])};
   reference.set_threads(1);
   const std::vector<bw_tensor> expected = reference.run(inputs);
@@ -132,6 +157,7 @@ int main(int argc, char** argv) {
   if (command == "open") return Open(argv[2]);
   if (command == "ports") return Ports(argv[2]);
   if (command == "misuse") return Misuse(argv[2]);
+  if (command == "memory" && argc > 3) return Memory(argc, argv);
   if (command == "threads" && argc > 5) return Threads(argc, argv);
   return 2;
 }
