@@ -289,3 +289,30 @@ def test_the_manifest_lists_the_runtime(bundle: Bundle) -> None:
         "libattention.a",
     ):
         assert f"lib/{name}" in bundle.manifest.files
+
+
+def test_the_header_is_plain_c(lib: Path, tmp_path: Path) -> None:
+    source = tmp_path / "main.c"
+    source.write_text(
+        '#include "attention.h"\n#include <stdio.h>\n'
+        "int main(void) {\n"
+        "  bw_model* model = NULL;\n"
+        "  if (bw_abi_version() != BW_ABI_VERSION) return 1;\n"
+        "  if (bw_open_embedded(&attention, &model) != BW_OK) { fputs(bw_last_error(), stderr); return 1; }\n"
+        '  printf("%d %d\\n", bw_input_count(model), bw_output_count(model));\n'
+        "  bw_close(model);\n"
+        "  return 0;\n"
+        "}\n"
+    )
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{lib}/include", str(source)]
+    link = [
+        "-o",
+        str(tmp_path / "main"),
+        f"-L{lib}",
+        "-lattention",
+        "-lbitwright_runtime",
+        "-Wl,--no-as-needed",
+    ]
+    link += ["-ltvm_runtime", "-ltvm_ffi", "-Wl,--allow-shlib-undefined", f"-Wl,-rpath,{lib}"]
+    subprocess.run([*command, *link], check=True)
+    assert run(tmp_path / "main") == "2 2\n"
