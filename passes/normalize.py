@@ -17,6 +17,7 @@ from bitwright.passes.fold_constants import FoldConstants
 from bitwright.passes.fold_conv_add import FoldConvAdd
 from bitwright.passes.fold_shape_reads import FoldShapeReads
 from bitwright.passes.freeze_default_inputs import FreezeDefaultInputs
+from bitwright.passes.group_queries import GroupQueries
 from bitwright.passes.infer_shapes import InferShapes
 from bitwright.passes.inline_functions import InlineFunctions
 from bitwright.passes.lift_constants import LiftConstants
@@ -94,7 +95,8 @@ def specialize(model: ir.Model, dims: Mapping[str, int]) -> PassResult:
         UsageError: A name is no dynamic dimension of the model's inputs, or a size is not positive.
     """
     fixed = FixDims(dict(dims)).run(model)
-    folded = run_to_fixed_point((InferShapes(), *simplification_passes(), *tidying_passes()), model)
+    steps = (InferShapes(), *simplification_passes(), GroupQueries(), *tidying_passes())
+    folded = run_to_fixed_point(steps, model)
     notes = (*folded.notes, *(f"specialize: {line}" for line in _still_dynamic(model)))
     return PassResult(model, fixed.changed + folded.changed, notes)
 
