@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.version_converter
 import onnx_ir as ir
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -16,10 +18,11 @@ from bitwright.compiler.bench.entry import Entry
 from bitwright.compiler.bench.models import load_session_config
 from bitwright.compiler.bundle.bundle import SESSION_FILE, STATIC_MODEL_FILE, Bundle
 from bitwright.compiler.bundle.golden import write_npz
-from bitwright.compiler.errors import UsageError
+from bitwright.compiler.errors import ModelError, UsageError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.options import Options
+from bitwright.compiler.ort.session import open_session
 from bitwright.compiler.pipeline import compile_model
 from bitwright.compiler.tune.budget import OFF, parse_budget
 from bitwright.passes.normalize import specialize
@@ -29,6 +32,8 @@ FLOAT, STATIC, STATIC_DOTS, OWN = "fp32", "quantize_static", "quantize_static, d
 RIVALS = (FLOAT, STATIC, STATIC_DOTS, OWN)
 DOTS = ["Conv", "Gemm", "MatMul"]
 TUNED = "+tuned"
+# The first opset whose DequantizeLinear has an axis.
+CHANNEL_OPSET = 13
 
 
 class _Samples(CalibrationDataReader):
@@ -115,6 +120,10 @@ class Forms:
             first = {name: archive[name] for name in archive.files}
         fitting = [s for s in self.model.samples() if all(np.shape(s[n]) == shapes[n] for n in shapes)]
         prepared = path.with_suffix(".prepared.onnx")
+        source = onnx.load(fixed)
+        if next(o.version for o in source.opset_import if o.domain in ("", "ai.onnx")) < CHANNEL_OPSET:
+            onnx.save(onnx.version_converter.convert_version(source, CHANNEL_OPSET), prepared)
+            fixed = prepared
         quant_pre_process(str(fixed), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
@@ -127,6 +136,11 @@ class Forms:
             op_types_to_quantize=operators,
         )
         prepared.unlink()
+        try:
+            open_session(path)
+        except ModelError:
+            path.unlink()  # it is made, and its failure noted, again
+            raise
 
     def rival_entry(self, name: str, bundle: Bundle, threads: int) -> Entry:
         """Return how a form that ONNX Runtime runs is timed; our file has our session options."""
