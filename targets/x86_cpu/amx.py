@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -43,6 +44,7 @@ from bitwright.targets.x86_cpu.narrowing import AVX512_NARROWING
 
 NAME = "amx_int8"
 TILE_ROWS, TILE_BYTES, TILE_CHANNELS, CONFIG_BYTES = 16, 64, 16, 64
+TASK_CYCLES, TILE_CYCLES, STEP_CYCLES, EPILOGUE_CYCLES = 400, 30, 20, 4
 FIRST_ACTIVATION_TILE, FIRST_WEIGHT_TILE = 4, 6
 
 
@@ -98,6 +100,16 @@ def choose_params(geometry: DotGeometry) -> AmxParams:
     chunk = _whole_words(_even(geometry.run, TILE_BYTES))
     tiles = -(-geometry.group_outputs // TILE_CHANNELS)
     return _with_chunks(geometry, rows, 1 if tiles in (1, 3) else 2, chunk)
+
+
+def cycles(geometry: DotGeometry) -> float:
+    """Return an estimate for Sapphire Rapids, fitted to forty layers of small networks."""
+    params = choose_params(geometry)
+    vectors = geometry.group * -(-geometry.group_outputs // TILE_CHANNELS)
+    tiles = geometry.rows * -(-geometry.out_width // params.rows) * vectors
+    steps = prod(geometry.taps) * -(-geometry.run // params.chunk)
+    products = tiles * (TILE_CYCLES + STEP_CYCLES * steps)
+    return TASK_CYCLES + products + geometry.pixels * vectors * EPILOGUE_CYCLES
 
 
 def space(geometry: DotGeometry) -> Iterator[AmxParams]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from bitwright.compiler.errors import ProfileError
 from bitwright.compiler.lower.templates import depthwise, depthwise_dot, implicit_gemm
@@ -15,6 +16,7 @@ from bitwright.compiler.lower.templates.choice import (
     require_candidate,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
+from bitwright.compiler.lower.templates.instruction import DotInstruction
 from bitwright.compiler.lower.templates.weight_only_choice import (
     weight_only_candidates,
     weight_only_choice_kernel,
@@ -32,8 +34,6 @@ CODE_INSTRUCTIONS = {i.name: i for i in (CODE_VNNI, CODE_AVX2)}
 REGISTER_BYTES = {VNNI.name: 64, AVX2.name: 32}
 IMPLICIT_GEMM, DEPTHWISE, DEPTHWISE_DOT, AMX = "implicit_gemm", "depthwise", "depthwise_dot", "amx"
 MAX_CANDIDATES = 300
-# Below these a tile is mostly empty and the vector instructions win (measured on Sapphire Rapids).
-AMX_MIN_PIXELS, AMX_MIN_RUN = 16, 64
 
 
 def choose_intrinsic(geometry: DotGeometry, available: tuple[str, ...]) -> str:
@@ -47,14 +47,21 @@ def choose_intrinsic(geometry: DotGeometry, available: tuple[str, ...]) -> str:
         ProfileError: None of them is an x86 instruction known here.
     """
     vectors = [name for name in available if name in VECTOR_INSTRUCTIONS]
-    worth_tiles = geometry.pixels >= AMX_MIN_PIXELS and geometry.run >= AMX_MIN_RUN
-    if amx.NAME in available and (worth_tiles or not vectors):
-        return amx.NAME
+    if amx.NAME in available:
+        fewer = vectors and _vector_cycles(geometry, VECTOR_INSTRUCTIONS[vectors[0]]) < amx.cycles(geometry)
+        return vectors[0] if fewer else amx.NAME
     if not vectors:
         known = ", ".join((amx.NAME, *VECTOR_INSTRUCTIONS))
         what = f"no kernel for any of the compute rows {', '.join(available) or '(none)'}"
         raise ProfileError(what, fix=f"give the operator intrinsics out of: {known}")
     return vectors[0]
+
+
+def _vector_cycles(geometry: DotGeometry, instruction: DotInstruction) -> float:
+    """Return an estimate for Sapphire Rapids: half a cycle a product, four for the epilogue of a vector."""
+    vectors = geometry.group * -(-geometry.group_outputs // instruction.lanes)
+    products = prod(geometry.taps) * -(-geometry.run // instruction.step)
+    return geometry.pixels * vectors * (0.5 * products + amx.EPILOGUE_CYCLES)
 
 
 def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
