@@ -1,8 +1,8 @@
 """Storage orders: which permutation of its logical axes a tensor lies in memory.
 
 An order is a tuple of logical axes, outermost first: ``(0, 1, 2, 3)`` is row-major NCHW, ``(0, 2, 3, 1)`` is
-channels-last. Float tensors and graph inputs and outputs are always row-major; integers take the order that
-saves conversions.
+channels-last. Graph inputs and outputs and what float islands read and write are row-major, unless an island
+maps element to element; everything else takes the order that saves conversions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import onnx_ir as ir
+
+from bitwright.compiler.graph.model import constant_array, is_op, static_shape
 from bitwright.compiler.program.ops import (
     FloatIsland,
     Move,
@@ -24,6 +27,39 @@ from bitwright.compiler.program.ops import (
 Order: TypeAlias = tuple[int, ...]
 
 CHANNELS_LAST: Order = (0, 2, 3, 1)
+# Operators whose result at one position depends on nothing but their operands at that position.
+ELEMENTWISE = (
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Min",
+        "Max",
+        "Neg",
+        "Abs",
+        "Sqrt",
+        "Reciprocal",
+        "Exp",
+        "Log",
+        "Erf",
+        "Tanh",
+    ),
+    *(
+        "Sigmoid",
+        "Relu",
+        "LeakyRelu",
+        "Elu",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Mish",
+        "Softplus",
+        "Clip",
+        "Identity",
+    ),
+)
 
 
 def row_major(rank: int) -> Order:
@@ -85,6 +121,8 @@ def _wish(step: Step, name: str, program: Program, demand: Mapping[str, Order]) 
     rank = len(program.tensor(name).shape)
     if isinstance(step, QConv | QPool | QGemm):
         return dot_order(step, rank)
+    if isinstance(step, FloatIsland) and order_free(step, program):
+        return demand.get(step.outputs[0])
     if isinstance(step, FloatIsland | WeightOnlyDot):
         return row_major(rank)
     if len(step.outputs) != 1 or step.output not in demand:
@@ -95,6 +133,24 @@ def _wish(step: Step, name: str, program: Program, demand: Mapping[str, Order]) 
     if isinstance(step, Move) and step.kind == "reshape":
         return row_major(rank)
     return wanted if len(wanted) == rank else None
+
+
+def order_free(island: FloatIsland, program: Program) -> bool:
+    """Tell whether an island maps elements of one shape, so that it computes the same in any order of its tensors."""
+    graph = island.model.graph
+    shapes = {program.tensor(name).shape for name in (*island.inputs, *island.outputs)}
+    if len(shapes) != 1:
+        return False
+    (shape,) = shapes
+    values = [v for n in graph for v in (*n.inputs, *n.outputs) if v is not None]
+    return all(is_op(n, *ELEMENTWISE) or _is_number(n.outputs[0]) for n in graph) and all(
+        static_shape(v) == shape or _is_number(v) for v in values
+    )
+
+
+def _is_number(value: ir.Value) -> bool:
+    array = constant_array(value)
+    return array is not None and array.size == 1
 
 
 def elementwise_order(

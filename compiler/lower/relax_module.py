@@ -24,6 +24,7 @@ from bitwright.compiler.lower.layout import (
     demanded_orders,
     dot_order,
     elementwise_order,
+    order_free,
     row_major,
     same_storage,
     transposed,
@@ -235,9 +236,29 @@ class _Assembler:
     def island(self, step: FloatIsland) -> None:
         """Copy the nodes of a float island into main."""
         module = import_model(step.model, step.name)
-        arguments = [self.row_major_result(name) for name in step.inputs]
+        order = self.island_order(step)
+        arguments = [
+            self.shaped(
+                self.in_order(name, order or row_major(len(shape))).expr,
+                shape,
+            )
+            for name, shape in ((name, self.program.tensor(name).shape) for name in step.inputs)
+        ]
         for name, expr in zip(step.outputs, emit_copy(self.builder, module, arguments), strict=True):
-            self.values[name] = _Value(expr, row_major(len(self.program.tensor(name).shape)))
+            self.values[name] = _Value(expr, order or row_major(len(self.program.tensor(name).shape)))
+
+    def island_order(self, step: FloatIsland) -> Order | None:
+        """Return the order an island that maps elements works in, or None: each tensor row-major."""
+        if not step.inputs or not order_free(step, self.program):
+            return None
+        first = self.values[step.inputs[0]].order
+        return elementwise_order(
+            step.inputs,
+            step.outputs[0],
+            self.program,
+            {name: self.values[name].order for name in step.inputs},
+            {step.outputs[0]: self.demand.get(step.outputs[0], first)},
+        )
 
     def fixed_order(self, step: Step) -> None:
         """Conv and pool run channels-last, Gemm row-major."""
@@ -253,14 +274,16 @@ class _Assembler:
         self.finish(step, name, kernel, orders)
 
     def edge(self, step: Quantize | Dequantize) -> None:
-        """Quantize into the order the first consumer wants; dequantize to row-major."""
+        """Quantize into the order the first consumer wants; dequantize into it if it needs no transposition."""
         rank = len(self.program.tensor(step.output).shape)
         orders = {name: self.values[name].order for name in step.inputs}
         if isinstance(step, Quantize):
             orders[step.output] = self.demand.get(step.output, row_major(rank))
             self.finish(step, "quantize", quantize(step, self.program, orders), orders)
         else:
-            orders[step.output] = row_major(rank)
+            (source,) = step.inputs
+            wanted = self.demand.get(step.output, row_major(rank))
+            orders[step.output] = wanted if wanted == orders[source] else row_major(rank)
             self.finish(step, "dequantize", dequantize(step, self.program, orders), orders)
 
     def move(self, step: Move) -> None:

@@ -89,6 +89,6 @@ def look_up(step: QLut, program: Program, orders: Mapping[str, Order]) -> Kernel
     table = np.ascontiguousarray(step.table, program.tensor(step.output).dtype)
 
     def emit(inputs: list[View], constants: list[Any], output: View) -> None:
-        map_elements(inputs[0], output, lambda q: constants[0][as_int32(q) - smallest])
+        map_elements(inputs[0], output, lambda q: constants[0][as_int32(q) - smallest], vectors=False)
 
     return kernel("look_up", program, orders, (step.inputs, step.output), (table,), emit)

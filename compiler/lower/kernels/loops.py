@@ -30,6 +30,8 @@ Index: TypeAlias = list[Any]
 OPAQUE = 8
 PARALLEL_MIN_ELEMENTS = 8192
 MAX_TASKS = 64
+# Elements of a vector along a row, widest first: more than a register holds is several registers.
+ROW_VECTORS = (32, 16)
 VECTOR_LANES = 16
 
 
@@ -122,16 +124,23 @@ def _tail(output: View, view: View) -> int:
     return count
 
 
-def for_each(shape: Sequence[int], order: Order, tail: int, body: Callable[[Index], None]) -> None:
+def for_each(
+    shape: Sequence[int], order: Order, tail: int, body: Callable[[Index], None], *, vectors: bool = True
+) -> None:
     """Run ``body`` for each logical index, in storage order.
 
     Args:
         shape: Logical shape.
         order: Storage order of the loops.
         tail: How many innermost dimensions may run as one flat loop.
-        body: Called once, with the loop variables as a logical index.
+        body: Called with the loop variables as a logical index, for whole vectors and for what is left.
+        vectors: Vectors along the innermost dimension; else that is left to LLVM, which gives up where it
+            cannot prove that buffers do not overlap, as in loops run by threads.
     """
     extents = physical_shape(shape, order)
+    if vectors and tail and extents[-1] >= ROW_VECTORS[-1] and math.prod(extents[:-1]) > 1:
+        _for_each_row(extents, order, body)
+        return
     split = len(extents) - max(tail, min(1, len(extents)))
     outer, inner = math.prod(extents[:split]), math.prod(extents[split:])
     if outer == 1:
@@ -144,6 +153,21 @@ def for_each(shape: Sequence[int], order: Order, tail: int, body: Callable[[Inde
         lead = _unravel(row, extents[:split])
         with tir.serial(inner) as i:
             body(_logical(lead + _unravel(i, extents[split:]), order))
+
+
+def _for_each_row(extents: Sequence[int], order: Order, body: Callable[[Index], None]) -> None:
+    rows, length = math.prod(extents[:-1]), extents[-1]
+    tasks = _tasks(rows * length)
+    while rows % tasks:
+        tasks -= 1
+    with parallel(tasks, rows * length) as task, tir.serial(rows // tasks) as row:
+        lead = _unravel(task * (rows // tasks) + row, extents[:-1])
+        lanes = next(width for width in ROW_VECTORS if width <= length)
+        with tir.serial(length // lanes) as block, tir.vectorized(lanes) as lane:
+            body(_logical([*lead, block * lanes + lane], order))
+        if length % lanes:
+            with tir.serial(length % lanes) as i:
+                body(_logical([*lead, length - length % lanes + i], order))
 
 
 def parallel(extent: int, elements: int) -> Any:
@@ -171,16 +195,25 @@ def _logical(physical: Index, order: Order) -> Index:
     return index
 
 
-def map_elements(source: View, output: View, function: Callable[[Expr], Expr]) -> None:
+def map_elements(
+    source: View, output: View, function: Callable[[Expr], Expr], *, vectors: bool = True
+) -> None:
     """Write ``output[i] = function(source[i])`` for equal logical shapes in any two storage orders.
 
-    Where the innermost axes differ, a tile over both is computed along the input's memory and then written
-    along the output's, so that neither side walks with a stride through main memory.
+    ``vectors`` as in ``for_each``. Where the innermost axes differ, a tile over both is computed along the
+    input's memory and then written along the output's, so that neither side walks with a stride through main
+    memory.
     """
     inner_in, inner_out = source.order[-1:], output.order[-1:]
     if inner_in == inner_out:
         tail = common_tail(output, [source])
-        for_each(source.shape, output.order, tail, lambda i: output.store(i, function(source.at(i))))
+        for_each(
+            source.shape,
+            output.order,
+            tail,
+            lambda i: output.store(i, function(source.at(i))),
+            vectors=vectors,
+        )
         return
     (a, b) = (*inner_in, *inner_out)
     rest = [axis for axis in output.order if axis not in (a, b)]
