@@ -149,5 +149,7 @@ def test_a_report_says_what_is_shipped_and_what_memory_it_takes(bundle: Bundle) 
     assert found["bytes"] == sum(f["bytes"] for f in found["files"])
     memory = {f["sizes"]["T"]: f["memory"] for f in found["functions"]}
     assert memory[4]["live_bytes"] < memory[12]["live_bytes"] <= memory[12]["peak_bytes"]
+    counts = {length: len(found["layers"]) for length, found in memory.items()}
+    assert len(set(counts.values())) == 1, f"functions are made of other kernels: {counts}"
     layers = [row["layer"] for row in memory[12]["layers"]]
     assert any(layer.startswith("MatMul") for layer in layers), layers

@@ -39,17 +39,33 @@ class _Replacement:
 
 
 def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Replace matrix products, elementwise operators and reductions along rows of ``main``.
+    """Replace matrix products, elementwise operators and reductions along rows of every Relax function.
 
     Args:
         module: Operators are not legalized yet.
         target: For the width of its vectors.
     """
     unit = vector_unit(target)
-    bindings = Bindings(module["main"])
     replaced: dict[Any, _Replacement] = {}
     dropped: set[Any] = set()
     functions: dict[object, tirx.PrimFunc] = {}
+    for _, function in _relax_functions(module):
+        _find(Bindings(function), unit, replaced, dropped, functions)
+    return _Replace(module, replaced, dropped - replaced.keys()).run()
+
+
+def _relax_functions(module: tvm.IRModule) -> list[tuple[Any, Any]]:
+    return [(v, f) for v, f in module.functions_items() if isinstance(f, relax.Function)]
+
+
+def _find(
+    bindings: Bindings,
+    unit: VectorUnit,
+    replaced: dict[Any, _Replacement],
+    dropped: set[Any],
+    functions: dict[object, tirx.PrimFunc],
+) -> None:
+    """Add what stands for operators of one Relax function, and what it makes superfluous."""
     for product in find_products(bindings):
         replaced[product.root] = _of_product(product, unit, functions)
         dropped.update(product.members)
@@ -58,7 +74,6 @@ def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IR
         if group.root in group.members:
             replaced[group.root] = _of_group(bindings, group, unit, functions)
             dropped.update(group.members)
-    return _Replace(module, replaced, dropped - replaced.keys()).run()
 
 
 def _of_product(product: Product, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]) -> _Replacement:
@@ -82,7 +97,7 @@ def _of_group(
 
 @mutator
 class _Replace(PyExprMutator):  # type: ignore[misc]
-    """Rebuilds ``main`` with the replacements; what they stand for is left out."""
+    """Rebuilds every Relax function with the replacements; what they stand for is left out."""
 
     def __init__(self, module: tvm.IRModule, replaced: dict[Any, _Replacement], dropped: set[Any]) -> None:
         super().__init__(module)
@@ -90,8 +105,8 @@ class _Replace(PyExprMutator):  # type: ignore[misc]
         self.symbols: dict[object, ir.GlobalVar] = {}
 
     def run(self) -> tvm.IRModule:
-        main = self.module.get_global_var("main")
-        self.builder_.update_func(main, self.visit_expr(self.module[main]))
+        for variable, function in _relax_functions(self.module):
+            self.builder_.update_func(variable, self.visit_expr(function))
         return self.builder_.get()
 
     def visit_var_binding_(self, binding: Any) -> None:
