@@ -13,6 +13,9 @@ from bitwright.compiler.tune.records import Key, Record
 from bitwright.compiler.tune.store import Contents, Known
 from bitwright.targets.backend import KernelChoice
 
+# A choice must beat the default by this much: where its code happens to lie in a library moves it by as much.
+WORTH = 0.03
+
 Source = Literal["default", "record", "tuned"]
 
 
@@ -127,7 +130,9 @@ def from_records(workloads: Sequence[Workload], hardware: str, contents: Content
 
 
 def _from_record(workload: Workload, record: Record | None) -> TunedKernel:
-    if record is None or record.ratio >= 1:
+    # A search that ended has looked twice; a single trial may have been lucky.
+    needed = 1 - WORTH if record is not None and record.kind == "trial" else 1.0
+    if record is None or record.ratio >= needed:
         return TunedKernel(workload, record, "default")
     return TunedKernel(workload, record, "record")
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from bitwright.compiler.program.workload import Workload
 from bitwright.compiler.tune.budget import TuneBudget
-from bitwright.compiler.tune.outcome import TunedKernel, Tuning, from_records
+from bitwright.compiler.tune.outcome import WORTH, TunedKernel, Tuning, from_records
 from bitwright.compiler.tune.records import Key, Record
 from bitwright.compiler.tune.search import BATCH, GAIN, Search
 from bitwright.compiler.tune.store import Contents, Known, TuningStore
@@ -202,7 +202,7 @@ class Tuner:
         timings = timer.measure(task.workload.key, [default, *leaders], CONFIRM_ROUNDS if leaders else ROUNDS)
         good = [t for t in timings if t.status == "ok"]
         best = min(good, key=lambda t: t.seconds)
-        if best.seconds > good[0].seconds * (1 - GAIN):
+        if best.seconds > good[0].seconds * (1 - WORTH):
             best = good[0]  # no gain that a second look can see
         key = Key(task.workload.key, self.hardware)
         record = _record(key, best, task.search.candidates)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import bitwright
 from bitwright.compiler.cli.app import main
 
 TEXT = """
@@ -75,3 +76,8 @@ def test_a_tracker_that_does_not_answer_is_named_at_once(model, tmp_path, capsys
     assert (error["exit_code"], error["class"]) == (7, "ToolchainError")
     assert address in error["what"] and "rpc_tracker" in error["fix"]
     assert not (tmp_path / "s").exists()
+
+
+def test_the_python_api_takes_the_same_budgets(model):
+    with pytest.raises(bitwright.UsageError, match="parsecs"):
+        bitwright.tune(model, target="host", data={"x": np.zeros((2, 16), np.float32)}, budget="60 parsecs")

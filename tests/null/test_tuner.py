@@ -186,6 +186,14 @@ def test_a_lucky_first_look_does_not_win(path):
     assert math.isclose(found.kernels[0].record.ratio, 1.0)
 
 
+def test_a_gain_that_is_noise_is_no_reason_to_leave_the_default(path):
+    times = flat(30)
+    times[5] = 0.98
+    assert run(Clock({"big": times}), path).choices == {}
+    interrupted = Clock({"big": times}, interrupt_after=9)
+    assert run(interrupted, path.with_name("other")).choices == {}
+
+
 def test_records_of_other_hardware_are_not_used(clock, path):
     run(clock, path)
     other = Clock(clock.times)
