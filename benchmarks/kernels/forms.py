@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -22,11 +23,13 @@ from bitwright.compiler.errors import ModelError, UsageError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.options import Options
-from bitwright.compiler.ort.session import open_session
+from bitwright.compiler.ort.session import SessionConfig, open_session
 from bitwright.compiler.pipeline import compile_model
 from bitwright.compiler.tune.budget import OFF, parse_budget
 from bitwright.passes.normalize import specialize
+from bitwright.targets.toolchain.linker import find_driver
 from kernels.models import BenchModel
+from kernels.table import WITHOUT_AMX
 
 FLOAT, STATIC, STATIC_DOTS, OWN = "fp32", "quantize_static", "quantize_static, dot products", "our Q/DQ"
 RIVALS = (FLOAT, STATIC, STATIC_DOTS, OWN)
@@ -144,21 +147,35 @@ class Forms:
 
     def rival_entry(self, name: str, bundle: Bundle, threads: int) -> Entry:
         """Return how a form that ONNX Runtime runs is timed; our file has our session options."""
-        entry = Entry(name, "onnxruntime", self.rival(name, bundle), self.feeds(bundle), threads)
-        if name != OWN:
-            return entry
-        return Entry(
-            name,
-            "onnxruntime",
-            entry.path,
-            entry.feeds,
-            threads,
-            load_session_config(bundle.path / SESSION_FILE),
-        )
+        form = name.removesuffix(WITHOUT_AMX)
+        session = load_session_config(bundle.path / SESSION_FILE) if form == OWN else SessionConfig()
+        preload = refusing_amx(self.folder.parent) if name != form else None
+        path, feeds = self.rival(form, bundle), self.feeds(bundle)
+        return Entry(name, "onnxruntime", path, feeds, threads, session, preload)
 
     def artifact_entry(self, target: str, bundle: Bundle, threads: int) -> Entry:
         """Return how an artifact is timed."""
         return Entry(target, "artifact", bundle.path, self.feeds(bundle), threads)
+
+
+def refusing_amx(folder: Path) -> Path:
+    """Return the library that refuses AMX to the process it is preloaded into, built if it is not there yet."""
+    library = folder / "no_amx.so"
+    if not library.exists():
+        source = Path(__file__).with_name("no_amx.c")
+        driver = find_driver(f"{platform.machine()}-linux-gnu")
+        built = library.with_suffix(".part")
+        driver.run(
+            [*driver.command, "-shared", "-fPIC", "-O1", str(source), "-o", str(built), "-ldl"],
+            f"compiling {source.name}",
+        )
+        built.replace(library)
+    return library
+
+
+def has_amx() -> bool:
+    """Tell whether this processor has the tile registers."""
+    return "amx_int8" in Path("/proc/cpuinfo").read_text()
 
 
 def failure(folder: Path, what: str, error: BaseException) -> dict[str, str]:

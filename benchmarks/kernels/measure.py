@@ -17,8 +17,9 @@ from bitwright.compiler.bench.turns import take_turns
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.bundle.manifest import package_versions
 from bitwright.compiler.errors import BitwrightError
-from kernels.forms import RIVALS, Forms, failure
+from kernels.forms import RIVALS, TUNED, Forms, failure, has_amx
 from kernels.models import BenchModel
+from kernels.table import TILED, WITHOUT_AMX
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def measure_model(
     first = next(iter(bundles.values()))
     for number in wanted:
         entries = [forms.artifact_entry(t, b, number) for t, b in bundles.items()]
-        entries += _rivals(forms, first, number, out, failures)
+        names = [*RIVALS, *(n + WITHOUT_AMX for n in RIVALS if has_amx() and _untiled(targets))]
+        entries += _rivals(forms, first, names, number, out, failures)
         record = _measured(entries, number, effort)
         record |= {"model": model.name, "what": model.what, "failures": failures}
         path = result_file(out, model.name, number)
@@ -73,12 +75,21 @@ def _holds(path: Path, targets: Sequence[str]) -> bool:
     return path.exists() and set(targets) <= set(json.loads(path.read_text())["contestants"])
 
 
+def _untiled(targets: Sequence[str]) -> bool:
+    return any(t.removesuffix(TUNED) not in TILED for t in targets)
+
+
 def _rivals(
-    forms: Forms, bundle: Bundle, threads: int, out: Path, failures: list[dict[str, str]]
+    forms: Forms,
+    bundle: Bundle,
+    names: Sequence[str],
+    threads: int,
+    out: Path,
+    failures: list[dict[str, str]],
 ) -> list[Entry]:
     """Return every form that ONNX Runtime runs; one that cannot be made is noted."""
     found = []
-    for name in RIVALS:
+    for name in names:
         try:
             found.append(forms.rival_entry(name, bundle, threads))
         except Exception as error:  # whatever onnxruntime's quantizer raises: it is one rival less, and noted

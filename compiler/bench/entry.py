@@ -28,6 +28,7 @@ class Entry:
         feeds: .npz file with the inputs.
         threads: Threads that compute.
         session: Options of ONNX Runtime (of an artifact: for the segments that it executes).
+        preload: A shared library to load before all others.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Entry:
     feeds: Path
     threads: int = 1
     session: SessionConfig = field(default_factory=SessionConfig)
+    preload: Path | None = None
 
     @property
     def clock(self) -> Clock:
@@ -48,12 +50,14 @@ class Entry:
 
     def environment(self) -> Mapping[str, str]:
         """Return what must be set before the process starts."""
-        return dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        threads = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        return threads if self.preload is None else {**threads, "LD_PRELOAD": str(self.preload)}
 
     def to_json(self) -> str:
         """Return one line of JSON."""
         session = {**asdict(self.session), "threads": self.threads}
         record = {**asdict(self), "path": str(self.path), "feeds": str(self.feeds), "session": session}
+        del record["preload"]  # has happened when the process reads this
         return json.dumps(record)
 
 

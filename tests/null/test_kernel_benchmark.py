@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from kernels.models import MODELS, models_named
-from kernels.table import fastest_rival, markdown
+from kernels.table import WITHOUT_AMX, fastest_rival, markdown
 
 MADE = [m for m in MODELS if m.name.startswith(("mlp", "conv", "dw", "deep"))]
 
@@ -70,6 +70,17 @@ def test_tuned_is_compared_with_untuned_and_gaps_are_named():
     assert "| not compiled |" in text and "untuned takes" not in text
     text = markdown([result("one", host=1.2, tuned=1.0)])
     assert "- host: untuned takes 1.20 of the tuned time." in text
+
+
+def test_what_has_no_amx_meets_rivals_with_and_without_it():
+    found = result("m", host=1.0, vnni=2.0)
+    found["contestants"] |= {
+        "fp32, no AMX": contestant("onnxruntime", 8.0),
+        "our Q/DQ, no AMX": contestant("onnxruntime", 5.0),
+    }
+    assert fastest_rival(found) == "our Q/DQ" and fastest_rival(found, WITHOUT_AMX) == "our Q/DQ, no AMX"
+    row = next(line for line in markdown([found]).splitlines() if line.startswith("| m |"))
+    assert [cell.split()[0] for cell in row.split(" | ")[4:]] == ["0.500", "1.000", "0.400"]
 
 
 def test_threads_have_tables_of_their_own_and_a_busy_machine_is_named():
