@@ -22,6 +22,7 @@ from zoo import Feeds, model_named
 from bitwright.compiler.deploy import quantize
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.options import Options
+from bitwright.compiler.ort.session import SessionConfig, config_for
 from bitwright.compiler.pipeline import compile_model
 from bitwright.passes.normalize import specialize
 from bitwright.targets.arm_cpu.counting import count_inference
@@ -70,11 +71,11 @@ def row(name: str, profile_name: str, cache: Path, work: Path) -> tuple[str, flo
     with np.load(inputs) as archive:
         feeds = {key: archive[key] for key in archive.files}
     ours = count_inference(bundle.path, feeds, profile).instructions
-    config = profile.runtimes.onnxruntime.session_config
+    config = config_for(profile.runtimes.onnxruntime)
     others = rival_models(name, profile_name, work)
     same = count(cache, cpu, bundle.path / "lib/model.static.onnx", inputs, config)
     planned = count(cache, cpu, others["planned"], inputs, config)
-    plain = count(cache, cpu, others["float"], inputs, {})
+    plain = count(cache, cpu, others["float"], inputs, SessionConfig())
     shape = f" ({TOKENS} tokens)" if dims else ""
     cells = [f"{name}{shape}", profile_name, f"{ours / 1e6:.2f}", f"{same / 1e6:.2f}", f"{ours / same:.2f}"]
     cells += [f"{ours / planned:.2f}", f"{ours / plain:.2f}"]

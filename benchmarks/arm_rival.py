@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from bitwright.compiler.ort.session import SessionConfig
 from bitwright.targets.arm_cpu.counting import plugin, read_counts
 from bitwright.targets.toolchain.process import run_tool
 from bitwright.targets.toolchain.runtime_libraries import GLIBC_TAGS
@@ -134,7 +135,7 @@ def _fetch_interpreter(work: Path) -> None:
 
 
 def count(
-    cache: Path, cpu: Cpu, model: Path, inputs: Path, config: dict[str, str], inferences: int = 2
+    cache: Path, cpu: Cpu, model: Path, inputs: Path, config: SessionConfig, inferences: int = 2
 ) -> float:
     """Return the instructions that one inference executes in ONNX Runtime on the emulated processor."""
     root = cache / "root"
@@ -145,7 +146,8 @@ def count(
     variables = {"PYTHONHOME": f"{root}/usr", "PYTHONPATH": str(cache / "site"), "OPENBLAS_NUM_THREADS": "1"}
     environment = [word for name, value in variables.items() for word in ("-E", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as work:
-        counts = Path(work, "counts")
+        counts, session = Path(work, "counts"), Path(work, "session.json")
+        session.write_text(config.to_json())
         command = [
             emulator,
             "-cpu",
@@ -157,7 +159,7 @@ def count(
             *environment,
         ]
         command += [f"{root}/usr/bin/python3.11", str(SESSION), str(model), str(inputs), str(inferences)]
-        command += [f"{name}={value}" for name, value in config.items()]
+        command.append(str(session))
         run_tool(command, what=f"counting {model.name} in ONNX Runtime", timeout_s=RUN_S)
         marks = read_counts(counts).marks
     return ((marks[2] - marks[1]) - (marks[1] - marks[0])) / inferences
