@@ -46,7 +46,7 @@ def plain_dot_kernel(step, program, _profile=None):
                 value = tir.max(value, tir.float32(0)) if step.relu else value
             output.store(index, value)
 
-        for_each(output.shape, output.order, 1, one)
+        for_each(output.shape, output.order, 1, one, vectors=False)
 
     orders = {
         name: dot_order(step, len(program.tensor(name).shape)) for name in (step.inputs[0], step.output)

@@ -134,8 +134,9 @@ def for_each(
         order: Storage order of the loops.
         tail: How many innermost dimensions may run as one flat loop.
         body: Called with the loop variables as a logical index, for whole vectors and for what is left.
-        vectors: Vectors along the innermost dimension; else that is left to LLVM, which gives up where it
-            cannot prove that buffers do not overlap, as in loops run by threads.
+        vectors: Vectors along the innermost dimension: for bodies that are one expression, without buffers of
+            their own. Else that is left to LLVM, which gives up where it cannot prove that buffers do not
+            overlap, as in loops run by threads.
     """
     extents = physical_shape(shape, order)
     if vectors and tail and extents[-1] >= ROW_VECTORS[-1] and math.prod(extents[:-1]) > 1:
