@@ -38,8 +38,6 @@ from bitwright.compiler.lower.templates.scaffold import (
 # Starting and joining threads costs microseconds: about what so many elementary operations cost on one core.
 MIN_PARALLEL_WORK = 1 << 17
 MAX_TASKS = 16
-# Values that stand in memory between two functions at the same time; far more than one pass over a row needs.
-SLOTS = 48
 # Vectors in flight: a sum has so many partial sums, as each addition waits four cycles for the one before.
 ACCUMULATORS = 4
 # A row of at most so many vectors stays in registers and is written without loops.
@@ -126,12 +124,17 @@ class _Row:
     filled: set[int] = field(default_factory=set)
 
     @property
+    def slot_count(self) -> int:
+        """At most so many vectors are in use: one a function, and one that is combined across its lanes."""
+        return sum(node.operation in EXPENSIVE for node in self.program.nodes) + 2
+
+    @property
     def length(self) -> int:
         return self.program.extents[-1]
 
     def run(self) -> None:
         nodes = self.program.nodes
-        self.slots = allocate((SLOTS * self.unit.lanes + len(nodes),), "float32", "local")
+        self.slots = allocate((self.slot_count * self.unit.lanes + len(nodes),), "float32", "local")
         for position in sorted(stored_nodes(nodes)):
             self.scratch[position] = allocate((self.length,), "float32", "local")
         for position, node in enumerate(nodes):
@@ -165,13 +168,13 @@ class _Row:
         TVM's simplifiers put the value of a variable back where the variable is used; what is loaded they
         leave alone. Without this, expressions grow by a power with every function.
         """
-        at = self.used % SLOTS * self.unit.lanes
+        at = self.used % self.slot_count * self.unit.lanes
         self.used += 1
         store(self.slots, value, [at], lanes)
         return keep(load(self.slots, [at], lanes))
 
     def settled_number(self, position: int, value: Expr) -> Expr:
-        at = SLOTS * self.unit.lanes + position
+        at = self.slot_count * self.unit.lanes + position
         store(self.slots, value, [at])
         return keep(load(self.slots, [at]))
 

@@ -12,8 +12,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.scaffold import Expr, splat, vector_type
 
-NARROWEST_BITS = 128
-
 
 @dataclass(frozen=True)
 class VectorUnit:
@@ -29,10 +27,17 @@ class VectorUnit:
 
 
 def vector_unit(target: tvm.target.Target) -> VectorUnit:
-    """Return the vector registers of a target; the narrowest common ones where LLVM does not say."""
-    bits = max(int(tvm.target.codegen.llvm_get_vector_width(target)), NARROWEST_BITS)
-    wide = bits >= 512 or str(target.attrs.get("mtriple", "")).startswith("aarch64")
-    return VectorUnit(bits // 32, 32 if wide else 16)
+    """Return the vector registers of a target, by the features of its processor.
+
+    TVM's own ``llvm_get_vector_width`` says 512 bits of every x86 processor.
+    """
+    features = {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target)}
+    if "avx512f" in features:
+        return VectorUnit(16, 32)
+    if "avx" in features:
+        return VectorUnit(8, 16)
+    is_aarch64 = str(target.attrs.get("mtriple", "")).startswith("aarch64")
+    return VectorUnit(4, 32 if is_aarch64 else 16)
 
 
 def number(value: float, lanes: int) -> Expr:
