@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.compiler.errors import ToolchainError, UsageError
+from bitwright.compiler.errors import InfeasibleBudgetError, ToolchainError, UsageError
 from bitwright.compiler.lower.static_c.emit import RECORD_FILE
 from bitwright.targets.backend import Execution
 from bitwright.targets.cortex_m.boards import board_of
@@ -33,8 +33,7 @@ def why_not_executable(profile: Profile) -> str | None:
     if emulator is None or board_of(profile) is None:
         return f"profile '{profile.name}' names no emulated board"
     if shutil.which(emulator.command) is None:
-        package = emulator.command.removesuffix("-arm").replace("qemu-system", "qemu-system-arm")
-        return f"missing system packages: {package} (apt-get install {package})"
+        return f"missing system packages: {emulator.command} (apt-get install {emulator.command})"
     if emulator.board not in _known_boards(emulator.command):
         return f"this {emulator.command} does not know the board '{emulator.board}'"
     return None
@@ -57,6 +56,7 @@ def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, 
 
     Raises:
         DataError: ``feeds`` does not fit the model.
+        InfeasibleBudgetError: It used more RAM than the device has.
         ToolchainError: There is no emulator, or the run failed.
     """
     lib = bundle.resolve() / "lib"
@@ -74,6 +74,7 @@ def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, 
             for k, port in enumerate(interface.outputs)
         }
         usage = _measured(folder, lib, record, profile)
+        _check_ram(usage, profile)
         calls: Trace = []
         if trace:
             _run(lib / TRACED_FILE, folder, profile)
@@ -134,6 +135,15 @@ def _measured(folder: Path, lib: Path, record: Mapping[str, Any], profile: Profi
         **flash_bytes(lib / PROGRAM_FILE),
         "instructions": ticks * 1_000_000_000 // board.timer_hz,
     }
+
+
+def _check_ram(usage: Mapping[str, int], profile: Profile) -> None:
+    limit = profile.limits.ram_bytes
+    if limit is not None and usage["ram_bytes"] > limit:
+        what = f"the network used {usage['ram_bytes']} bytes of RAM on the board; the target has {limit:.0f}"
+        raise InfeasibleBudgetError(
+            what, where=profile.name, fix="a smaller model or input, or a target with more memory"
+        )
 
 
 def _sentences(usage: Mapping[str, int], record: Mapping[str, Any], profile: Profile) -> Iterator[str]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.scaffold import Expr
+from bitwright.targets.cortex_m.accumulators import Accumulators
 
 Operand = tuple[Expr, ...]
+CHANNELS = 4  # of one tap of a depthwise convolution
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class PatchInstruction:
         chunk: Bytes of either operand that it consumes at once.
         unpack: int8 x chunk -> what ``add`` multiplies; done once for a value that several products share.
         add: (int32 accumulator, activations, weights) -> the new accumulator.
+        tap: (int32 accumulators, activations int8 x 4, weights int8 x 4): adds four products of neighbouring channels,
+            for depthwise convolutions.
         lanes: float32 values that one instruction of the epilogue handles.
         accumulators: General registers that are left for accumulators.
     """
@@ -29,6 +33,7 @@ class PatchInstruction:
     chunk: int
     unpack: Callable[[Expr], Operand]
     add: Callable[[Expr, Operand, Operand], Expr]
+    tap: Callable[[Accumulators, Expr, Expr], None]
     lanes: int
     accumulators: int
 
@@ -56,6 +61,21 @@ def _vmladava(accumulator: Expr, activations: Operand, weights: Operand) -> Expr
     )
 
 
-SMLAD = PatchInstruction("dsp_smlad", 4, _halves, _smlad, lanes=1, accumulators=4)
-VMLADAVA = PatchInstruction("mve_vmladava", 16, lambda value: (value,), _vmladava, lanes=4, accumulators=4)
+def _tap_of_halves(totals: Accumulators, activations: Expr, weights: Expr) -> None:
+    pairs = zip(_halves(activations), _halves(weights), strict=True)
+    for first, (left, right) in enumerate(pairs):
+        for channel, name in ((first, "llvm.arm.smlabb"), (first + 2, "llvm.arm.smlatt")):
+            total = T.call_llvm_pure_intrin(name, left, right, totals.load(channel), dtype="int32")
+            totals.store(channel, total)
+
+
+def _tap_of_vectors(totals: Accumulators, activations: Expr, weights: Expr) -> None:
+    product = T.cast(activations, "int32x4") * T.cast(weights, "int32x4")
+    totals.store(0, totals.load(0, CHANNELS) + product)
+
+
+SMLAD = PatchInstruction("dsp_smlad", 4, _halves, _smlad, _tap_of_halves, lanes=1, accumulators=4)
+VMLADAVA = PatchInstruction(
+    "mve_vmladava", 16, lambda value: (value,), _vmladava, _tap_of_vectors, lanes=4, accumulators=8
+)
 INSTRUCTIONS = {i.name: i for i in (SMLAD, VMLADAVA)}

@@ -64,6 +64,6 @@ def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelCho
     instruction = instruction_for(available_intrinsics(step, program, profile))
     if chosen.template == DEPTHWISE:
         blocking = params_of(chosen, depthwise.DepthwiseParams)
-        return depthwise.depthwise_kernel(dot, program, geometry, blocking, instruction.lanes)
+        return depthwise.depthwise_kernel(dot, program, geometry, instruction, blocking)
     tile = params_of(chosen, patch_gemm.PatchGemmParams)
     return patch_gemm.patch_gemm_kernel(dot, program, geometry, instruction, tile)

@@ -30,6 +30,7 @@ from bitwright.compiler.lower.templates.scaffold import (
 from bitwright.compiler.lower.templates.staging import Staging
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
+from bitwright.targets.cortex_m.accumulators import Scalars
 from bitwright.targets.cortex_m.epilogue import emit_epilogue, whole_vectors
 from bitwright.targets.cortex_m.instruction import PatchInstruction
 
@@ -258,10 +259,10 @@ class _Template:
     def _block(self, views: _Buffers, tile: _Tile, block: Expr, channels: int) -> None:
         """Emit the register tile of one block of channels."""
         constant = (tile.group * self.blocks + block) * self.params.channels
-        totals = allocate((tile.pixels, channels), "int32", "local")
-        for pixel in range(tile.pixels):
+        totals = [Scalars(channels) for _ in range(tile.pixels)]
+        for row in totals:
             for channel in range(channels):
-                store(totals, load(views.bias, [constant + channel]), [pixel, channel])
+                row.store(channel, T.int32(0))
         chunk = self.instruction.chunk
         starts = [self._start(tile, pixel) for pixel in range(tile.pixels)]
         with loop(self.chunks) as k:
@@ -271,7 +272,7 @@ class _Template:
         for pixel in range(tile.pixels):
             at = (tile.pixel + pixel) * self.geometry.outputs + first
             for offset, lanes in whole_vectors(channels, self.instruction.lanes):
-                total = load(totals, [pixel, offset], lanes)
+                total = totals[pixel].load(offset, lanes) + load(views.bias, [constant + offset], lanes)
                 value = emit_epilogue(self.epilogue, total, views.scales, constant + offset, lanes)
                 store(views.output, value, [at + offset], lanes)
 
@@ -286,13 +287,12 @@ class _Template:
         return ((image * g.height + row) * g.width + column) * g.channels
 
     def _multiply(
-        self, views: _Buffers, totals: Buffer, starts: list[Expr], weight_at: Expr, channels: int
+        self, views: _Buffers, totals: list[Scalars], starts: list[Expr], weight_at: Expr, channels: int
     ) -> None:
         chunk, unpack = self.instruction.chunk, self.instruction.unpack
         source = views.x if views.patches is None else views.patches
         activations = [unpack(load(source, [start], chunk)) for start in starts]
         for channel in range(channels):
             weights = unpack(load(views.weight, [(weight_at + channel) * chunk], chunk))
-            for pixel, values in enumerate(activations):
-                total = self.instruction.add(load(totals, [pixel, channel]), values, weights)
-                store(totals, total, [pixel, channel])
+            for row, values in zip(totals, activations, strict=True):
+                row.store(channel, self.instruction.add(row.load(channel), values, weights))
