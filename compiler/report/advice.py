@@ -141,6 +141,14 @@ def _options(c: Compilation) -> Iterator[str]:
         yield from ("--samples", str(asked.samples))
     for name, size in asked.dims.items():
         yield from ("--dim", f"{name}={size}")
+    for name, sizes in asked.buckets.items():
+        yield from ("--bucket", f"{name}={','.join(map(str, sizes))}")
+    for name, value in asked.pad.items():
+        yield from ("--pad", f"{name}={value:g}")
+    if asked.loop is not None:
+        yield from ("--loop", asked.loop)
+    if asked.static is not None:
+        yield from ("--static", asked.static)
     if asked.group is not None:
         yield from ("--group", str(asked.group))
     if asked.evaluate is not None:

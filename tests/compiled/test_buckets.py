@@ -147,6 +147,8 @@ def test_a_report_says_what_is_shipped_and_what_memory_it_takes(bundle: Bundle) 
     for record in found["files"]:
         assert record["bytes"] == (bundle.path / "lib" / record["name"]).stat().st_size
     assert found["bytes"] == sum(f["bytes"] for f in found["files"])
+    page = (bundle.path / "report.html").read_text()
+    assert 'id="deployment"' in page and "libtvm_runtime.so" in page and "Memory by layer" in page
     memory = {f["sizes"]["T"]: f["memory"] for f in found["functions"]}
     assert memory[4]["live_bytes"] < memory[12]["live_bytes"] <= memory[12]["peak_bytes"]
     counts = {length: len(found["layers"]) for length, found in memory.items()}

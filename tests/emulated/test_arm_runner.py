@@ -130,3 +130,47 @@ def test_an_unknown_emulated_processor_is_named() -> None:
     if BACKEND.why_not_executable(load_profile("cortex-a76")):
         pytest.skip("qemu-aarch64 or its libraries are not installed")
     assert "cortex-a9999" in BACKEND.why_not_executable(load_profile("cortex-a76", "cortex-a9999"))
+
+
+C_PROGRAM = """
+#include <stdio.h>
+#include "bitwright_runtime.h"
+int main(int count, char** arguments) {
+  static signed char x[64];
+  bw_model* model = NULL;
+  bw_tensor input = {BW_INT8, 2, {4, 16}, x, sizeof x}, dot;
+  if (count < 3 || fread(x, 1, sizeof x, fopen(arguments[2], "rb")) != sizeof x) return 2;
+  if (bw_open(arguments[1], &model) || bw_set_threads(model, 2) || bw_run(model, &input, 1)) {
+    puts(bw_last_error());
+    return 1;
+  }
+  bw_result(model, 1, &dot);
+  for (size_t i = 0; i < dot.bytes / 4; ++i) printf("%d ", ((int*)dot.data)[i]);
+  bw_close(model);
+  return 0;
+}
+"""
+
+
+def test_the_c_interface(dotprod_bundle: Path, tmp_path: Path) -> None:
+    lib, x = dotprod_bundle / "lib", feeds()["x"]
+    (tmp_path / "main.c").write_text(C_PROGRAM)
+    (tmp_path / "x").write_bytes(x.tobytes())
+    driver = find_driver("aarch64-linux-gnu")
+    link = [f"-L{lib}", "-lbitwright_runtime", "-Wl,--allow-shlib-undefined", f"-Wl,-rpath,{lib}"]
+    command = [
+        *driver.command,
+        f"-I{lib}/include",
+        str(tmp_path / "main.c"),
+        "-o",
+        str(tmp_path / "main"),
+        *link,
+    ]
+    driver.run(command, "compiling a program")
+    prefix = emulated.launch(load_profile("cortex-a76")).prefix
+    done = subprocess.run(
+        [*prefix, str(tmp_path / "main"), str(lib), str(tmp_path / "x")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    w = np.arange(128).reshape(8, 16) * 37 % 255 - 127
+    np.testing.assert_array_equal(np.fromstring(done.stdout, int, sep=" ").reshape(4, 8), x.astype(int) @ w.T)
