@@ -24,7 +24,7 @@ from bitwright.compiler.lower.templates.weight_only_geometry import (
     space,
     weight_only_geometry,
 )
-from bitwright.targets.backend import Kernel
+from bitwright.targets.backend import Kernel, backend_for
 from bitwright.targets.loader import load_profile
 from bitwright.targets.x86_cpu.codes import CODE_AVX2, CODE_VNNI
 from bitwright.targets.x86_cpu.kernels import candidates, dot_kernel
@@ -172,3 +172,10 @@ def test_rows_without_a_kernel_are_refused() -> None:
     )
     with pytest.raises(ProfileError, match="avx512_fma"):
         dot_kernel(step, program, changed)
+
+
+def test_a_family_without_such_kernels_refuses() -> None:
+    step, program, _ = make(CASES[0])
+    with pytest.raises(ProfileError, match="grouped weights") as caught:
+        backend_for("cortex_m").dot_kernel(step, program, load_profile("cortex-m4"))
+    assert caught.value.fix

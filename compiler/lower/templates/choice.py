@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from bitwright.compiler.errors import InternalError, ProfileError
 from bitwright.compiler.lower.templates.geometry import DotGeometry, geometry_of
-from bitwright.compiler.program.ops import Dot, Program, QConv, Step
+from bitwright.compiler.program.ops import Dot, Program, QConv, Step, WeightOnlyDot
 from bitwright.targets.backend import KernelChoice
 from bitwright.targets.schema import Combo, Profile
 
@@ -42,8 +42,12 @@ def dot_of(step: Step, program: Program) -> tuple[Dot, DotGeometry]:
     """Return the step as a dot product with its loop bounds.
 
     Raises:
+        ProfileError: It is a product with grouped weights, which a family without kernels for them is asked for.
         InternalError: The step is not a dot product.
     """
+    if isinstance(step, WeightOnlyDot):
+        what = "this family has no kernel for float activations and grouped weights"
+        raise ProfileError(what, where=step.name, fix="quantize the weight for 8-bit kernels (int8, w4a8)")
     if not isinstance(step, Dot):
         what = f"{type(step).__name__} is not a dot product"
         raise InternalError(what, where=step.name)
