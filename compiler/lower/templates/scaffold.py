@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -18,6 +19,9 @@ Expr = Any
 Buffer = Any
 
 COPY_WIDTH = 64
+# Below this TVM puts a buffer on the stack if its scope is "global". Of the scope "local" every buffer comes from the
+# runtime, by calls of hundreds of instructions whenever the loop around it comes by, used or not.
+STACK_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,9 @@ def _flat_view(buffer: Buffer, parameter: Parameter) -> Buffer:
 
 
 def allocate(shape: tuple[int, ...], dtype: str, scope: str = "global") -> Buffer:
-    """Allocate a scratch buffer; scope "local" keeps it on the stack, where LLVM promotes it to registers."""
+    """Allocate a scratch buffer; scope "local" is for what LLVM is to promote to registers."""
+    if scope == "local" and prod(shape) * np.dtype(dtype).itemsize < STACK_BYTES:
+        scope = "global"
     return T.alloc_buffer(shape, dtype, scope=scope, layout=None)
 
 
