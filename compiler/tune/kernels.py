@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from bitwright.compiler.errors import BitwrightError
 from bitwright.compiler.lower.compile import export_objects
 from bitwright.compiler.program.ops import Program, Step
 from bitwright.targets.backend import Backend, Kernel, KernelChoice
@@ -74,18 +75,21 @@ class Bench:
                 kernel = self.backend.dot_kernel(self.step, self.program, self.profile, choice)
                 made.append(Candidate(choice, f"candidate_{number}", kernel))
             except Exception as error:  # a template's own bug in one corner of its space
-                failed[choice] = _first_line(error)
+                failed[choice] = _reason(error)
         try:
             return Batch(tuple(made), failed, self._compile(made) if made else None)
-        except Exception:  # find out whose fault it is
-            good = []
-            for candidate in made:
-                try:
-                    self._compile([candidate])
-                    good.append(candidate)
-                except Exception as error:
-                    failed[candidate.choice] = _first_line(error)
+        except Exception:
+            good = [c for c in made if self._compiles(c, failed)]
             return Batch(tuple(good), failed, self._compile(good) if good else None)
+
+    def _compiles(self, candidate: Candidate, failed: dict[KernelChoice, str]) -> bool:
+        """Tell whether a candidate compiles by itself; if not, note why in ``failed``."""
+        try:
+            self._compile([candidate])
+        except Exception as error:
+            failed[candidate.choice] = _reason(error)
+            return False
+        return True
 
     def _compile(self, candidates: Sequence[Candidate]) -> Any:
         functions = {
@@ -123,6 +127,8 @@ def _activation(random: np.random.Generator, kernel: Kernel, position: int) -> n
     return random.integers(bounds.min, bounds.max, shape, dtype, endpoint=True)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, BitwrightError):
+        return error.what
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

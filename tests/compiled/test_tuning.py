@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rpc_farm import loopback_farm
 
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.errors import ProfileError
+from bitwright.compiler.errors import ProfileError, ToolchainError
 from bitwright.compiler.lower.job import lower_in_worker
 from bitwright.compiler.options import Options
 from bitwright.compiler.pipeline import FRONT, compile_model, tune_model
@@ -24,8 +25,10 @@ from bitwright.compiler.program.workload import workloads_of
 from bitwright.compiler.tune.budget import TuneBudget
 from bitwright.compiler.tune.child import TuningChild
 from bitwright.compiler.tune.hardware import hardware_key
+from bitwright.compiler.tune.kernels import Bench
 from bitwright.compiler.tune.outcome import Tuning
 from bitwright.compiler.tune.records import Key, Record
+from bitwright.compiler.tune.remote import open_farm
 from bitwright.compiler.tune.store import TuningStore
 from bitwright.targets.backend import KernelChoice, backend_for
 from bitwright.targets.loader import load_profile
@@ -115,6 +118,8 @@ def test_choices_reach_the_artifact_and_its_report(compiled, options, tmp_path):
     assert (other["source"], other["record"]) == ("default", None)
     assert default != last
     assert bundle.report["verification"]["passed"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Tuned kernels" in page and row["record"] in page
 
 
 def test_the_lowering_uses_the_chosen_kernel(compiled, tmp_path):
@@ -167,59 +172,11 @@ def test_kill_9_while_tuning_keeps_everything_but_the_trial_in_flight(options, t
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory):
-    """A tracker and two servers on this machine; returns the tracker's address."""
-    log = (tmp_path_factory.mktemp("farm") / "log.txt").open("wb")
-    port = 9390 + os.getpid() % 100
-    ours = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-    host = ["--host", "127.0.0.1"]
-    tracker = [
-        sys.executable,
-        "-m",
-        "tvm.exec.rpc_tracker",
-        *host,
-        "--port",
-        str(port),
-        "--port-end",
-        str(port + 1),
-    ]
-    server = [
-        sys.executable,
-        "-m",
-        "tvm.exec.rpc_server",
-        *host,
-        "--tracker",
-        f"127.0.0.1:{port}",
-        "--key",
-        "loop",
-    ]
-    environment = {**os.environ, "TVM_NUM_THREADS": "1"}
-    processes = [subprocess.Popen(tracker, env=environment, **ours)]
-    for number in range(2):
-        first = 9500 + (os.getpid() % 40) * 10 + number * 5
-        ports = ["--port", str(first), "--port-end", str(first + 5)]
-        processes.append(subprocess.Popen([*server, *ports], env=environment, **ours))
-    try:
-        if not _registered(port, 2):
+    """A tracker and two servers on this machine; gives the tracker's address."""
+    with loopback_farm(tmp_path_factory.mktemp("farm") / "log.txt", "loop", 2) as tracker:
+        if tracker is None:
             pytest.skip("TVM's RPC tracker and servers do not start here")
-        yield f"127.0.0.1:{port}"
-    finally:
-        for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _registered(port: int, count: int) -> bool:
-    from tvm import rpc
-
-    deadline = time.monotonic() + 40
-    while time.monotonic() < deadline:
-        try:
-            if len(rpc.connect_tracker("127.0.0.1", port).summary()["server_info"]) == count:
-                return True
-        except (OSError, RuntimeError):
-            pass
-        time.sleep(0.3)
-    return False
+        yield tracker
 
 
 def cli(*arguments: str) -> tuple[int, dict]:
@@ -251,6 +208,17 @@ def test_a_farm_of_boards_on_loopback(farm, options, tmp_path):
     assert (code, found["trials"]) == (0, 0)
     assert any(kernel["record"] for kernel in found["kernels"])
 
-    code, found = cli("tune", *common, "--tracker", farm, "--device-key", "unknown", "--tune", "12")
-    assert (code, found["error"]["class"]) == (7, "ToolchainError")
-    assert "loop" in found["error"]["fix"]
+    with pytest.raises(ToolchainError, match="loop") as caught:
+        open_farm(farm, "unknown")
+    assert caught.value.where == "--device-key"
+
+
+def test_candidates_that_cannot_be_built_do_not_stop_the_others(compiled):
+    program = extract_program(compiled.static)
+    step, backend = program.steps[1], backend_for(PROFILE.family)
+    bench = Bench(step, program, PROFILE, backend)
+    good = backend.candidates(step, program, PROFILE)[:2]
+    odd = KernelChoice("implicit_gemm", "avx2_pmaddwd", (("pixels", 99),))
+    batch = bench.build([good[0], odd, good[1]])
+    assert tuple(c.choice for c in batch.candidates) == good
+    assert "pixels=99" in batch.failed[odd]
