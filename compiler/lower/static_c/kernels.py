@@ -16,6 +16,9 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+# Up to so many bytes a buffer is left to LLVM, which keeps it in registers if it can; behind a pointer it could not.
+LARGEST_LOCAL = 256
+
 
 @dataclass(frozen=True)
 class RawKernels:
@@ -24,7 +27,7 @@ class RawKernels:
     Attributes:
         module: Lowered ``tvm.IRModule``, ready for code generation.
         scratch: Function -> bytes of each scratch buffer, in the order of its last arguments.
-        locals: Function -> bytes of the arrays that it keeps in registers or on the stack.
+        locals: Function -> bytes of the small arrays that it keeps in registers or on the stack.
     """
 
     module: Any
@@ -153,7 +156,7 @@ class _Raw:
         return tirx.For(node.loop_var, node.min, node.extent, kind, body, None, node.annotations, node.step)
 
     def _allocation(self, node: Any) -> Any:
-        if str(node.buffer.ty.storage_scope) == "local":
+        if _bytes(node.buffer) <= LARGEST_LOCAL:
             self.local_bytes += _bytes(node.buffer)
             return node
         pointer = tirx.Var(f"scratch_{len(self.scratch)}", node.buffer.data.ty)
