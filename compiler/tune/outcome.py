@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -135,8 +135,3 @@ def _from_record(workload: Workload, record: Record | None) -> TunedKernel:
     if record is None or record.ratio >= needed:
         return TunedKernel(workload, record, "default")
     return TunedKernel(workload, record, "record")
-
-
-def dump_choices(choices: Mapping[str, KernelChoice]) -> dict[str, Any]:
-    """Return the choices as JSON values."""
-    return {key: choice.as_plain() for key, choice in choices.items()}

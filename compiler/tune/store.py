@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,12 +137,3 @@ def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
-
-
-def merge(stores: Iterable[TuningStore], into: TuningStore) -> int:
-    """Copy every record of ``stores`` that ``into`` has not; returns how many."""
-    have = {line for line in into._lines() if load_line(line)}
-    lines = dict.fromkeys(line for store in stores for line in store._lines() if line not in have)
-    records = [record for line in lines if (record := load_line(line))]
-    into.append(records)
-    return len(records)
