@@ -5,6 +5,7 @@
 #include <dlpack/dlpack.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -219,6 +220,14 @@ bw_status AskForTiles(const Text& text) {
   return BW_OK;
 }
 
+// The bundle's number of threads, but no more than the processors that this process may use.
+int DefaultThreads(int wanted) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  int count = sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : wanted;
+  return count < wanted ? count : wanted;
+}
+
 // TVM binds the threads of every pool to the first cores, where those of two handles would meet.
 void LeaveThreadsUnbound() { setenv("TVM_BIND_THREADS", "0", 0); }
 
@@ -289,7 +298,7 @@ bw_status Prepare(bw_model* model) {
   if (model->inputs == nullptr || model->results == nullptr || model->functions == nullptr) {
     return Fail(BW_ERROR_MEMORY, "out of memory");
   }
-  model->threads = text.threads;
+  model->threads = DefaultThreads(text.threads);
   if (!tvm_calls::MakeMachine(model->library->module, &model->machine, &message)) return Fail(message);
   for (int i = 0; i < text.function_count; ++i) {
     if (!tvm_calls::Method(model->machine, text.functions[i].name, &model->functions[i], &message)) {

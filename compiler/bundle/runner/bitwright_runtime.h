@@ -103,8 +103,9 @@ BW_API int32_t bw_output_count(const bw_model* model);
 BW_API bw_status bw_input(const bw_model* model, int32_t index, bw_port* port);
 BW_API bw_status bw_output(const bw_model* model, int32_t index, bw_port* port);
 
-/* The number of threads that bw_run uses, the calling one included; the bundle names the default. Worker threads belong
- * to the thread that calls bw_run, and their number is settled by its first run: later, only fewer can be used. */
+/* The number of threads that bw_run uses, the calling one included. The default is the bundle's, and no more than the
+ * processors the process may use. Worker threads belong to the thread that calls bw_run, and their number is settled by
+ * its first run: later, only fewer can be used. */
 BW_API bw_status bw_set_threads(bw_model* model, int32_t threads);
 
 /* Computes the model. Inputs are given in the model's order and copied; a free dimension has any size up to the largest
