@@ -119,7 +119,7 @@ def front_csv(points: Sequence[FrontPoint]) -> str:
     groups = list(points[0].formats) if points else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    built = all(point.measured is not None for point in points)
+    built = bool(points) and all(point.measured is not None for point in points)
     writer.writerow([*METRICS, "gap", *(("measured_loss", "file_bytes") if built else ()), *groups])
     for point in points:
         numbers = [repr(point.totals.of(m)) for m in METRICS] + [repr(point.gap)]
