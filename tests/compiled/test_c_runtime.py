@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from attention_model import sample, samples, write_model
+from recurrent_model import samples as recurrent_samples
+from recurrent_model import save_recurrent
 
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.bundle.manifest import Manifest
-from bitwright.compiler.bundle.model_text import model_text
-from bitwright.compiler.bundle.segments import SegmentList, SegmentRecord
+from bitwright.compiler.errors import ToolchainError
 from bitwright.compiler.options import Options
 from bitwright.compiler.pipeline import compile_model
-from bitwright.targets.toolchain.interface import Interface
 
 pytestmark = [
     pytest.mark.skipif(platform.system() != "Linux", reason="artifacts of this machine run under Linux"),
@@ -268,15 +268,23 @@ def test_another_processor_is_refused_before_an_illegal_instruction(driver: Path
 
 
 def test_a_model_with_parts_for_onnxruntime_is_refused(driver: Path, tmp_path: Path) -> None:
-    records = [
-        SegmentRecord(executor=executor, path=path, inputs=("x",), outputs=("y",), steps=("s",))
-        for executor, path in (("kernels", "segment_0"), ("onnxruntime", "segment_1.onnx"))
-    ]
-    segments = SegmentList(segments=tuple(records), not_lowered=())
-    text = model_text(Interface((), (), {}), None, flags=(), threads=1, library=None, segments=segments)
-    (tmp_path / "model.txt").write_text(text)
-    status, message = opened(driver, tmp_path)
+    model = save_recurrent(tmp_path / "gru.onnx")
+    made = compile_model(
+        Options(model=model, data=recurrent_samples(), output=tmp_path / "out", target="host")
+    )
+    assert made is not None and made.segments is not None
+    status, message = opened(driver, made.path / "lib")
     assert status == BUNDLE and "1 parts of this model run in ONNX Runtime" in message
+
+
+def test_a_model_with_parts_for_onnxruntime_has_no_archive(tmp_path: Path) -> None:
+    model = save_recurrent(tmp_path / "gru.onnx")
+    given = Options(
+        model=model, data=recurrent_samples(), output=tmp_path / "out", target="host", static="gru"
+    )
+    with pytest.raises(ToolchainError, match="cannot be linked into a program"):
+        compile_model(given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_manifest_lists_the_runtime(bundle: Bundle) -> None:
