@@ -82,6 +82,25 @@ class KernelChoice:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """Something that an execution measured.
+
+    Attributes:
+        label: What, e.g. ``"RAM on the board"``.
+        value: The figure with its unit.
+        detail: What it is made of, what it is compared with.
+    """
+
+    label: str
+    value: str
+    detail: str
+
+    def sentence(self) -> str:
+        """Return it in one line."""
+        return f"{self.label}: {self.value} ({self.detail})"
+
+
+@dataclass(frozen=True)
 class Execution:
     """What came back from running an artifact.
 
@@ -94,7 +113,7 @@ class Execution:
         seconds: Best wall time of one call, or None where that time means nothing (emulation).
         call_seconds: (function, best seconds) of every call inside one run, integer kernels and float operators alike,
             in order; empty unless traced natively.
-        measurements: What else was measured, one sentence each, e.g. the memory used on an emulated board.
+        measurements: What else was measured, e.g. the memory used on an emulated board.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -102,7 +121,7 @@ class Execution:
     executed: str
     seconds: float | None
     call_seconds: Sequence[tuple[str, float]] = ()
-    measurements: Sequence[str] = ()
+    measurements: Sequence[Measurement] = ()
 
 
 class Backend(Protocol):

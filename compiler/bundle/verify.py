@@ -30,7 +30,7 @@ from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import FloatIsland, Program, Step
 from bitwright.compiler.program.segments import NotLowered
 from bitwright.passes.normalize import specialize
-from bitwright.targets.backend import Execution
+from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.shape_rules import MAIN
 
@@ -130,7 +130,7 @@ class Verification:
         step_seconds: Step -> best seconds of its kernels in one call; empty where times mean nothing.
         float_seconds: Best seconds of everything in the library that is no integer kernel.
         not_lowered: Nodes that ONNX Runtime executed on this machine; no part of what was emulated.
-        measurements: What else the execution measured, e.g. memory on an emulated board; one sentence each.
+        measurements: What else the execution measured, e.g. memory on an emulated board.
     """
 
     executed: str
@@ -145,7 +145,7 @@ class Verification:
     step_seconds: Mapping[str, float] = field(default_factory=dict)
     float_seconds: float = 0.0
     not_lowered: tuple[NotLowered, ...] = ()
-    measurements: tuple[str, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -166,7 +166,7 @@ class Verification:
         hidden = len(self.kernel_differences) - len(shown)
         return [
             *found,
-            *self.measurements,
+            *(m.sentence() for m in self.measurements),
             *([f"... and {hidden} more"] if hidden else []),
             *(o.sentence() for o in self.outputs),
         ]
@@ -291,7 +291,7 @@ def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
     calls = elements = 0
     executed = "none"
     call_seconds: Sequence[tuple[str, float]] = ()
-    measurements: Sequence[str] = ()
+    measurements: Sequence[Measurement] = ()
     for data in golden:
         function, executions, whole = _execute(bundle, data.inputs)
         found, executed, measurements = reference(function), whole.executed, whole.measurements

@@ -46,6 +46,7 @@ def headline(content: Mapping[str, Any]) -> list[Fact]:
         _size(content["summary"]),
         _shipped(content.get("deployment")),
         _memory(content.get("deployment")),
+        *_measurements(content.get("verification")),
         _allocation(content.get("allocation")),
         *_accuracy(content),
         _noise(content["summary"]),
@@ -117,6 +118,11 @@ def _memory(found: Mapping[str, Any] | None) -> Fact | None:
     where = f" in the largest of {len(functions)} functions" if len(functions) > 1 else ""
     detail = f"a call{where}; {size_text(memory['live_bytes'])} of tensors are needed at once"
     return Fact("Working memory", size_text(memory["peak_bytes"]), detail)
+
+
+def _measurements(found: Mapping[str, Any] | None) -> list[Fact]:
+    """Return what the execution of the artifact measured besides its time."""
+    return [Fact(m["label"], m["value"], m["detail"]) for m in (found or {}).get("measurements", ())]
 
 
 def _accuracy(content: Mapping[str, Any]) -> list[Fact]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bitwright.compiler.errors import InfeasibleBudgetError, ToolchainError, UsageError
 from bitwright.compiler.lower.static_c.emit import RECORD_FILE
-from bitwright.targets.backend import Execution
+from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.cortex_m.boards import board_of
 from bitwright.targets.cortex_m.linking import PROGRAM_FILE, TRACED_FILE, flash_bytes
 from bitwright.targets.schema import Profile
@@ -79,7 +79,9 @@ def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, 
         if trace:
             _run(lib / TRACED_FILE, folder, profile)
             calls = list(_read_trace((folder / "trace").read_bytes(), record["calls"]))
-    return Execution(outputs, calls, EXECUTED, None, measurements=tuple(_sentences(usage, record, profile)))
+    return Execution(
+        outputs, calls, EXECUTED, None, measurements=tuple(_measurements(usage, record, profile))
+    )
 
 
 def measure(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile) -> dict[str, int]:
@@ -146,22 +148,26 @@ def _check_ram(usage: Mapping[str, int], profile: Profile) -> None:
         )
 
 
-def _sentences(usage: Mapping[str, int], record: Mapping[str, Any], profile: Profile) -> Iterator[str]:
-    planned = int(record["memory"]["ram_bytes"])
-    limits = profile.limits
-    yield (
-        f"RAM on the board: {usage['ram_bytes']} bytes (arena {usage['arena_bytes']}, inputs and outputs "
-        f"{usage['io_bytes']}, stack {usage['stack_bytes']}), planned {planned}{_of(limits.ram_bytes)}"
+def _measurements(
+    usage: Mapping[str, int], record: Mapping[str, Any], profile: Profile
+) -> Iterator[Measurement]:
+    planned, limits = int(record["memory"]["ram_bytes"]), profile.limits
+    parts = (
+        f"arena {usage['arena_bytes']}, inputs and outputs {usage['io_bytes']}, stack {usage['stack_bytes']}"
     )
-    yield (
-        f"flash: {usage['flash_bytes']} bytes (code {usage['code_bytes']}, constants "
-        f"{usage['constant_bytes']}){_of(limits.flash_bytes)}"
+    detail = f"{parts}; planned {planned}{_of(limits.ram_bytes)}"
+    yield Measurement("RAM on the board", f"{usage['ram_bytes']} bytes", detail)
+    parts = f"code {usage['code_bytes']}, constants {usage['constant_bytes']}"
+    yield Measurement("Flash", f"{usage['flash_bytes']} bytes", f"{parts}{_of(limits.flash_bytes)}")
+    yield Measurement(
+        "Instructions",
+        f"{usage['instructions']}",
+        "an inference; the emulator counts them, they are no cycles",
     )
-    yield f"{usage['instructions']} instructions an inference, counted by the emulator's clock"
 
 
 def _of(limit: float | None) -> str:
-    return "" if limit is None else f", {limit:.0f} on the device"
+    return "" if limit is None else f"; the device has {limit:.0f}"
 
 
 def _read_trace(
