@@ -222,3 +222,17 @@ def random_case(rng: np.random.Generator, number: int) -> Case:
     case = Case("", (n, group * per_in, h, w), (group * per_out, per_in, kh, kw), group=group, **types)
     case = replace(case, strides=(sh, sw), pads=pads, dilations=(dh, dw))
     return replace(case, label=f"random_{number}_{case.x}_{case.w}".replace(" ", ""))
+
+
+def random_depthwise(rng: np.random.Generator, number: int) -> Case:
+    """Draw a depthwise convolution: channels around vector widths, every stride, dilation and one-sided padding."""
+    channels = int(rng.choice([1, 2, 3, 8, 15, 16, 17, 24, 31, 32, 40, 64, 72, 96, 128, 130, 192])) + 1
+    channels -= int(rng.integers(2))
+    kh, kw, sh, sw, dh, dw = (int(v) for v in rng.integers(1, [7, 7, 4, 4, 3, 3]))
+    n, h, w = (int(v) for v in rng.integers([1, 11, 11], [3, 18, 30]))
+    pads = tuple(int(v) for v in rng.integers(0, 4, 4))
+    types = {"x_dtype": str(rng.choice(["uint8", "int8"])), "seed": number}
+    types |= {"y_dtype": str(rng.choice(["uint8", "int8", "float32"])), "relu": bool(rng.integers(2))}
+    group = max(channels, 2)
+    case = Case("", (n, group, h, w), (group, 1, kh, kw), (sh, sw), pads, (dh, dw), group, **types)
+    return replace(case, label=f"depthwise_{number}_{case.x}_{case.w}".replace(" ", ""))

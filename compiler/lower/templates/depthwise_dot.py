@@ -283,15 +283,24 @@ class _Template:
     ) -> None:
         """Emit one row of output pixels of one strip of channels, some vectors of every unit at a time."""
         g, found = self.geometry, self.vectors()
-        units = -(-g.out_width // self.unit)
-        for first in range(0, len(found), PACKED_VECTORS):
-            group = found[first : first + PACKED_VECTORS]
+        units, together = -(-g.out_width // self.unit), PACKED_VECTORS * self.instruction.lanes
+
+        def pixels(vectors: list[_Vector], shift: Expr) -> None:
             with loop(units) as unit:
                 # The last unit moves back over pixels that are done, instead of being shorter.
                 column = T.min(unit * self.unit, g.out_width - self.unit) if units > 1 else 0
-                at = (row * g.out_width + column) * g.channels + strip * self.params.strip
-                start = column * g.strides[1] * self.params.strip
-                self._unit(group, lines, weight, constants, output, start, at, strip)
+                at = (row * g.out_width + column) * g.channels + strip * self.params.strip + shift
+                start = column * g.strides[1] * self.params.strip + shift
+                self._unit(vectors, lines, weight, constants, output, start, at, strip, shift)
+
+        # Vectors that lie one behind the other in everything they touch: one piece of code for all.
+        regular = self.flat or self.unit == 1
+        full = sum(v.used for v in found) // together if regular else 0
+        if full:
+            with loop(full) as number:
+                pixels(found[:PACKED_VECTORS], number * together)
+        for first in range(full * PACKED_VECTORS, len(found), PACKED_VECTORS):
+            pixels(found[first : first + PACKED_VECTORS], 0)
 
     def _unit(
         self,
@@ -303,20 +312,22 @@ class _Template:
         start: Expr,
         at: Expr,
         strip: Expr,
+        shift: Expr,
     ) -> None:
+        """Emit some vectors of one unit; all their indices are moved by ``shift`` lanes."""
         lanes, step, (_, kw) = self.instruction.lanes, self.instruction.step, self.geometry.kernel
         count = len(self.channel_of_lane()) * self.params.strip // self.geometry.channels
         accumulators = allocate((len(vectors), lanes), "int32", "local")
         for n, vector in enumerate(vectors):
-            bias = load(constants[0], [strip * count + vector.weight * lanes], lanes)
+            bias = load(constants[0], [strip * count + vector.weight * lanes + shift], lanes)
             store(accumulators, bias, [n, 0], lanes)
 
         def column(j: Expr, group: int) -> None:
             pixel = start + j * self.geometry.dilations[1] * self.params.strip
             for n, vector in enumerate(vectors):
                 x = load(lines, [group * self.line_length + (pixel + vector.line) * step], lanes * step)
-                w_at = (((strip * kw + j) * self.groups + group) * count + vector.weight * lanes) * step
-                w = load(weight, [w_at], lanes * step)
+                w_at = ((strip * kw + j) * self.groups + group) * count + vector.weight * lanes + shift
+                w = load(weight, [w_at * step], lanes * step)
                 assert self.instruction.lanewise is not None
                 total = self.instruction.lanewise(load(accumulators, [n, 0], lanes), x, w)
                 store(accumulators, total, [n, 0], lanes)
@@ -331,7 +342,7 @@ class _Template:
         parts = [
             Part(
                 load(accumulators, [n, 0], lanes),
-                strip * count + v.weight * lanes,
+                strip * count + v.weight * lanes + shift,
                 at + v.output,
                 v.used,
                 v.follows,

@@ -199,13 +199,15 @@ def _packed(epilogue: Epilogue, group: Sequence[Part], multiplier: Buffer, narro
         for p in group
     ]
     reals += reals[-1:] * (PACKED_VECTORS - len(reals))
-    value = narrowing.emit(reals, epilogue.dtype, epilogue.zero_point)
+    # Bounds inside the type's, before rounding to bytes: LLVM 22 loops for ever over some shuffles of clamped bytes.
     info = np.iinfo(epilogue.dtype)
     if epilogue.lower > info.min:
-        value = T.max(value, splat(T.cast(epilogue.lower, epilogue.dtype), PACKED_VECTORS * lanes))
+        least = splat(T.float32(epilogue.lower - epilogue.zero_point), lanes)
+        reals = [T.max(real, least) for real in reals]
     if epilogue.upper < info.max:
-        value = T.min(value, splat(T.cast(epilogue.upper, epilogue.dtype), PACKED_VECTORS * lanes))
-    return value
+        most = splat(T.float32(epilogue.upper - epilogue.zero_point), lanes)
+        reals = [T.min(real, most) for real in reals]
+    return narrowing.emit(reals, epilogue.dtype, epilogue.zero_point)
 
 
 def _runs(group: Sequence[Part], lanes: int) -> Iterator[tuple[int, Expr, int]]:
