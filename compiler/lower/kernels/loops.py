@@ -139,7 +139,7 @@ def for_each(
             overlap, as in loops run by threads.
     """
     extents = physical_shape(shape, order)
-    if vectors and tail and extents[-1] >= ROW_VECTORS[-1] and math.prod(extents[:-1]) > 1:
+    if vectors and tail and extents[-1] >= ROW_VECTORS[0] and math.prod(extents[:-1]) > 1:
         _for_each_row(extents, order, body)
         return
     split = len(extents) - max(tail, min(1, len(extents)))
