@@ -8,6 +8,7 @@ import pytest
 
 from bitwright.compiler.lower.compile import compile_module
 from bitwright.compiler.lower.kernels.elementwise import add
+from bitwright.compiler.lower.kernels.reciprocal import multiplies_exactly, reciprocal
 from bitwright.compiler.lower.relax_module import build_module
 from bitwright.compiler.program.ops import (
     Dequantize,
@@ -126,17 +127,48 @@ def test_quantize_and_dequantize(q):
     for shape in [(2, 5, 7, 9), (1, 3, 40, 33), (37,), (4, 300), (), (1, 16, 1, 1)]:
         x = float_samples(shape, q)
         case.add(Quantize, [case.feed(x)], shape, q, quantized(x, q))
+    for shape in [(2, 17, 31, 23), (1, 64, 16, 16), (1, 19, 1, 300)]:  # transposed on the way, in registers
+        x = float_samples(shape, q)
+        last = case.add(Quantize, [case.feed(x)], shape, q)
+        pooled = quantized(x, q).max((2, 3), keepdims=True)
+        case.add(QPool, [last], (*shape[:2], 1, 1), q, pooled, kind="max", kernel=shape[2:])
     for shape, orders in [
         ((2, 5, 7, 9), ORDERS),
         ((3, 70), [(0, 1), (1, 0)]),
         ((), [()]),
         ((2, 32, 9, 40), ORDERS),
+        ((1, 17, 31, 23), ORDERS),
     ]:
         for order in orders:
             a = integers(shape, q)
             x = (a.astype(np.int32) - q.zero_point).astype(np.float32) * f32(q.scale)
             case.add(Dequantize, [case.stored(a, q, order)], shape, None, x)
     case.check()
+
+
+def test_quantize_by_multiplication_equals_division():
+    # Powers of two have exact reciprocals, the others lie on either side of theirs.
+    scales = [
+        f32(s)
+        for s in (0.25, 0.1, 0.0173, 1 / 3, 0.7, 7.3, 1e-3, 2**-20, 3e-38, 1e-45, *rng.uniform(1e-4, 2, 30))
+    ]
+    case, multiplied = Case(), 0
+    for scale in scales:
+        q = QuantParams("uint8", float(scale), 77)
+        multiplied += multiplies_exactly(q.scale, q.zero_point, *q.bounds)
+        middle = (np.arange(-80, 180) + 0.5) * np.float64(scale)
+        near = [np.float32(middle * (1 + k * 2.0**-24)) for k in range(-3, 4)]
+        x = np.concatenate([float_samples((64,), q), *near])
+        case.add(Quantize, [case.feed(x)], x.shape, q, quantized(x, q))
+    assert multiplied > len(scales) // 2
+    case.check()
+
+
+def test_a_reciprocal_keeps_the_sign_of_infinity():
+    for scale in (0.25, 0.1, *rng.uniform(1e-4, 10, 200)):
+        high, low = reciprocal(scale)
+        assert high > 0 and low > 0
+        assert abs(float(high) + float(low) - 1 / float(f32(scale))) <= 2.0**-46 / float(f32(scale))
 
 
 def test_quantize_writes_the_order_its_consumer_wants():

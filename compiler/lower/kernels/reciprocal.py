@@ -12,10 +12,18 @@ NEIGHBOURS = 8  # float32 numbers on either side of a step among which both func
 
 
 def reciprocal(scale: float) -> tuple[np.float32, np.float32]:
-    """Return 1 / scale as a sum of two float32; (0, 0) where it has none."""
+    """Return 1 / scale as a sum of two positive float32; (0, 0) where it has none.
+
+    Both are positive, so that infinity times each of them has infinity's sign and their sum is not NaN.
+    """
     whole = 1.0 / float(np.float32(scale))
-    high = np.float32(whole) if abs(whole) < float(np.finfo(np.float32).max) else np.float32(0)
-    return (high, np.float32(whole - float(high))) if high else (high, high)
+    if not whole < float(np.finfo(np.float32).max):
+        return np.float32(0), np.float32(0)
+    high = np.float32(whole)
+    if float(high) >= whole:
+        high = np.nextafter(high, np.float32(0))
+    rest = np.float32(whole - float(high))
+    return (high, rest) if rest > 0 else (np.float32(0), np.float32(0))
 
 
 def multiplies_exactly(scale: float, zero_point: int, low: int, high: int) -> bool:
