@@ -33,6 +33,7 @@ from bitwright.compiler.lower.templates.scaffold import (
     load,
     loop,
     pieces,
+    share,
     shuffle,
     splat,
     store,
@@ -256,8 +257,7 @@ class _Template:
         count = self.geometry.rows * per_row
         if not count:
             return
-        share = -(-count // self.params.chunks)
-        with T.serial(chunk * share, T.min((chunk + 1) * share, count)) as tile:
+        with share(count, self.params.chunks, chunk) as tile:
             at = column + tile % per_row * pixels
             self._tile(views, _Tile(block, tile // per_row, at, pixels))
 

@@ -24,6 +24,7 @@ from bitwright.compiler.lower.templates.scaffold import (
     load,
     loop,
     pieces,
+    share,
     splat,
     store,
     vector_type,
@@ -141,9 +142,8 @@ class _Template:
         views = _Views(blocks, weight, scale, rest.pop() if rest else None, bias, y)
         full, tail = self._column_blocks()
         if full:
-            share = -(-full // self.params.chunks)
             chunks = loop(self.params.chunks, parallel=self.params.parallel)
-            with chunks as chunk, T.serial(chunk * share, T.min((chunk + 1) * share, full)) as block:
+            with chunks as chunk, share(full, self.params.chunks, chunk) as block:
                 self._rows(views, block * self.params.vectors, self.params.vectors)
         if tail:
             self._rows(views, full * self.params.vectors, tail)
