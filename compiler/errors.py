@@ -63,7 +63,7 @@ class DataError(BitwrightError):
 
 
 class InfeasibleBudgetError(BitwrightError):
-    """No allocation meets the budgets; the nearest feasible point is in the message."""
+    """No allocation meets the budgets, or the device has less memory than the model needs; what is near is said."""
 
     exit_code = 4
 

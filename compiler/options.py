@@ -13,6 +13,7 @@ import numpy as np
 from bitwright.compiler.errors import UsageError, nearest
 from bitwright.compiler.tune.budget import OFF, TuneBudget
 from bitwright.compiler.tune.farm import Farm
+from bitwright.targets.toolchain.static_library import RESERVED_NAMES
 
 PHASES = (
     "ingest",
@@ -150,14 +151,22 @@ class Options:
             for name in sorted(first & second):
                 msg = f"dimension '{name}' is named by {one} and by {other}"
                 raise UsageError(msg, where=other, fix="leave one out")
-        if self.static is not None and not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", self.static):
-            msg = f"'{self.static}' is no name for C"
-            raise UsageError(
-                msg, where="--static", fix="use letters, digits and underscores, e.g. --static model"
-            )
+        if self.static is not None:
+            _check_archive_name(self.static)
         if self.pad and not self.buckets:
             msg = "only inputs of a model with buckets are padded"
             raise UsageError(msg, where="--pad", fix="name the buckets, e.g. --bucket T=16,32,64")
+
+
+def _check_archive_name(name: str) -> None:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,63}", name):
+        msg = f"'{name}' is no name for C"
+        raise UsageError(
+            msg, where="--static", fix="use letters, digits and underscores, e.g. --static model"
+        )
+    if name in RESERVED_NAMES:
+        msg = f"'{name}' is a word of C and C++, or the name of something that programs link already"
+        raise UsageError(msg, where="--static", fix=f"e.g. --static {name}_model")
 
 
 def _one_of(value: str, known: tuple[str, ...], what: str, option: str) -> None:

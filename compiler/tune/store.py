@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from bitwright.compiler.tune.records import Key, Record, dump_line, load_line
 from bitwright.targets.toolchain.cache import cache_place
 
 READING, WRITING = "cannot be read", "cannot be written"
+# How a record begins, whole or torn; a file system may leave zeros after a crash.
+RECORD_START = re.compile(rb"[0-9a-f]{8} \{|[0-9a-f]{0,8} ?\Z|\0")
 
 
 def default_place() -> Path:
@@ -70,11 +73,14 @@ class TuningStore:
         """Return every record. A writer may be at work: its unfinished line is no record yet.
 
         Raises:
-            UsageError: The file cannot be read.
+            UsageError: The file cannot be read, or is something else, which nothing may be appended to.
         """
         known: dict[Key, Known] = {}
         damaged = 0
-        for line in self._lines():
+        for number, line in enumerate(self._lines()):
+            if number == 0 and not RECORD_START.match(line[:10].rstrip(b"\n")):
+                msg = "is no tuning store"
+                raise UsageError(msg, where=str(self.path), fix="name another file with --tuning-store")
             record = load_line(line)
             if record is None:
                 damaged += bool(line.strip())

@@ -18,6 +18,18 @@ from bitwright.targets.toolchain.process import run_tool
 FUNCTION_PREFIX = "__tvm_ffi_"
 LIBRARY_BIN = "__tvm_ffi__library_bin"
 TOOL_TIMEOUT_S = 300.0
+# What an archive cannot be called: words of C and C++, names its own source uses, libraries that programs link.
+_RESERVED = """
+alignas alignof and asm auto bool break case catch char class concept const consteval constexpr constinit
+const_cast continue decltype default delete do double dynamic_cast else enum explicit export extern false float
+for friend goto if inline int long mutable namespace new noexcept not nullptr operator or private protected public
+register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
+switch template this thread_local throw true try typedef typeid typename typeof union unsigned using virtual void
+volatile wchar_t while xor
+main text register_symbols
+c dl gcc m pthread rt bitwright_runtime tvm_ffi tvm_runtime
+"""
+RESERVED_NAMES = frozenset(_RESERVED.split())
 HEADER = """/* The model in lib{name}.a: bw_open_embedded(&{name}, &model), or bitwright::Model model({name}). */
 #ifndef BITWRIGHT_MODEL_{name}_H_
 #define BITWRIGHT_MODEL_{name}_H_

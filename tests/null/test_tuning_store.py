@@ -181,3 +181,21 @@ def test_the_default_place_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_place() == tmp_path / "bitwright" / "tuning" / "records.jsonl"
     assert not (tmp_path / "bitwright").exists()
+
+
+@pytest.mark.parametrize("text", [b"dear diary\n", b'{"a": 1}\n', b"000000009\n", b"\x89PNG\r\n"])
+def test_a_file_that_is_something_else_is_left_alone(text, tmp_path):
+    path = tmp_path / "mine"
+    path.write_bytes(text)
+    with pytest.raises(UsageError, match="is no tuning store") as caught:
+        TuningStore(path).read()
+    assert "--tuning-store" in caught.value.fix
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize("length", range(12))
+def test_a_first_record_of_any_length_is_torn_and_not_foreign(length, tmp_path):
+    store = TuningStore(tmp_path / "store")
+    store.path.write_bytes(dump_line(record(1)).encode()[:length])
+    store.append([record(2)])
+    assert len(store.read().of(KEY).trials) == 1
