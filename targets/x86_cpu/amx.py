@@ -7,7 +7,7 @@ Other libraries in it may use them too and expect their configuration to survive
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -32,10 +32,12 @@ from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
+    allocate,
     allocate_addressed,
     load,
     loop,
     share,
+    store,
 )
 from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
 from bitwright.compiler.program.ops import Dot, Program
@@ -46,6 +48,8 @@ NAME = "amx_int8"
 TILE_ROWS, TILE_BYTES, TILE_CHANNELS, CONFIG_BYTES = 16, 64, 16, 64
 TASK_CYCLES, TILE_CYCLES, STEP_CYCLES, EPILOGUE_CYCLES = 400, 30, 20, 4
 FIRST_ACTIVATION_TILE, FIRST_WEIGHT_TILE = 4, 6
+# With fewer products in a tile there is nothing for an epilogue to hide behind.
+MIN_OVERLAPPED = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class AmxParams:
         chunk: Bytes of an activation tile's row, a multiple of 4 and at most 64.
         chunks: Pieces the pixel tiles are split into; weight blocks x chunks is the parallel loop.
         parallel: Spread the work over threads.
+        overlap: The epilogue of a tile runs between the products of the next one.
     """
 
     rows: int
@@ -65,6 +70,7 @@ class AmxParams:
     chunk: int
     chunks: int
     parallel: bool
+    overlap: bool
 
 
 @dataclass(frozen=True)
@@ -107,14 +113,15 @@ def cycles(geometry: DotGeometry) -> float:
     params = choose_params(geometry)
     vectors = geometry.group * -(-geometry.group_outputs // TILE_CHANNELS)
     tiles = geometry.rows * -(-geometry.out_width // params.rows) * vectors
-    steps = prod(geometry.taps) * -(-geometry.run // params.chunk)
+    steps = _products(geometry, params.chunk)
     products = tiles * (TILE_CYCLES + STEP_CYCLES * steps)
     return TASK_CYCLES + products + geometry.pixels * vectors * EPILOGUE_CYCLES
 
 
 def space(geometry: DotGeometry) -> Iterator[AmxParams]:
     """Yield every sensible blocking: the one by rule, then by the number of tile instructions."""
-    yield choose_params(geometry)
+    first = choose_params(geometry)
+    yield from (first, replace(first, overlap=not first.overlap))
     tiles = -(-geometry.group_outputs // TILE_CHANNELS)
     rows = _parts(geometry.out_width, TILE_ROWS)
     chunks = {_whole_words(c) for c in _parts(geometry.run, TILE_BYTES)}
@@ -126,7 +133,7 @@ def space(geometry: DotGeometry) -> Iterator[AmxParams]:
 
 def _tile_instructions(geometry: DotGeometry, params: AmxParams) -> int:
     pixel_tiles = geometry.rows * -(-geometry.out_width // params.rows)
-    steps = geometry.taps[0] * geometry.taps[1] * -(-geometry.run // params.chunk)
+    steps = _products(geometry, params.chunk)
     blocks = -(-geometry.group_outputs // (TILE_CHANNELS * params.vectors))
     # A pair of activation tiles shares its weight tiles: 2 + V loads and 2V products.
     return geometry.group * blocks * pixel_tiles * steps * (2 + 3 * params.vectors)
@@ -148,7 +155,13 @@ def _with_chunks(geometry: DotGeometry, rows: int, vectors: int, chunk: int) -> 
     pixel_tiles = geometry.rows * -(-geometry.out_width // rows)
     parallel = geometry.macs >= MIN_PARALLEL_MACS
     chunks = parallel_chunks(-(-pixel_tiles // 2), blocks) if parallel else 1
-    return AmxParams(rows, vectors, chunk, chunks, parallel)
+    overlap = _products(geometry, chunk) >= MIN_OVERLAPPED
+    return AmxParams(rows, vectors, chunk, chunks, parallel, overlap)
+
+
+def _products(geometry: DotGeometry, chunk: int) -> int:
+    """Return how many products are summed in a tile."""
+    return prod(geometry.taps) * -(-geometry.run // chunk)
 
 
 def _even(length: int, limit: int) -> int:
@@ -192,10 +205,20 @@ def _tile(number: int) -> Expr:
 
 @dataclass(frozen=True)
 class _Buffers:
+    """What the loops read and write.
+
+    Attributes:
+        staged, weight, constants, output: See ``assemble_kernel``.
+        accumulators: The sums of the step that was finished last, in lines of a block.
+        finished: int32 [units of its epilogue, weight block, first pixel of each tile].
+    """
+
     staged: Buffer
     weight: Buffer
     constants: list[Buffer]
     output: Buffer
+    accumulators: Buffer
+    finished: Buffer
 
 
 @dataclass(frozen=True)
@@ -236,35 +259,43 @@ class _Template:
     def body(self, buffers: list[Buffer]) -> None:
         x, weight, *constants, configurations, y = buffers
         staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
-        views = _Buffers(staged, weight, constants, y)
         blocks = self.geometry.group * self.layout.blocks(self.geometry)
         groups = min(blocks, max(1, PARALLEL_PIECES // self.params.chunks)) if self.params.parallel else 1
         with loop(groups * self.params.chunks, parallel=self.params.parallel) as task:
             group, chunk = task // self.params.chunks, task % self.params.chunks
             # Once a task: loading a configuration is as slow as many products, and so is asking for memory.
             accumulators = allocate_addressed(2 * TILE_ROWS * self.layout.block, "int32")
+            views = _Buffers(staged, weight, constants, y, accumulators, allocate((4,), "int32"))
             saved = T.address_of(allocate_addressed(CONFIG_BYTES, "uint8")[0])
             _tile_instruction("sttilecfg", saved)
             for number, phase in enumerate(self.phases()):
                 _tile_instruction("ldtilecfg", T.address_of(configurations[number * CONFIG_BYTES]))
+                store(views.finished, T.int32(0), [0])
                 with (
                     share(blocks, groups, group) as block,
                     share(phase.steps, self.params.chunks, chunk) as step,
                 ):
-                    self._step(views, accumulators, block, step, phase)
+                    self._step(views, block, step, phase)
+                if self.params.overlap:
+                    self._finish(views, phase)
             _tile_instruction("ldtilecfg", saved)
 
-    def _step(self, views: _Buffers, accumulators: Buffer, block: Expr, step: Expr, phase: _Phase) -> None:
-        """Emit the products of one or two activation tiles with a block of weights, and their epilogue."""
+    def _step(self, views: _Buffers, block: Expr, step: Expr, phase: _Phase) -> None:
+        """Emit the products of one or two activation tiles with a block of weights, and an epilogue.
+
+        With ``overlap`` it is that of the step before: the tile unit and the vector units then work at the same time.
+        """
         tiles = [phase.first + step * phase.tiles + i for i in range(phase.tiles)]
         places = [(t // phase.per_row, phase.column + t % phase.per_row * phase.rows) for t in tiles]
-        self._multiply(views, accumulators, block, places)
-        for index, (row, column) in enumerate(places):
-            self._finish(views, accumulators, block, index, row * self.geometry.out_width + column, phase)
+        self._multiply(views, block, places, phase)
+        store(views.finished, T.int32(self._units(phase)), [0])
+        store(views.finished, block, [1])
+        for i, (row, column) in enumerate(places):
+            store(views.finished, row * self.geometry.out_width + column, [2 + i])
+        if not self.params.overlap:
+            self._finish(views, phase)
 
-    def _multiply(
-        self, views: _Buffers, accumulators: Buffer, block: Expr, places: list[tuple[Expr, Expr]]
-    ) -> None:
+    def _multiply(self, views: _Buffers, block: Expr, places: list[tuple[Expr, Expr]], phase: _Phase) -> None:
         """Emit the products of one or two activation tiles with one or two weight tiles."""
         vectors, stride = range(self.layout.vectors), T.int64(self.layout.block * 4)
         targets = [(i, v) for i in range(len(places)) for v in vectors]
@@ -272,10 +303,10 @@ class _Template:
             # A stride of 0 fills all rows with the bias, for less than adding it later takes.
             bias = T.address_of(views.constants[0][block * self.layout.block + v * TILE_CHANNELS])
             _tile_instruction("tileloadd64", _tile(2 * i + v), bias, T.int64(0))
-        self._reduce(views, block, [self._origin(block, row, column) for row, column in places])
+        self._reduce(views, block, [self._origin(block, row, column) for row, column in places], phase)
         for i, v in targets:
-            address = T.address_of(accumulators[i * TILE_ROWS * self.layout.block + v * TILE_CHANNELS])
-            _tile_instruction("tilestored64", _tile(2 * i + v), address, stride)
+            at = i * TILE_ROWS * self.layout.block + v * TILE_CHANNELS
+            _tile_instruction("tilestored64", _tile(2 * i + v), T.address_of(views.accumulators[at]), stride)
 
     def _origin(self, block: Expr, row: Expr, column: Expr) -> Expr:
         g, s = self.geometry, self.staging
@@ -283,14 +314,15 @@ class _Template:
         group = block // self.layout.blocks(g)
         return (image * s.width + column * g.strides[1]) * g.channels + group * g.group_channels
 
-    def _reduce(self, views: _Buffers, block: Expr, origins: list[Expr]) -> None:
+    def _reduce(self, views: _Buffers, block: Expr, origins: list[Expr], phase: _Phase) -> None:
         g = self.geometry
         (th, tw), chunks = g.taps, self.layout.chunks(g)
         stride = T.int64(g.strides[1] * g.channels)
         product = "tdpbusd" if self.staging.operand == "uint8" else "tdpbssd"
         tile_size = self.layout.chunk * TILE_CHANNELS
         with loop(th) as row, loop(tw) as column, loop(chunks) as chunk:
-            step = ((block * th + row) * tw + column) * chunks + chunk
+            number = (row * tw + column) * chunks + chunk
+            step = block * (th * tw * chunks) + number
             for v in range(self.layout.vectors):
                 address = T.address_of(views.weight[step * self.layout.step_size + v * tile_size])
                 _tile_instruction("tileloadd64", _tile(FIRST_WEIGHT_TILE + v), address, T.int64(TILE_BYTES))
@@ -302,40 +334,52 @@ class _Template:
                 for v in range(self.layout.vectors):
                     operands = (2 * i + v, FIRST_ACTIVATION_TILE + i, FIRST_WEIGHT_TILE + v)
                     _tile_instruction(product, *map(_tile, operands))
+            if self.params.overlap:
+                each = -(-self._units(phase) // _products(g, self.layout.chunk))
+                with loop(each) as i:
+                    self._unit(views, number * each + i, phase)
 
-    def _finish(
-        self, views: _Buffers, accumulators: Buffer, block: Expr, index: int, pixel: Expr, phase: _Phase
-    ) -> None:
-        """Emit the epilogue of the tile with the given index; the last block may have fewer channels."""
-        blocks = self.layout.blocks(self.geometry)
+    def _finish(self, views: _Buffers, phase: _Phase) -> None:
+        with loop(self._units(phase)) as unit:
+            self._unit(views, unit, phase)
+
+    def _lines(self, phase: _Phase) -> int:
+        """Return how many lines of the accumulators a unit of the epilogue takes: enough to pack four vectors."""
+        vectors = -(-min(self.layout.block, self.geometry.group_outputs) // TILE_CHANNELS)
+        return min(phase.rows, max(1, PACKED_VECTORS // vectors))
+
+    def _units(self, phase: _Phase) -> int:
+        return phase.tiles * -(-phase.rows // self._lines(phase))
+
+    def _unit(self, views: _Buffers, unit: Expr, phase: _Phase) -> None:
+        """Emit one unit of the epilogue of what was finished, if anything was, and has so many.
+
+        The last block may have fewer channels; the last unit of a tile moves back over lines that are done.
+        """
+        blocks, lines = self.layout.blocks(self.geometry), self._lines(phase)
         last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
+        units = -(-phase.rows // lines)
+        count, block = (load(views.finished, [i]) for i in range(2))
 
-        def rows(channels: int) -> None:
-            together = max(1, PACKED_VECTORS // -(-channels // TILE_CHANNELS))
-            line = index * TILE_ROWS
-            with loop(phase.rows // together) as i:
-                self._store(
-                    views, accumulators, block, line + i * together, pixel + i * together, channels, together
-                )
-            done = phase.rows // together * together
-            if done < phase.rows:
-                self._store(
-                    views, accumulators, block, line + done, pixel + done, channels, phase.rows - done
-                )
+        def emit(channels: int) -> None:
+            index = unit // units if phase.tiles > 1 else 0
+            line = T.min(unit % units * lines, phase.rows - lines)
+            pixel = load(views.finished, [2 + index]) + line
+            self._store(views, block, index * TILE_ROWS + line, pixel, channels, lines)
 
-        if blocks == 1 or last == self.layout.block:
-            rows(last)
-            return
-        with T.If(block % blocks < blocks - 1):
-            with T.Then():
-                rows(self.layout.block)
-            with T.Else():
-                rows(last)
+        with T.If(unit < count), T.Then():
+            if blocks == 1 or last == self.layout.block:
+                emit(last)
+                return
+            with T.If(block % blocks < blocks - 1):
+                with T.Then():
+                    emit(self.layout.block)
+                with T.Else():
+                    emit(last)
 
     def _store(
         self,
         views: _Buffers,
-        accumulators: Buffer,
         block: Expr,
         line: Expr,
         pixel: Expr,
@@ -347,7 +391,7 @@ class _Template:
         first = block // blocks * g.group_outputs + block % blocks * self.layout.block
         parts = [
             Part(
-                load(accumulators, [(line + i) * self.layout.block + offset], lanes),
+                load(views.accumulators, [(line + i) * self.layout.block + offset], lanes),
                 block * self.layout.block + offset,
                 (pixel + i) * g.outputs + first + offset,
                 min(lanes, channels - offset),

@@ -82,7 +82,7 @@ def test_blocking_parameters_do_not_change_the_result(label, intrinsic):
     step, program, x = make(case)
     geometry = geometry_of(step, program)
     if intrinsic == "amx_int8":
-        odd = AmxParams(rows=7, vectors=1, chunk=12, chunks=3, parallel=True)
+        odd = AmxParams(rows=7, vectors=1, chunk=12, chunks=3, parallel=True, overlap=True)
         kernel = amx_kernel(step, program, geometry, odd)
     else:
         odd = ImplicitGemmParams(pixels=4, vectors=1, chunks=5, parallel=True)
