@@ -24,8 +24,9 @@ BUG = 1
 ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 EPILOG = (
-    "Exit codes: 0 done, 1 a bug in bitwright, 2 usage, profile or options, 3 model or data, 4 a budget or the device's "
-    "memory is too small, 5 accuracy gate, 6 performance gate (reserved), 7 tool chain, 8 verification, 130 interrupted."
+    "Exit codes: 0 done, 1 a bug in bitwright, 2 usage, profile or options, 3 model or data, "
+    "4 a budget or the device's memory is too small, 5 accuracy gate, 6 performance gate (reserved), 7 tool chain, "
+    "8 verification, 130 interrupted."
 )
 
 app = typer.Typer(
