@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -90,6 +91,21 @@ class VerificationError(BitwrightError):
     """The executed artifact differs from the reference interpreter."""
 
     exit_code = 8
+
+
+def to_record(error: BitwrightError) -> dict[str, str]:
+    """Return an error as JSON values, for the process that asked for the work."""
+    kind = next(c.__name__ for c in type(error).__mro__ if c.__module__ == __name__)
+    return {"class": kind, "what": error.what, "where": error.where, "fix": error.fix}
+
+
+def from_record(record: Mapping[str, str]) -> BitwrightError:
+    """Return the error that another process reported, of the same class; what is none of these is a bug of ours."""
+    kind = globals().get(record["class"])
+    if not (isinstance(kind, type) and issubclass(kind, BitwrightError)):
+        kind = InternalError
+    found: BitwrightError = kind(record["what"], where=record["where"], fix=record["fix"])
+    return found
 
 
 SHOWN_NAMES = 12

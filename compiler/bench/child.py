@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from bitwright.compiler.bench.entry import Clock, Entry, entry_from_json
-from bitwright.compiler.errors import BitwrightError
+from bitwright.compiler.errors import BitwrightError, to_record
 
 WARM_UPS, FIRST_CALLS = 2, 3
 PARENT_DEATH_SIGNAL = 1  # of prctl
@@ -87,8 +87,7 @@ def serve(requests: TextIO, answers: TextIO) -> int:
         for line in requests:
             answer(measure(call, entry.clock, **json.loads(line)))
     except BitwrightError as error:
-        record = {"class": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
-        answer({"error": record})
+        answer({"error": to_record(error)})
         return error.exit_code
     return 0
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,10 +15,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from bitwright.compiler import errors
 from bitwright.compiler.bench.entry import Clock, Entry
 from bitwright.compiler.bench.statistics import Interval, ratio_of_medians
-from bitwright.compiler.errors import BitwrightError, ToolchainError, UsageError
+from bitwright.compiler.errors import ToolchainError, UsageError, from_record
+from bitwright.targets.toolchain.process import LineReader
 
 ROUNDS, SESSIONS, TURN_S = 10, 3, 0.04
 BLOCKS, MOST_CALLS = 8, 100_000
@@ -41,7 +39,8 @@ class Contestant:
             stderr=self._log,
             env={**os.environ, **entry.environment()},
         )
-        self._waiting = b""
+        assert self._process.stdout is not None
+        self._answers = LineReader(self._process.stdout)
 
     def __enter__(self) -> Contestant:
         """Send the entry; the process loads its model meanwhile."""
@@ -96,30 +95,17 @@ class Contestant:
             raise self._died() from error
 
     def _receive(self, limit_s: float) -> dict[str, Any]:
-        line = self._read_line(limit_s)
-        if not line:
-            raise self._died()
-        record: dict[str, Any] = json.loads(line)
+        label = self.entry.label
+        try:
+            record: dict[str, Any] = json.loads(self._answers.line(limit_s))
+        except EOFError as error:
+            raise self._died() from error
+        except TimeoutError as error:
+            raise ToolchainError(str(error), where=label, fix="give smaller inputs") from error
         if "error" in record:
-            raise _rebuilt(record["error"], self.entry.label)
+            told = record["error"]
+            raise from_record({**told, "where": f"{label}: {told['where']}" if told["where"] else label})
         return record
-
-    def _read_line(self, limit_s: float) -> bytes:
-        """Return the next answer, or nothing if the process has ended."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + limit_s
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._waiting:
-                if not selector.select(max(deadline - time.monotonic(), 0)):
-                    what = f"no answer within {limit_s:.0f} seconds"
-                    raise ToolchainError(what, where=self.entry.label, fix="give smaller inputs")
-                chunk = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not chunk:
-                    return b""
-                self._waiting += chunk
-        line, _, self._waiting = self._waiting.partition(b"\n")
-        return line
 
     def _died(self) -> ToolchainError:
         code = self._process.wait()
@@ -128,14 +114,6 @@ class Contestant:
         end = f"signal {-code}" if code < 0 else f"exit status {code}"
         what = f"its process ended with {end}" + (f": {' / '.join(said)}" if said else "")
         return ToolchainError(what, where=self.entry.label, fix="run it alone to see why")
-
-
-def _rebuilt(record: Mapping[str, str], label: str) -> BitwrightError:
-    """Return the error that a process reported."""
-    kind = getattr(errors, record["class"], ToolchainError)
-    where = f"{label}: {record['where']}" if record["where"] else label
-    found: BitwrightError = kind(record["what"], where=where, fix=record["fix"])
-    return found
 
 
 @dataclass(frozen=True)

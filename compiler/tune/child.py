@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import select
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bitwright.compiler import errors
-from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError
+from bitwright.compiler.errors import BitwrightError, ToolchainError, from_record
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.tune.farm import Farm
 from bitwright.compiler.tune.timing import Timing
 from bitwright.targets.backend import KernelChoice
 from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.process import LineReader
 
 WORKER = ("-P", "-m", "bitwright.compiler.tune.worker")
 MODELS, PROFILE_FILE, FARM_FILE, LOG_FILE = "model_*.onnx", "profile.json", "farm.json", "log.txt"
@@ -73,7 +71,7 @@ class TuningChild:
         if farm is not None:
             (self._folder / FARM_FILE).write_text(json.dumps(asdict(farm)))
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
+        self._answers: LineReader | None = None
         self.executed = ""
 
     def __enter__(self) -> TuningChild:
@@ -129,7 +127,7 @@ class TuningChild:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             while True:
-                answer = self._read(process, ANSWER_S)
+                answer = self._read(ANSWER_S)
                 if answer["event"] != "running":
                     return answer
                 running = KernelChoice.from_plain(answer["choice"])
@@ -149,31 +147,22 @@ class TuningChild:
                 env=environment,
                 start_new_session=True,
             )
-        self._process, self._buffer = process, b""
+        assert process.stdout is not None
+        self._process, self._answers = process, LineReader(process.stdout)
         try:
-            ready = self._read(process, START_S)
+            ready = self._read(START_S)
         except (EOFError, TimeoutError) as error:
             raise self._died(WorkerDiedError(None, self._stop())) from error
         self.executed = str(ready["executed"])
         return process
 
-    def _read(self, process: subprocess.Popen[bytes], timeout_s: float) -> dict[str, Any]:
+    def _read(self, limit_s: float) -> dict[str, Any]:
         """Return the next answer; an error of the child is raised here."""
-        assert process.stdout is not None
-        handle, deadline = process.stdout.fileno(), time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                msg = f"no answer in {timeout_s:g} s"
-                raise TimeoutError(msg)
-            data = os.read(handle, 1 << 16)
-            if not data:
-                raise EOFError
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
+        assert self._answers is not None
+        answer: dict[str, Any] = json.loads(self._answers.line(limit_s))
         if answer["event"] == "error":
             self._stop()
-            raise _error(answer)
+            raise from_record(answer)
         return answer
 
     def _stop(self) -> str:
@@ -206,11 +195,3 @@ def _timing(data: Mapping[str, Any]) -> Timing:
 
     choice = KernelChoice.from_plain(data["choice"])
     return Timing(choice, data["status"], number(data["seconds"]), number(data["default_s"]), data["detail"])
-
-
-def _error(data: Mapping[str, Any]) -> BitwrightError:
-    kind = getattr(errors, str(data["class"]), InternalError)
-    if not (isinstance(kind, type) and issubclass(kind, BitwrightError)):
-        kind = InternalError
-    found: BitwrightError = kind(str(data["what"]), where=str(data["where"]), fix=str(data["fix"]))
-    return found

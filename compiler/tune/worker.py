@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import onnx_ir as ir
 
-from bitwright.compiler.errors import BitwrightError, ToolchainError
+from bitwright.compiler.errors import BitwrightError, ToolchainError, to_record
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import Program, Step
 from bitwright.compiler.program.workload import tunable, workload_key
@@ -142,13 +142,7 @@ def main(folder: Path) -> int:
             for line in sys.stdin:
                 session.serve(json.loads(line))
         except BitwrightError as error:
-            fields = {
-                "class": type(error).__name__,
-                "what": error.what,
-                "where": error.where,
-                "fix": error.fix,
-            }
-            pipe.write(json.dumps({"event": "error", **fields}) + "\n")
+            pipe.write(json.dumps({"event": "error", **to_record(error)}) + "\n")
             return 1
     return 0
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import subprocess
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from bitwright.compiler.errors import ToolchainError
 
@@ -75,6 +78,38 @@ def run_tool(
         msg = f"'{command[0]}' failed with status {done.returncode}\n{output}"
         raise ToolchainError(msg, where=what)
     return done.stdout
+
+
+class LineReader:
+    """Reads a child's answers, a line each, with a time limit.
+
+    Args:
+        stream: The pipe's end; nothing else may read it.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._waiting = stream, b""
+
+    def line(self, limit_s: float) -> bytes:
+        """Return the next line without its end.
+
+        Raises:
+            EOFError: The other end was closed first.
+            TimeoutError: There was none within ``limit_s`` seconds.
+        """
+        deadline = time.monotonic() + limit_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stream, selectors.EVENT_READ)
+            while b"\n" not in self._waiting:
+                if not selector.select(max(deadline - time.monotonic(), 0.0)):
+                    msg = f"no answer in {limit_s:g} s"
+                    raise TimeoutError(msg)
+                data = os.read(self._stream.fileno(), 1 << 16)
+                if not data:
+                    raise EOFError
+                self._waiting += data
+        line, _, self._waiting = self._waiting.partition(b"\n")
+        return line
 
 
 def _signal_of(status: int) -> int:
