@@ -85,6 +85,7 @@ def audit(c: Compilation, notes: list[str]) -> None:
     assert c.selection is not None
     frontend.audit_model(c, notes)
     advising.choose_changes(c, "artifact")
+    c.moments = {}  # the largest thing in memory, read by quantization only; lowering needs the room
     assert c.audit is not None
     if c.audit.unexpected:
         notes.append(
