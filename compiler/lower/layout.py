@@ -2,7 +2,8 @@
 
 An order is a tuple of logical axes, outermost first: ``(0, 1, 2, 3)`` is row-major NCHW, ``(0, 2, 3, 1)`` is
 channels-last. Graph inputs and outputs and what float islands read and write are row-major, unless an island
-maps element to element; everything else takes the order that saves conversions.
+maps element to element or what its convolutions read and write; everything else takes the order that saves
+conversions.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ ELEMENTWISE = (
         "Identity",
     ),
 )
+# Operators that a float convolution's channels-last order goes through without a conversion.
+IMAGE_OPERATORS = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", *ELEMENTWISE)
 
 
 def row_major(rank: int) -> Order:
@@ -123,7 +126,9 @@ def _wish(step: Step, name: str, program: Program, demand: Mapping[str, Order]) 
         return dot_order(step, rank)
     if isinstance(step, FloatIsland) and order_free(step, program):
         return demand.get(step.outputs[0])
-    if isinstance(step, FloatIsland | WeightOnlyDot):
+    if isinstance(step, FloatIsland):
+        return CHANNELS_LAST if is_read_as_image(step, name) else row_major(rank)
+    if isinstance(step, WeightOnlyDot):
         return row_major(rank)
     if len(step.outputs) != 1 or step.output not in demand:
         return None
@@ -146,6 +151,29 @@ def order_free(island: FloatIsland, program: Program) -> bool:
     return all(is_op(n, *ELEMENTWISE) or _is_number(n.outputs[0]) for n in graph) and all(
         static_shape(v) == shape or _is_number(v) for v in values
     )
+
+
+def is_read_as_image(island: FloatIsland, name: str) -> bool:
+    """Tell whether a float island reads one of its inputs in the order of its convolutions."""
+    value = island.model.graph.inputs[island.inputs.index(name)]
+    readers = value.consumers()
+    return _has_convolutions(island) and _is_image(value) and all(is_op(n, *IMAGE_OPERATORS) for n in readers)
+
+
+def is_written_as_image(island: FloatIsland, name: str) -> bool:
+    """Tell whether a float island has one of its outputs in the order of its convolutions."""
+    value = island.model.graph.outputs[island.outputs.index(name)]
+    producer = value.producer()
+    written = producer is not None and is_op(producer, *IMAGE_OPERATORS)
+    return written and _has_convolutions(island) and _is_image(value)
+
+
+def _is_image(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 4
+
+
+def _has_convolutions(island: FloatIsland) -> bool:
+    return any(is_op(n, "Conv") and _is_image(n.outputs[0]) for n in island.model.graph)
 
 
 def _is_number(value: ir.Value) -> bool:

@@ -24,7 +24,10 @@ from bitwright.compiler.lower.layout import (
     demanded_orders,
     dot_order,
     elementwise_order,
+    is_read_as_image,
+    is_written_as_image,
     order_free,
+    physical_shape,
     row_major,
     same_storage,
     transposed,
@@ -237,15 +240,25 @@ class _Assembler:
         """Copy the nodes of a float island into main."""
         module = import_model(step.model, step.name)
         order = self.island_order(step)
-        arguments = [
-            self.shaped(
-                self.in_order(name, order or row_major(len(shape))).expr,
-                shape,
-            )
-            for name, shape in ((name, self.program.tensor(name).shape) for name in step.inputs)
-        ]
+        arguments = [self.island_input(step, name, order) for name in step.inputs]
         for name, expr in zip(step.outputs, emit_copy(self.builder, module, arguments), strict=True):
-            self.values[name] = _Value(expr, order or row_major(len(self.program.tensor(name).shape)))
+            self.values[name] = self.island_output(step, name, order, expr)
+
+    def island_input(self, step: FloatIsland, name: str, order: Order | None) -> Any:
+        """Return what an island reads; what its convolutions read is turned by operators, which cancel theirs."""
+        shape, found = self.program.tensor(name).shape, self.values[name].order
+        if order is None and found == CHANNELS_LAST and is_read_as_image(step, name):
+            expr = self.shaped(self.values[name].expr, physical_shape(shape, found))
+            return self.builder.emit(relax.op.permute_dims(expr, transposed(row_major(4), found)))
+        return self.shaped(self.in_order(name, order or row_major(len(shape))).expr, shape)
+
+    def island_output(self, step: FloatIsland, name: str, order: Order | None, expr: Any) -> _Value:
+        """Return what an island writes, in the order of its convolutions if its first consumer wants it so."""
+        rank = len(self.program.tensor(name).shape)
+        wanted = self.demand.get(name)
+        if order is None and wanted == CHANNELS_LAST and is_written_as_image(step, name):
+            return _Value(self.builder.emit(relax.op.permute_dims(expr, wanted)), wanted)
+        return _Value(expr, order or row_major(rank))
 
     def island_order(self, step: FloatIsland) -> Order | None:
         """Return the order an island that maps elements works in, or None: each tensor row-major."""

@@ -12,6 +12,8 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from bitwright.compiler.lower.float.bindings import Bindings, float_shape
 from bitwright.compiler.lower.float.groups import Group, RowBuilder, find_groups
+from bitwright.compiler.lower.float.image_order import channels_last
+from bitwright.compiler.lower.float.images import ImageOperation, find_images
 from bitwright.compiler.lower.float.matmul import matmul_function
 from bitwright.compiler.lower.float.products import Product, find_products
 from bitwright.compiler.lower.float.rows import row_function
@@ -27,25 +29,26 @@ class _Replacement:
         name: Of the function.
         key: Functions with equal keys are the same.
         make: Returns the function.
-        arguments: Variables and constants that are read.
-        constants: Further arguments.
+        arguments: What is read: variables, constants, arrays.
     """
 
     name: str
     key: object
     function: Any
     arguments: tuple[Any, ...]
-    constants: tuple[np.ndarray, ...] = ()
 
 
 def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Replace matrix products, elementwise operators and reductions along rows of every Relax function.
+    """Replace matrix products, convolutions, pooling, elementwise operators and reductions along rows.
+
+    Convolutions of every Relax function are put channels last, with what lies between them.
 
     Args:
         module: Operators are not legalized yet.
         target: For the width of its vectors.
     """
     unit = vector_unit(target)
+    module = channels_last(module)
     replaced: dict[Any, _Replacement] = {}
     dropped: set[Any] = set()
     functions: dict[object, tirx.PrimFunc] = {}
@@ -66,6 +69,9 @@ def _find(
     functions: dict[object, tirx.PrimFunc],
 ) -> None:
     """Add what stands for operators of one Relax function, and what it makes superfluous."""
+    for operation in find_images(bindings):
+        replaced[operation.root] = _of_image(operation, unit, functions)
+        dropped.update(operation.members)
     for product in find_products(bindings):
         replaced[product.root] = _of_product(product, unit, functions)
         dropped.update(product.members)
@@ -80,9 +86,17 @@ def _of_product(product: Product, unit: VectorUnit, functions: dict[object, tirx
     key = product.geometry
     if key not in functions:
         functions[key] = matmul_function(product.geometry, unit)
-    return _Replacement(
-        "float_matmul", key, functions[key], product.arguments, tuple(product.constants(unit))
-    )
+    return _Replacement("float_matmul", key, functions[key], (*product.arguments, *product.constants(unit)))
+
+
+def _of_image(
+    operation: ImageOperation, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]
+) -> _Replacement:
+    key = operation.key
+    if key not in functions:
+        functions[key] = operation.function(unit)
+    name = {None: "float_convolution", "multiply": "float_depthwise"}.get(operation.operation, "float_pool")
+    return _Replacement(name, key, functions[key], operation.operands(unit))
 
 
 def _of_group(
@@ -118,8 +132,10 @@ class _Replace(PyExprMutator):  # type: ignore[misc]
         replacement = self.replaced[binding.var]
         shape = float_shape(binding.var)
         assert shape is not None
-        arguments = [self.visit_expr(argument) for argument in replacement.arguments]
-        arguments += [relax.const(c, c.dtype.name) for c in replacement.constants]
+        arguments = [
+            relax.const(a, a.dtype.name) if isinstance(a, np.ndarray) else self.visit_expr(a)
+            for a in replacement.arguments
+        ]
         call = relax.call_tir(
             self.symbol(replacement), relax.Tuple(arguments), out_ty=relax.TensorType(shape, "float32")
         )

@@ -1,0 +1,182 @@
+"""Puts the float convolutions of a module channels last, and everything between them; only true edges are turned.
+
+TVM's own pass carries the order on through operators that can have any; what is here removes what stands in its
+way before (limits that are calls of functions), and the pairs of transposes that it leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import ir, relax, s_tir, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from bitwright.compiler.lower.float.bindings import constant, permuted
+from bitwright.compiler.lower.float.groups import BINARY, NEURAL, UNARY
+
+CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv1d": ["NWC", "OWI"]}
+
+COMMUTATIVE = ("relax.add", "relax.multiply", "relax.maximum", "relax.minimum")
+THROUGH = (*BINARY, *UNARY, *NEURAL, "max_pool2d", "avg_pool2d")
+
+
+def channels_last(module: tvm.IRModule) -> tvm.IRModule:
+    """Return the module with convolutions of constant float32 weights channels last.
+
+    Args:
+        module: Operators are not legalized yet.
+    """
+    if not any(_has_convolution(f) for _, f in module.functions_items() if isinstance(f, relax.Function)):
+        return module
+    module = _Simplify(module).run()
+    module = relax.transform.ConvertLayout({}, layout_cb=_wanted)(module)
+    module = _Simplify(module).run()
+    return relax.transform.DeadCodeElimination()(module)
+
+
+def _has_convolution(function: Any) -> bool:
+    values = [b.value for block in function.body.blocks for b in block.bindings]
+    return any(
+        isinstance(v, ir.Call) and isinstance(v.op, ir.Op) and v.op.name in CHANNELS_LAST for v in values
+    )
+
+
+def _wanted(call: Any) -> dict[str, list[str]]:
+    name = call.op.name
+    weight = constant(call.args[1]) if name in CHANNELS_LAST else None
+    return {name: CHANNELS_LAST[name]} if weight is not None and weight.dtype == np.float32 else {}
+
+
+@mutator
+class _Simplify(PyExprMutator):  # type: ignore[misc]
+    """Computes what is constant, joins transposes, and writes limits as operators."""
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.module = module
+        self.turned: dict[Any, bool] = {}
+
+    def run(self) -> tvm.IRModule:
+        for variable, function in self.module.functions_items():
+            if isinstance(function, relax.Function):
+                self.builder_.update_func(variable, self.visit_expr(function))
+        return self.builder_.get()
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        if not isinstance(call.op, ir.Op):
+            return call
+        literal = [self.literal(argument) for argument in call.args]
+        if any(found is not argument for found, argument in zip(literal, call.args, strict=True)):
+            call = self.builder_.normalize(relax.Call(call.op, literal, call.attrs, call.ty_args))
+        name = call.op.name
+        if name == "relax.permute_dims":
+            return self.transpose(call)
+        if name == "relax.call_tir":
+            return self.limit(call)
+        if name == "relax.clip":
+            return self.clip(call)
+        if name.removeprefix("relax.") in BINARY:
+            return self.of_rank(call)
+        arrays = [self.array(argument) for argument in call.args]
+        if name == "relax.reshape" and arrays[0] is not None:
+            return _literal(arrays[0].reshape([int(d) for d in call.ty.shape]))
+        if name == "relax.isnan" and arrays[0] is not None:
+            return _literal(np.isnan(arrays[0]))
+        if name == "relax.where" and len(known := [a for a in arrays if a is not None]) == 3:
+            return _literal(np.where(known[0], known[1], known[2]))
+        return call
+
+    def array(self, value: Any) -> np.ndarray | None:
+        """Return the array of a constant or of a variable that is one, else None."""
+        if isinstance(value, ir.Var):
+            value = self.lookup_binding(value)
+        return None if value is None else constant(value)
+
+    def literal(self, value: Any) -> Any:
+        """Return the constant that a variable is, else the value."""
+        found = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+        return value if found is None or constant(found) is None else found
+
+    def of_rank(self, call: Any) -> Any:
+        """Return a binary operator whose constant operand has all axes: TVM turns no others."""
+        ranks = [len(argument.ty.shape) for argument in call.args]
+        arrays = [self.array(argument) for argument in call.args]
+        arguments = [
+            argument
+            if array is None or not 0 < array.ndim < max(ranks)
+            else _literal(array.reshape((1,) * (max(ranks) - array.ndim) + array.shape))
+            for argument, array in zip(call.args, arrays, strict=True)
+        ]
+        if call.op.name in COMMUTATIVE and self.is_turned(arguments[1]) and not self.is_turned(arguments[0]):
+            arguments.reverse()  # the first operand decides the order of the result
+        return relax.Call(call.op, arguments, call.attrs, call.ty_args)
+
+    def is_turned(self, value: Any) -> bool:
+        """Tell whether a value comes from a convolution through operators that can have any order."""
+        if value not in self.turned:
+            found = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+            name = found.op.name if isinstance(found, ir.Call) and isinstance(found.op, ir.Op) else ""
+            through = name.removeprefix("relax.").removeprefix("nn.") in THROUGH
+            first = found.args[0] if through and found is not None else None
+            self.turned[value] = name in CHANNELS_LAST or (first is not None and self.is_turned(first))
+        return self.turned[value]
+
+    def transpose(self, call: Any) -> Any:
+        (value,), axes = call.args, permuted(call)
+        array = self.array(value)
+        if array is not None:
+            return _literal(array.transpose(axes))
+        inner = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+        if isinstance(inner, ir.Call) and inner.op == call.op:
+            first = permuted(inner)
+            value, axes = inner.args[0], tuple(first[axis] for axis in axes)
+        shape = value.ty.shape
+        moving = [
+            axis for axis in axes if not (isinstance(shape[axis], tirx.IntImm) and int(shape[axis]) == 1)
+        ]
+        if axes == tuple(range(len(axes))):
+            return value
+        if moving == sorted(moving):  # the bytes stay where they are
+            return relax.op.reshape(value, [shape[axis] for axis in axes])
+        return relax.op.permute_dims(value, axes)
+
+    def clip(self, call: Any) -> Any:
+        x, low, high = call.args
+        if str(x.ty.dtype) != "float32":
+            return call
+        numbers = [float(getattr(limit, "value", limit)) for limit in (low, high)]
+        low, high = (relax.const(np.float32(number), "float32") for number in numbers)
+        return relax.op.minimum(self.builder_.emit(relax.op.maximum(x, low)), high)
+
+    def limit(self, call: Any) -> Any:
+        """Return a maximum or minimum with one number as an operator."""
+        function = self.module[call.args[0]] if isinstance(call.args[0], ir.GlobalVar) else None
+        arguments = list(call.args[1].fields) if isinstance(call.args[1], relax.Tuple) else []
+        if len(arguments) != 2 or not isinstance(function, tirx.PrimFunc) or len(call.args) != 2:
+            return call
+        number = self.array(arguments[1])
+        kind = _extreme(function)
+        if kind is None or number is None or number.size != 1:
+            return call
+        operator = relax.op.maximum if kind is tirx.Max else relax.op.minimum
+        return operator(arguments[0], _literal(number.reshape(())))
+
+
+def _extreme(function: tirx.PrimFunc) -> type | None:
+    """Return Max or Min if the function is nothing but that of its two parameters' elements, else None."""
+    if not isinstance(function.body, s_tir.SBlockRealize):
+        return None
+    schedule = s_tir.Schedule(function)
+    blocks = [schedule.get(b) for b in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    value = getattr(blocks[0].body, "value", None) if len(blocks) == 1 else None
+    if not isinstance(value, tirx.Max | tirx.Min):
+        return None
+    loads = [operand for operand in (value.a, value.b) if isinstance(operand, ir.expr.TensorLoad)]
+    return type(value) if len(loads) == 2 else None
+
+
+def _literal(array: np.ndarray) -> Any:
+    return relax.const(np.array(array, order="C"), array.dtype.name)
