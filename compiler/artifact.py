@@ -65,6 +65,7 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
         timeout_s=c.options.timeout_s,
         variants=function_models(c),
         choices=c.choices,
+        batched=buckets.batched_inputs(c),
     )
     notes.extend(c.lowering.notes)
     notes.extend(found.sentence() for found in c.lowering.not_lowered)

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, product
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import DataError, UsageError, VerificationError, nearest
+from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ort.equality import largest_difference
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.shape_choice import EXAMINED_SAMPLES, static_shapes
@@ -26,6 +28,10 @@ from bitwright.targets.toolchain.shape_rules import MAIN, Dispatch, FunctionRule
 ROUNDING_BOUND = 1e-4
 MOST_FUNCTIONS = 64
 TRIED_SAMPLES = 6
+# Sizes of a dynamic dimension that its function is verified with: each way to cut them into blocks occurs.
+VERIFIED_SIZES = (2, 3, 7, 17, 33, 100)
+# Of all tensors of such a batch together: what the reference computes in seconds.
+MOST_VERIFIED_VALUES = 20_000_000
 
 Sample = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
@@ -40,23 +46,26 @@ def plan_shapes(c: Compilation, notes: list[str]) -> None:
         DataError: The samples cannot prove it.
         VerificationError: The padded or looped model computes something else.
     """
-    if not c.options.buckets and c.options.loop is None:
+    asked = c.options
+    if not asked.buckets and asked.loop is None and asked.dynamic is None:
         return
     assert c.model is not None
     if c.profile.codegen.executor == "static":
         msg = f"an artifact for {c.profile.name} has no runtime that could choose among shapes"
-        option = "--bucket" if c.options.buckets else "--loop"
+        option = "--dynamic" if asked.dynamic else "--bucket" if asked.buckets else "--loop"
         raise UsageError(msg, where=option, fix="compile it for one shape, with --dim")
     c.rules = _rules(c)
     session = open_session(c.model, SessionConfig(threads=c.options.threads))
     worst = 0.0
-    for what, dispatch, expected in _trials(c, c.rules, partial(run, session)):
-        found = _computed(c.rules, dispatch, partial(run, session))
+    tried = _tried_rules(c.rules)
+    for what, dispatch, expected in _trials(c, tried, partial(run, session)):
+        found = _computed(tried, dispatch, partial(run, session))
         difference = largest_difference(expected, found)
         worst = max(worst, difference)
         if difference > ROUNDING_BOUND:
-            _refuse(what, f"by {difference:.2g} of their largest value (allowed {ROUNDING_BOUND:g})")
-    functions = "; ".join(", ".join(f"{d}={n}" for d, n in f.sizes.items()) for f in c.rules.functions)
+            by = f"by {difference:.2g} of their largest value (allowed {ROUNDING_BOUND:g})"
+            _refuse(what, by, _option(c), _mixing_node(c, tried, dispatch))
+    functions = "; ".join(map(c.rules.words, c.rules.functions))
     looped = f"{c.rules.loop} one at a time" if c.rules.loop else ""
     notes.append("shapes: " + "; ".join(filter(None, (functions, looped))))
     notes.append(
@@ -76,19 +85,31 @@ def check_quantized(c: Compilation, notes: list[str]) -> None:
     exact = partial(run, open_session(c.model, SessionConfig(threads=c.options.threads)))
     quantized = partial(run, open_session(c.quantized, SessionConfig(threads=c.options.threads)))
     worst = 0.0
-    for what, dispatch, expected in _trials(c, c.rules, quantized):
-        found = _computed(c.rules, dispatch, quantized)
-        share = _share_of_noise(expected, found, _computed(c.rules, dispatch, exact))
+    tried = _tried_rules(c.rules)
+    for what, dispatch, expected in _trials(c, tried, quantized):
+        found = _computed(tried, dispatch, quantized)
+        share = _share_of_noise(expected, found, _computed(tried, dispatch, exact))
         worst = max(worst, share)
         if share > 1.0:
-            _refuse(what, f"in the quantized model by {share:.2g} of what quantization changed")
-    notes.append(f"padding changes the quantized outputs by at most {worst:.2f} of what quantization changed")
+            _refuse(what, f"in the quantized model by {share:.2g} of what quantization changed", _option(c))
+    notes.append(
+        f"padding and looping change the quantized outputs by at most {worst:.2f} of what quantization changed"
+    )
 
 
 def function_dims(c: Compilation) -> dict[str, dict[str, int]]:
     """Return the sizes of all dynamic dimensions for each further function (all but ``main``)."""
-    functions = c.rules.functions if c.rules is not None else ()
-    return {f.name: c.dims | f.sizes for f in functions if f.name != MAIN}
+    if c.rules is None:
+        return {}
+    one = {c.rules.dynamic: 1} if c.rules.dynamic is not None else {}
+    return {f.name: c.dims | one | f.sizes for f in c.rules.functions if f.name != MAIN}
+
+
+def batched_inputs(c: Compilation) -> dict[str, list[str]]:
+    """Return, for every function for any number of elements, its inputs that hold elements."""
+    if c.rules is None:
+        return {}
+    return {f.name: c.rules.batched_inputs() for f in c.rules.functions if c.rules.is_dynamic(f)}
 
 
 def golden_samples(c: Compilation, count: int) -> list[dict[str, np.ndarray]]:
@@ -98,23 +119,100 @@ def golden_samples(c: Compilation, count: int) -> list[dict[str, np.ndarray]]:
         DataError: A function serves no sample.
     """
     assert c.rules is not None and c.dataset is not None
+    if c.rules.dynamic is not None:
+        return list(_batches(c, c.rules, count))
     served: dict[str, list[dict[str, np.ndarray]]] = {f.name: [] for f in reversed(c.rules.functions)}
     for sample in islice(_fitting(c, c.rules), EXAMINED_SAMPLES):
         served[c.rules.function_for(c.rules.sizes_of(sample)).name].append(dict(sample))
     for function in c.rules.functions:
         if not served[function.name]:
-            sizes = ", ".join(f"{d}={n}" for d, n in function.sizes.items())
-            msg = f"no sample is served by the function for {sizes}, so it cannot be verified"
-            raise DataError(msg, where="--bucket", fix="leave that bucket out, or add such a sample")
+            raise _no_sample(c.rules, function)
     pairs = [_joined(c.rules, pair) for pair in islice(_pairs(c, c.rules), 1)]
     return [*pairs, *(sample for found in served.values() for sample in found[-count:])]
 
 
-def _refuse(what: str, by: str) -> None:
-    msg = f"{what} changes the outputs {by}"
+def _no_sample(rules: ShapeRules, function: FunctionRule) -> DataError:
+    msg = f"no sample is served by the function for {rules.words(function)}, so it cannot be verified"
+    return DataError(msg, where="--bucket", fix="leave that bucket out, or add such a sample")
+
+
+def _batches(c: Compilation, rules: ShapeRules, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield samples put together to batches: up to ``count`` for every exact size, and sizes that nothing is made for.
+
+    Raises:
+        DataError: A function serves no sample.
+    """
+    one = rules.one_at_a_time()
+    assert one.loop is not None
+    shapes: dict[str, dict[tuple[int, ...], list[Sample]]] = {f.name: {} for f in one.functions}
+    for sample in islice(_fitting(c, one), EXAMINED_SAMPLES):
+        sizes = one.sizes_of(sample)
+        if sizes[one.loop] == 1:
+            alike = shapes[one.function_for(sizes).name]
+            alike.setdefault(tuple(sizes.values()), []).append(sample)
+    for function in reversed(rules.functions):
+        others = {name: size for name, size in function.sizes.items() if name != rules.dynamic}
+        serving = next(f for f in one.functions if f.sizes == others)
+        if not shapes[serving.name]:
+            raise _no_sample(rules, function)
+        known = max(shapes[serving.name].values(), key=len)
+        for number, size in enumerate(_batch_sizes(c, rules, function, count)):
+            yield _joined(one, [known[(number + k) % len(known)] for k in range(size)])
+
+
+def _batch_sizes(c: Compilation, rules: ShapeRules, function: FunctionRule, count: int) -> list[int]:
+    """Return the sizes of the dynamic dimension that a function is verified with."""
+    assert rules.dynamic is not None
+    if not rules.is_dynamic(function):
+        return [function.sizes[rules.dynamic]] * count
+    of_one = sum(prod(shape) for shape in c.shapes.values()) // c.dims[rules.dynamic]
+    most = max(VERIFIED_SIZES[1], MOST_VERIFIED_VALUES // max(1, of_one))
+    return [n for n in VERIFIED_SIZES if n not in rules.buckets[rules.dynamic] and n <= most]
+
+
+def _tried_rules(rules: ShapeRules) -> ShapeRules:
+    """Return the rules that a trial compares with the model: elements apart, sizes padded."""
+    return rules if rules.dynamic is None else rules.one_at_a_time()
+
+
+def _option(c: Compilation) -> str:
+    return "--dynamic" if c.options.dynamic is not None else "--loop"
+
+
+def _mixing_node(c: Compilation, rules: ShapeRules, dispatch: Dispatch) -> str:
+    """Return the first node, in words, that computes something else for several elements at once; "" if none does."""
+    if len(dispatch.calls) < 2:
+        return ""
+    assert c.model is not None
+    model = c.model.clone()
+    shown = {v.name for v in model.graph.outputs}
+    values = [
+        v for n in model.graph for v in n.outputs if v.name and v.name not in shown and v.dtype is not None
+    ]
+    model.graph.outputs.extend(values)
+    session = open_session(model, SessionConfig(threads=c.options.threads))
+    apart = [run(session, feeds) for feeds in dispatch.calls]
+    together = run(session, _joined(rules, dispatch.calls))
+    for node in c.model.graph:
+        for name in (v.name for v in node.outputs if v.name in together):
+            if not _is_joined(together[name], [found[name] for found in apart]):
+                return f"; the first node that mixes them is '{node_label(node)}' ({node.op_type})"
+    return ""
+
+
+def _is_joined(together: np.ndarray, apart: Sequence[np.ndarray]) -> bool:
+    """Tell whether one array is several put together along some axis, or equal to each of them."""
+    expected = [np.stack(apart).sum(0) / len(apart)] if together.shape == apart[0].shape else []
+    expected += [np.concatenate(apart, axis) for axis in range(together.ndim)]
+    fitting = [e for e in expected if e.shape == together.shape]
+    return any(largest_difference({"": together}, {"": e}) <= ROUNDING_BOUND for e in fitting)
+
+
+def _refuse(what: str, by: str, option: str, cause: str = "") -> None:
+    msg = f"{what} changes the outputs {by}{'' if 'padding' in what else cause}"
     raise VerificationError(
         msg,
-        where="--bucket" if "padding" in what else "--loop",
+        where="--bucket" if "padding" in what else option,
         fix="padded positions reach others (is a mask padded with 0, is there a mean over positions?): compile for "
         "fixed sizes with --dim, or give the model a mask"
         if "padding" in what
@@ -216,25 +314,52 @@ def _share_of_noise(expected: Outputs, found: Outputs, exact: Outputs) -> float:
 def _rules(c: Compilation) -> ShapeRules:
     assert c.model is not None
     buckets, loop = {n: tuple(s) for n, s in c.options.buckets.items()}, c.options.loop
+    dynamic = c.options.dynamic
+    if dynamic is not None:
+        buckets.setdefault(dynamic, (c.dims[dynamic],))
     combinations = [dict(zip(buckets, sizes, strict=True)) for sizes in product(*buckets.values())]
     if len(combinations) > MOST_FUNCTIONS:
         msg = f"the buckets make {len(combinations)} functions, at most {MOST_FUNCTIONS} are compiled"
         raise UsageError(msg, where="--bucket", fix="name fewer sizes")
     main = {name: c.dims[name] for name in buckets}
     others = [sizes for sizes in combinations if sizes != main]
+    if dynamic is not None:
+        others += [_without(s, dynamic) for s in combinations if s[dynamic] == buckets[dynamic][0]]
     functions = [FunctionRule(name=MAIN, sizes=main)]
     functions += [FunctionRule(name=f"{MAIN}_{k}", sizes=sizes) for k, sizes in enumerate(others, 1)]
     free = [*buckets, *([loop] if loop else [])]
     inputs = tuple(_input_rule(c, value, free) for value in c.model.graph.inputs)
+    outputs = _output_rules(c, free)
+    if dynamic is not None:
+        _check_outermost(dynamic, (*inputs, *outputs))
     _check_pads(c, inputs)
     return ShapeRules(
         buckets=buckets,
         loop=loop,
+        dynamic=dynamic,
         fixed={name: size for name, size in c.dims.items() if name not in buckets},
         inputs=inputs,
-        outputs=_output_rules(c, free),
+        outputs=outputs,
         functions=tuple(functions),
     )
+
+
+def _without(sizes: Mapping[str, int], name: str) -> dict[str, int]:
+    return {dim: size for dim, size in sizes.items() if dim != name}
+
+
+def _check_outermost(dim: str, ports: Sequence[PortRule]) -> None:
+    """Refuse inputs and outputs whose elements do not lie one behind the other."""
+    for port in ports:
+        if dim in port.dims and (port.dims[0] != dim or port.dims.count(dim) > 1):
+            shape = ", ".join(map(str, port.dims))
+            msg = f"'{dim}' is not the outermost dimension of '{port.name}' [{shape}]"
+            fix = "only a batch can be dynamic: name sizes with --bucket, or transpose the model's inputs and outputs"
+            raise UsageError(msg, where="--dynamic", fix=fix)
+
+
+def _padded_dims(c: Compilation) -> set[str]:
+    return set(c.options.buckets) - {c.options.dynamic}
 
 
 def _input_rule(c: Compilation, value: ir.Value, free: Sequence[str]) -> PortRule:
@@ -244,12 +369,12 @@ def _input_rule(c: Compilation, value: ir.Value, free: Sequence[str]) -> PortRul
     for axis, dim in enumerate(value.shape):
         label = (dim.value or f"{name}:{axis}") if isinstance(dim, ir.SymbolicDim) else dim
         dims.append(label if label in free else c.dims[label] if isinstance(label, str) else label)
-    pad = c.options.pad.get(name) if set(dims) & set(c.options.buckets) else None
+    pad = c.options.pad.get(name) if set(dims) & _padded_dims(c) else None
     return PortRule(name=name, dtype=value.dtype.numpy().name, dims=tuple(dims), pad=pad)
 
 
 def _check_pads(c: Compilation, inputs: Sequence[PortRule]) -> None:
-    bucketed = [p for p in inputs if set(p.dims) & set(c.options.buckets)]
+    bucketed = [p for p in inputs if set(p.dims) & _padded_dims(c)]
     for name in c.options.pad:
         if name not in [p.name for p in bucketed]:
             msg = f"no input '{name}' has a bucketed dimension"
@@ -279,14 +404,16 @@ def _output_rules(c: Compilation, free: Sequence[str]) -> tuple[PortRule, ...]:
                 if (old, new) != (c.dims[dim], other):
                     msg = f"axis {axis} of output '{name}' is {old} for {dim}={c.dims[dim]} and {new} for {other}"
                     fix = "only axes that have the dimension's own size can be cut back: use --dim for it"
-                    raise UsageError(msg, where="--bucket", fix=fix)
+                    raise UsageError(
+                        msg, where="--dynamic" if dim == c.options.dynamic else "--bucket", fix=fix
+                    )
                 dims[name][axis] = dim
-        if dim == c.options.loop and any(dim not in dims[name] for name in names):
+        if dim in (c.options.loop, c.options.dynamic) and any(dim not in dims[name] for name in names):
             lacking = next(name for name in names if dim not in dims[name])
             msg = (
                 f"output '{lacking}' has no dimension '{dim}', so results of single elements cannot be joined"
             )
-            raise UsageError(msg, where="--loop", fix="compile for a fixed size with --dim")
+            raise UsageError(msg, where=_option(c), fix="compile for a fixed size with --dim")
     return tuple(
         PortRule(name=value.name or "", dtype=_dtype(value), dims=tuple(dims[value.name or ""]))
         for value in c.model.graph.outputs
@@ -295,7 +422,10 @@ def _output_rules(c: Compilation, free: Sequence[str]) -> tuple[PortRule, ...]:
 
 def _another_size(c: Compilation, dim: str) -> int:
     others = [size for size in c.options.buckets.get(dim, ()) if size != c.dims[dim]]
-    return others[0] if others else c.dims[dim] + 1 if dim == c.options.loop else max(1, c.dims[dim] - 1)
+    if others:
+        return others[0]
+    joined = dim in (c.options.loop, c.options.dynamic)
+    return c.dims[dim] + 1 if joined else max(1, c.dims[dim] - 1)
 
 
 def _dtype(value: ir.Value) -> str:

@@ -51,7 +51,12 @@ def quantize(options: Options, progress: Progress | None = None) -> Deployment:
     if options.output is None:
         msg = "no output file"
         raise UsageError(msg, where="--output", fix="pass -o q.onnx")
-    if options.buckets or options.loop is not None or options.static is not None:
+    if (
+        options.buckets
+        or options.loop is not None
+        or options.dynamic is not None
+        or options.static is not None
+    ):
         msg = "buckets, loops and archives belong to compiled artifacts: a model for ONNX Runtime takes any size"
         raise UsageError(msg, where="options", fix="leave them out, or compile")
     c = Compilation(options, load_profile(options.target), progress or Silent())

@@ -103,7 +103,9 @@ def choose_shapes(c: Compilation, notes: list[str]) -> None:
     assert c.model is not None and c.dataset is not None
     asked = c.options
     samples = c.dataset.batches(1)
-    c.dims = choose_dims(c.model, samples, asked.dims, buckets=asked.buckets, loop=asked.loop)
+    c.dims = choose_dims(
+        c.model, samples, asked.dims, buckets=asked.buckets, loop=asked.loop, dynamic=asked.dynamic
+    )
     c.shapes = static_shapes(c.model, c.dims)
     if c.dims:
         notes.append("planned for " + ", ".join(f"{k}={v}" for k, v in c.dims.items()))

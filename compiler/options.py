@@ -52,6 +52,8 @@ class Options:
             (compile only).
         pad: Input -> what fills it up to a bucket's size.
         loop: Named dynamic dimension (the batch) that the artifact serves one element at a time (compile only).
+        dynamic: Named dynamic dimension, the outermost of inputs and outputs, of which the artifact serves any size by
+            one function (compile only). Its buckets are sizes with functions of their own.
         static: Name of a static archive with the model, to be linked into programs (compile only).
         keep_float: Nodes that must stay in float.
         evaluate: ``FILE.py:FUNC`` metric, higher is better.
@@ -89,6 +91,7 @@ class Options:
     buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pad: Mapping[str, float] = field(default_factory=dict)
     loop: str | None = None
+    dynamic: str | None = None
     static: str | None = None
     keep_float: frozenset[str] = frozenset()
     evaluate: str | None = None
@@ -140,6 +143,14 @@ class Options:
             raise UsageError(msg, where="--loss", fix="name one with --eval FILE.py:FUNC")
         self._check_shapes()
 
+    def _check_dynamic(self, name: str) -> None:
+        if name in self.dims:
+            msg = f"dimension '{name}' is named by --dim and by --dynamic"
+            raise UsageError(msg, where="--dynamic", fix="leave one out")
+        if self.loop is not None:
+            msg = f"'{self.loop}' is served one element at a time, '{name}' in any number"
+            raise UsageError(msg, where="--dynamic", fix="leave --loop or --dynamic out")
+
     def _check_shapes(self) -> None:
         for name, sizes in self.buckets.items():
             if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
@@ -147,13 +158,15 @@ class Options:
                 raise UsageError(msg, where="--bucket", fix=f"e.g. --bucket {name}=16,32,64")
         looped = {self.loop} if self.loop is not None else set()
         ways = [(set(self.dims), "--dim"), (set(self.buckets), "--bucket"), (looped, "--loop")]
+        if self.dynamic is not None:
+            self._check_dynamic(self.dynamic)
         for (first, one), (second, other) in combinations(ways, 2):
             for name in sorted(first & second):
                 msg = f"dimension '{name}' is named by {one} and by {other}"
                 raise UsageError(msg, where=other, fix="leave one out")
         if self.static is not None:
             _check_archive_name(self.static)
-        if self.pad and not self.buckets:
+        if self.pad and not set(self.buckets) - {self.dynamic}:
             msg = "only inputs of a model with buckets are padded"
             raise UsageError(msg, where="--pad", fix="name the buckets, e.g. --bucket T=16,32,64")
 

@@ -37,6 +37,7 @@ def choose_dims(
     *,
     buckets: Mapping[str, Sequence[int]] = MappingProxyType({}),
     loop: str | None = None,
+    dynamic: str | None = None,
 ) -> dict[str, int]:
     """Return a size for every dynamic dimension.
 
@@ -47,6 +48,7 @@ def choose_dims(
             combination first, the largest among equals.
         buckets: Dimension -> ascending sizes; a sample counts for the smallest that holds it.
         loop: Dimension that is served one element at a time: its size is 1.
+        dynamic: Dimension of any size; planned for its smallest bucket, 1 if it has none.
 
     Raises:
         UsageError: An option names no dynamic dimension.
@@ -54,7 +56,10 @@ def choose_dims(
     """
     known = dynamic_dims(model)
     named = (
-        [(n, "--dim") for n in wanted] + [(n, "--bucket") for n in buckets] + [(loop, "--loop")] * bool(loop)
+        [(n, "--dim") for n in wanted]
+        + [(n, "--bucket") for n in buckets]
+        + [(loop, "--loop")] * bool(loop)
+        + [(dynamic, "--dynamic")] * bool(dynamic)
     )
     for name, option in named:
         if name not in known:
@@ -68,6 +73,8 @@ def choose_dims(
     counts: Counter[tuple[int, ...]] = Counter()
     for sample in islice(samples, EXAMINED_SAMPLES):
         sizes = dims_of_sample(model, sample) | dict(wanted) | ({loop: 1} if loop else {})
+        if dynamic:
+            sizes[dynamic] = min(buckets.get(dynamic, (1,)))
         held = {n: next((b for b in sorted(buckets[n]) if b >= sizes[n]), None) for n in buckets}
         if None not in held.values():
             counts[tuple((sizes | held)[name] or 0 for name in known)] += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE
 from bitwright.compiler.lower.kernel_table import KernelCall, activation_counts, dump_table
 from bitwright.targets.backend import Execution
-from bitwright.targets.toolchain.interface import Interface, Port
+from bitwright.targets.toolchain.interface import ANY_SIZE, Interface, Port
 from bitwright.targets.toolchain.shape_rules import MAIN, Dispatch, FunctionRule, PortRule, ShapeRules
 
 
@@ -36,13 +36,15 @@ def write_functions(lib: Path, rules: ShapeRules, tables: Mapping[str, Sequence[
 
 
 def interface_of(rules: ShapeRules, function: FunctionRule, roles: Mapping[str, int]) -> Interface:
-    """Return the static interface of one function."""
+    """Return the interface of one function."""
     inputs, outputs = (tuple(_ports(side, rules, function)) for side in (rules.inputs, rules.outputs))
     return Interface(inputs, outputs, roles, function.name)
 
 
 def _ports(ports: Sequence[PortRule], rules: ShapeRules, function: FunctionRule) -> Iterator[Port]:
     sizes = function.sizes | ({rules.loop: 1} if rules.loop else {})
+    if rules.dynamic is not None and rules.is_dynamic(function):
+        sizes = sizes | {rules.dynamic: ANY_SIZE}
     for port in ports:
         yield Port(port.name, port.dtype, tuple(sizes[d] if isinstance(d, str) else d for d in port.dims))
 

@@ -61,14 +61,16 @@ def _static(interface: Interface) -> Iterator[str]:
 def _dynamic(rules: ShapeRules) -> Iterator[str]:
     names = [*rules.buckets, *([rules.loop] if rules.loop else [])]
     for name in rules.buckets:
-        yield f"dim {quote(name)} bucket {' '.join(map(str, rules.buckets[name]))}"
+        kind = "any" if name == rules.dynamic else "bucket"
+        yield f"dim {quote(name)} {kind} {' '.join(map(str, rules.buckets[name]))}"
     if rules.loop:
         yield f"dim {quote(rules.loop)} loop"
     numbers = {name: number for number, name in enumerate(names)}
     yield from (_port("input", port, numbers) for port in rules.inputs)
     yield from (_port("output", port, numbers) for port in rules.outputs)
     for function in rules.functions:
-        yield " ".join(["function", function.name, *(str(function.sizes.get(name, 1)) for name in names)])
+        sizes = [function.sizes.get(name, 1 if name == rules.loop else 0) for name in names]
+        yield " ".join(["function", function.name, *map(str, sizes)])
 
 
 def _port(kind: str, port: PortRule, numbers: Mapping[str, int]) -> str:

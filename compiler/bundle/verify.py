@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, ONLY_ONNXRUNTI
 from bitwright.compiler.errors import InternalError, UsageError, VerificationError
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.interpret.run import run_step
-from bitwright.compiler.lower.kernel_table import KernelCall, load_table, to_logical
+from bitwright.compiler.lower.kernel_table import KernelCall, Stored, load_table, to_logical
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import FloatIsland, Program, Step
 from bitwright.compiler.program.segments import NotLowered
@@ -253,11 +253,11 @@ class _Reference:
     table: Sequence[KernelCall]
 
 
-def _references(bundle: Bundle) -> Callable[[str], _Reference]:
-    """Return the look-up of a function's reference by its name; each is read once."""
+def _references(bundle: Bundle) -> Callable[..., _Reference]:
+    """Return the look-up of a function's reference by its name, and by the elements of a dynamic one; read once."""
 
     @cache
-    def reference(function: str) -> _Reference:
+    def reference(function: str, elements: int | None = None) -> _Reference:
         lib = bundle.path / LIBRARY_FOLDER
         if function == MAIN:
             model = read_model(bundle.path / STATIC_MODEL_FILE).model
@@ -265,22 +265,42 @@ def _references(bundle: Bundle) -> Callable[[str], _Reference]:
         assert bundle.rules is not None
         rule = next(f for f in bundle.rules.functions if f.name == function)
         model = read_model(bundle.path / MODEL_FILE).model
-        specialize(model, bundle.rules.fixed | rule.sizes)
-        return _Reference(
-            extract_program(model), load_table((lib / rule.folder / KERNEL_TABLE_FILE).read_text())
-        )
+        table = load_table((lib / rule.folder / KERNEL_TABLE_FILE).read_text())
+        if not bundle.rules.is_dynamic(rule):
+            specialize(model, bundle.rules.fixed | rule.sizes)
+            return _Reference(extract_program(model), table)
+        assert bundle.rules.dynamic is not None and elements is not None
+        specialize(model, bundle.rules.fixed | rule.sizes | {bundle.rules.dynamic: elements})
+        program = extract_program(model)
+        return _Reference(program, [_of_shape(call, program) for call in table])
 
     return reference
 
 
-def _execute(bundle: Bundle, feeds: Mapping[str, np.ndarray]) -> tuple[str, list[Execution], Execution]:
-    """Return the function that serves ``feeds``, its executions, and all of them as one."""
+def _of_shape(call: KernelCall, program: Program) -> KernelCall:
+    """Return the call with the shapes that its tensors have in a program."""
+
+    def resized(stored: Stored) -> Stored:
+        if stored.tensor not in program.tensors:
+            msg = f"the model for another size of the batch has no tensor '{stored.tensor}'"
+            raise InternalError(msg, where=KERNELS_FILE)
+        return replace(stored, shape=program.tensor(stored.tensor).shape)
+
+    return replace(call, inputs=tuple(map(resized, call.inputs)), output=resized(call.output))
+
+
+def _execute(
+    bundle: Bundle, feeds: Mapping[str, np.ndarray]
+) -> tuple[tuple[str, int | None], list[Execution], Execution]:
+    """Return the function that serves ``feeds`` and for how many elements, its executions, and all of them as one."""
     if bundle.rules is None:
         execution = bundle.execute(feeds, trace=True, repeat=TIMED_CALLS)
-        return MAIN, [execution], execution
+        return (MAIN, None), [execution], execution
     dispatch = bundle.rules.dispatch(feeds)
     executions = bundle.execute_calls(dispatch, trace=True, repeat=TIMED_CALLS)
-    return dispatch.function.name, executions, merged(bundle.rules, dispatch, executions)
+    rule, dynamic = dispatch.function, bundle.rules.dynamic
+    elements = dispatch.sizes[dynamic] if dynamic is not None and bundle.rules.is_dynamic(rule) else None
+    return (rule.name, elements), executions, merged(bundle.rules, dispatch, executions)
 
 
 def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
@@ -293,8 +313,8 @@ def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
     call_seconds: Sequence[tuple[str, float]] = ()
     measurements: Sequence[Measurement] = ()
     for data in golden:
-        function, executions, whole = _execute(bundle, data.inputs)
-        found, executed, measurements = reference(function), whole.executed, whole.measurements
+        (function, elements_of), executions, whole = _execute(bundle, data.inputs)
+        found, executed, measurements = reference(function, elements_of), whole.executed, whole.measurements
         for execution in executions:
             calls += len(found.table)
             if function == MAIN:  # times of other shapes are no part of the summary

@@ -96,6 +96,15 @@ Loop = Annotated[
         "--loop", metavar="NAME", help="A dynamic dimension (the batch) that is served one element at a time."
     ),
 ]
+Dynamic = Annotated[
+    str | None,
+    typer.Option(
+        "--dynamic",
+        metavar="NAME",
+        help="A dynamic dimension (the batch, outermost) of which one function serves any size; its buckets keep "
+        "functions of their own.",
+    ),
+]
 Static = Annotated[
     str | None,
     typer.Option(

@@ -31,7 +31,10 @@ class _KeepObjects:
 
 
 def compile_module(
-    module: tvm.IRModule, target: dict[str, Any], planned: Callable[[tvm.IRModule], None] | None = None
+    module: tvm.IRModule,
+    target: dict[str, Any],
+    planned: Callable[[tvm.IRModule], None] | None = None,
+    scheduled: Callable[[tvm.IRModule], tvm.IRModule] = lambda module: module,
 ) -> Any:
     """Compile a module whose integer kernels are call_tir and whose float rest is Relax operators.
 
@@ -39,12 +42,14 @@ def compile_module(
         module: Its Relax functions have static shapes.
         target: Fields of ``tvm.target.Target``.
         planned: Is shown the module in which every tensor has its storage.
+        scheduled: May change the module when every operator is a scheduled kernel.
 
     Returns:
         ``tvm.runtime.Executable``-like object with ``export_library``.
     """
     found = tvm.target.Target(target)
-    return tvm.compile(optimize(module, found), target=found, relax_pipeline=_lower_to_vm(planned))
+    ready = scheduled(optimize(module, found))
+    return tvm.compile(ready, target=found, relax_pipeline=_lower_to_vm(planned))
 
 
 def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:

@@ -60,6 +60,16 @@ class Job:
         return sorted((self.folder / "variants").glob("*.onnx"))
 
     @property
+    def batched(self) -> Path:
+        """Functions for any number of elements, each with the names of its inputs that hold elements."""
+        return self.folder / "batched.json"
+
+    def batched_inputs(self) -> dict[str, list[str]]:
+        """Return the content of :attr:`batched`."""
+        found: dict[str, list[str]] = json.loads(self.batched.read_text()) if self.batched.exists() else {}
+        return found
+
+    @property
     def profile(self) -> Path:
         """The target profile as JSON."""
         return self.folder / "profile.json"
@@ -175,6 +185,7 @@ def lower_in_worker(
     worker: Sequence[str] = WORKER,
     variants: Mapping[str, ir.Model] = MappingProxyType({}),
     choices: Mapping[str, KernelChoice] = MappingProxyType({}),
+    batched: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> LoweringResult:
     """Compile a Q/DQ model to object files in a child process.
 
@@ -189,6 +200,8 @@ def lower_in_worker(
         variants: Name of a further function of the library (it begins with ``main_``) -> the same model with other
             static shapes. Constants that are equal are stored once.
         choices: Workload key -> its kernel; every other workload gets its template's default.
+        batched: Variant -> its inputs that hold elements in their outermost dimension. It computes one element, and
+            becomes a function for any number of them.
 
     Raises:
         ToolchainError: TVM crashed, ran out of time or cannot compile the model.
@@ -200,6 +213,7 @@ def lower_in_worker(
         job.variant(name).parent.mkdir(exist_ok=True)
         save_model(variant, job.variant(name))
     job.profile.write_text(json.dumps(profile.dump()))
+    job.batched.write_text(json.dumps({name: list(inputs) for name, inputs in batched.items()}))
     job.choices.write_text(json.dumps({key: choice.as_plain() for key, choice in choices.items()}))
     code = _run(job, timeout_s, worker)
     if job.error.exists():

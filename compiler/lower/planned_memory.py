@@ -19,10 +19,10 @@ _ALLOC_OUTPUT = tvm.ir.Op.get("relax.builtin.alloc_tensor")
 
 
 def memory_plans(module: tvm.IRModule, threads: int) -> dict[str, MemoryPlan]:
-    """Return the plan of every Relax function.
+    """Return the plan of every Relax function whose tensors have fixed sizes.
 
     Args:
-        module: After ``StaticPlanBlockMemory``; static shapes.
+        module: After ``StaticPlanBlockMemory``.
         threads: Threads that a kernel with a parallel loop runs on, each with scratch memory of its own.
     """
     workspaces = {
@@ -33,8 +33,12 @@ def memory_plans(module: tvm.IRModule, threads: int) -> dict[str, MemoryPlan]:
     return {
         variable.name_hint: _Reader(workspaces).read(function)
         for variable, function in module.functions_items()
-        if isinstance(function, relax.Function)
+        if isinstance(function, relax.Function) and _is_static(function)
     }
+
+
+def _is_static(function: relax.Function) -> bool:
+    return all(isinstance(size, tirx.IntImm) for p in function.params for size in p.ty.shape)
 
 
 class _Reader:
@@ -115,21 +119,22 @@ def _item_bytes(dtype: Any) -> int:
 
 
 def _workspace(function: tirx.PrimFunc, threads: int) -> int:
-    statements = list(_statements(function.body))
+    statements = list(statements_of(function.body))
     sizes = [_buffer_bytes(buffer) for statement in statements for buffer in _allocated(statement)]
     found = sum(size for size in sizes if size > LARGEST_STACK_BYTES)
     parallel = any(isinstance(s, tirx.For) and int(s.kind) == tirx.ForKind.PARALLEL for s in statements)
     return found * (threads if parallel else 1)
 
 
-def _statements(statement: Any) -> Iterator[Any]:
+def statements_of(statement: Any) -> Iterator[Any]:
+    """Yield a TensorIR statement and every statement inside it, the outer ones first."""
     yield statement
     children = [
         getattr(statement, name, None) for name in ("body", "block", "init", "then_case", "else_case")
     ]
     for child in (*children, *(getattr(statement, "seq", None) or ())):
         if child is not None:
-            yield from _statements(child)
+            yield from statements_of(child)
 
 
 def _allocated(statement: Any) -> tuple[Any, ...]:

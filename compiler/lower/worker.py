@@ -16,6 +16,8 @@ import onnx_ir as ir
 from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError, UsageError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.compile import compile_module, export_objects
+from bitwright.compiler.lower.dynamic.blocks import call_costs, dot_blocks
+from bitwright.compiler.lower.dynamic.functions import DynamicFunction, make_dynamic
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
@@ -106,12 +108,27 @@ def _lower_library(
     dot_kernel = _chosen_kernels(job, backend)
     if len(programs) > 1:
         dot_kernel, programs = sharing(dot_kernel, backend), by_size(programs)
+    # Before the others: the largest kernel of a step chooses how its weight is packed.
+    blocks = {name: dot_blocks(programs[name], profile, dot_kernel) for name in job.batched_inputs()}
     lowered = build_functions(programs, profile, dot_kernel, lambda name: _enter(job, f"'{name}'"))
     for name, table in lowered.kernel_tables.items():
         part.kernel_table(name).write_text(dump_table(table))
     _enter(job, COMPILING)
+
+    def scheduled(module: Any) -> Any:
+        for name, inputs in job.batched_inputs().items():
+            program, table = programs[name], lowered.kernel_tables[name]
+            batched = frozenset(program.inputs.index(i) for i in inputs)
+            function = DynamicFunction(name, batched, table, blocks[name], call_costs(program))
+            module, table = make_dynamic(module, function)
+            part.kernel_table(name).write_text(dump_table(table))
+        return module
+
     executable = compile_module(
-        lowered.ir_module, backend.tvm_target(profile), planned=_note_memory(part, profile)
+        lowered.ir_module,
+        backend.tvm_target(profile),
+        planned=_note_memory(part, profile),
+        scheduled=scheduled,
     )
     part.objects.mkdir()
     objects = export_objects(executable, part.objects)

@@ -147,6 +147,8 @@ def _options(c: Compilation) -> Iterator[str]:
         yield from ("--pad", f"{name}={value:g}")
     if asked.loop is not None:
         yield from ("--loop", asked.loop)
+    if asked.dynamic is not None:
+        yield from ("--dynamic", asked.dynamic)
     if asked.static is not None:
         yield from ("--static", asked.static)
     if asked.group is not None:

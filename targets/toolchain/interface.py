@@ -15,6 +15,7 @@ from bitwright.targets.toolchain.shape_rules import MAIN
 
 INTERFACE_FILE = "interface.json"
 ROLES_FILE = "roles.txt"
+ANY_SIZE = -1
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Port:
     Attributes:
         name: Its name in the ONNX model.
         dtype: numpy name.
-        shape: Static shape.
+        shape: Size of each axis, ``ANY_SIZE`` where the function takes any.
     """
 
     name: str
@@ -99,7 +100,10 @@ def _fitting(port: Port, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     if array.dtype.name != port.dtype:
         msg = f"expected {port.dtype}, got {array.dtype.name}"
         raise DataError(msg, where=where)
-    if array.shape != port.shape:
+    free = array.ndim == len(port.shape) and all(
+        wanted in (size, ANY_SIZE) for wanted, size in zip(port.shape, array.shape, strict=True)
+    )
+    if not free:
         msg = f"expected shape {list(port.shape)}, got {list(array.shape)}"
         raise DataError(msg, where=where)
     return np.array(array, dtype=array.dtype.newbyteorder("<"), order="C", ndmin=0)

@@ -1,8 +1,9 @@
 """Which of a library's functions serves an input of any size, and how it is padded, cut and put together again.
 
 A library for several shapes has a function for each combination of bucket sizes. An input is padded to the smallest
-function that holds it; outputs are cut back. A looped dimension (the batch) is served one element at a time. The C++
-runtime follows the same rules.
+function that holds it; outputs are cut back. A looped dimension (the batch) is served one element at a time. Of a
+dynamic dimension any size is served: by a function for just that size if there is one, else by one for all sizes. The
+C++ runtime follows the same rules.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class FunctionRule(BaseModel):
 
     Attributes:
         name: ``main`` or ``main_K``; the latter is also its folder in ``lib``.
-        sizes: Bucketed dimension -> size it computes.
+        sizes: Bucketed dimension -> size it computes. A dynamic dimension that is missing has any size.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,16 +82,18 @@ class ShapeRules(BaseModel):
         version: Of this layout.
         buckets: Dimension -> its sizes, ascending.
         loop: Dimension that is served one element at a time, or None.
+        dynamic: Dimension of any size, or None. ``buckets`` has the sizes of it that have functions of their own.
         fixed: Every other dynamic dimension of the model, and the looped one -> size the library is compiled for.
         inputs: In the model's order.
         outputs: In the model's order.
-        functions: One for each combination of bucket sizes.
+        functions: One for each combination of bucket sizes, and of those without the dynamic dimension's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: Literal[1] = 1
     buckets: dict[str, tuple[int, ...]]
     loop: str | None
+    dynamic: str | None = None
     fixed: dict[str, int]
     inputs: tuple[PortRule, ...]
     outputs: tuple[PortRule, ...]
@@ -132,17 +135,41 @@ class ShapeRules(BaseModel):
         return sizes
 
     def function_for(self, sizes: Mapping[str, int]) -> FunctionRule:
-        """Return the smallest function that holds these sizes.
+        """Return the smallest function that holds these sizes; one for just this size goes before one for any.
 
         Raises:
             DataError: A size is beyond the largest bucket; the message names the buckets.
         """
         for name, buckets in self.buckets.items():
-            if sizes[name] > buckets[-1]:
+            if name != self.dynamic and sizes[name] > buckets[-1]:
                 msg = f"{name}={sizes[name]} is larger than the largest bucket; {name} has {list(buckets)}"
                 raise DataError(msg, fix=f"shorten the input, or compile with a larger --bucket {name}")
-        fitting = [f for f in self.functions if all(sizes[d] <= size for d, size in f.sizes.items())]
-        return min(fitting, key=lambda f: prod(f.sizes.values()))
+        fitting = [f for f in self.functions if all(self._holds(d, n, sizes[d]) for d, n in f.sizes.items())]
+        return min(fitting, key=lambda f: (self.is_dynamic(f), prod(f.sizes.values())))
+
+    def _holds(self, dim: str, size: int, wanted: int) -> bool:
+        return wanted == size if dim == self.dynamic else wanted <= size
+
+    def is_dynamic(self, function: FunctionRule) -> bool:
+        """Tell whether a function computes any size of the dynamic dimension."""
+        return self.dynamic is not None and self.dynamic not in function.sizes
+
+    def words(self, function: FunctionRule) -> str:
+        """Return the sizes of a function in words."""
+        any_size = [f"any {self.dynamic}"] if self.is_dynamic(function) else []
+        return ", ".join([*(f"{d}={n}" for d, n in function.sizes.items()), *any_size])
+
+    def batched_inputs(self) -> list[str]:
+        """Return the inputs that have the dynamic dimension."""
+        return [port.name for port in self.inputs if self.dynamic in port.dims]
+
+    def one_at_a_time(self) -> ShapeRules:
+        """Return rules by which the elements of the dynamic dimension are computed one after the other."""
+        assert self.dynamic is not None
+        buckets = {name: sizes for name, sizes in self.buckets.items() if name != self.dynamic}
+        functions = tuple(f for f in self.functions if self.is_dynamic(f))
+        changes = {"loop": self.dynamic, "dynamic": None, "buckets": buckets, "functions": functions}
+        return self.model_copy(update=changes)
 
     def dispatch(self, feeds: Arrays, function: FunctionRule | None = None) -> Dispatch:
         """Return how ``feeds`` are computed: by the smallest function that holds them, or by a named one.

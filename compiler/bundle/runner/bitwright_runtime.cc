@@ -413,7 +413,7 @@ bw_status MatchInput(const Text& text, const Port& port, const bw_tensor& input,
   return BW_OK;
 }
 
-// Finds the smallest function that holds the sizes.
+// Finds the smallest function that holds the sizes; of a dimension of any size, one for just this size comes first.
 bw_status ChooseFunction(const Text& text, const int64_t* sizes, int* chosen) {
   double least = 0;
   *chosen = -1;
@@ -421,8 +421,11 @@ bw_status ChooseFunction(const Text& text, const int64_t* sizes, int* chosen) {
     bool holds = true;
     double volume = 1;
     for (int d = 0; d < text.dim_count; ++d) {
-      holds = holds && (text.dims[d].loop || sizes[d] <= text.functions[f].sizes[d]);
-      volume *= static_cast<double>(text.functions[f].sizes[d]);
+      const Dim& dim = text.dims[d];
+      int64_t size = text.functions[f].sizes[d];
+      bool free_size = dim.any && size == 0;
+      holds = holds && (dim.loop || free_size || (dim.any ? sizes[d] == size : sizes[d] <= size));
+      volume *= free_size ? static_cast<double>(sizes[d]) + 0.5 : static_cast<double>(size);
     }
     if (holds && (*chosen < 0 || volume < least)) {
       *chosen = f;
@@ -432,7 +435,7 @@ bw_status ChooseFunction(const Text& text, const int64_t* sizes, int* chosen) {
   if (*chosen >= 0) return BW_OK;
   for (int d = 0; d < text.dim_count; ++d) {
     const Dim& dim = text.dims[d];
-    if (dim.loop || sizes[d] <= dim.sizes[dim.count - 1]) continue;
+    if (dim.loop || dim.any || sizes[d] <= dim.sizes[dim.count - 1]) continue;
     char buckets[512] = "";
     for (int i = 0; i < dim.count; ++i) {
       size_t used = strlen(buckets);
@@ -503,7 +506,8 @@ bw_status PlaceInput(const Text& text, const Port& port, const bw_tensor& given,
   for (int i = 0; i < port.rank; ++i) {
     int64_t dim = -1 - port.dims[i];
     bool looped = dim >= 0 && text.dims[dim].loop;
-    input->shape[i] = dim >= 0 ? function.sizes[dim] : port.dims[i];
+    bool free_size = dim >= 0 && function.sizes[dim] == 0;
+    input->shape[i] = free_size ? given.shape[i] : dim >= 0 ? function.sizes[dim] : port.dims[i];
     extent[i] = looped ? 1 : given.shape[i];
     from_at[i] = looped ? element : 0;
     padded = padded || extent[i] != input->shape[i];

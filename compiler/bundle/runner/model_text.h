@@ -5,10 +5,10 @@
 //   onnxruntime COUNT                 parts that only ONNX Runtime can execute
 //   processor FLAG ...                of /proc/cpuinfo
 //   threads COUNT
-//   dim NAME bucket SIZE ...          or: dim NAME loop
+//   dim NAME bucket SIZE ...          or: dim NAME loop; or, for any size: dim NAME any SIZE ...
 //   input NAME TYPE PAD RANK SIZE ... a SIZE of $K is dimension K; PAD is - or a number
 //   output NAME TYPE - RANK SIZE ...
-//   function NAME SIZE ...            the size of every dimension, 1 for a looped one
+//   function NAME SIZE ...            the size of every dimension, 1 for a looped one, 0 for any
 //   end
 #pragma once
 
@@ -41,6 +41,7 @@ struct Dim {
   int64_t* sizes;  // ascending; none if looped
   int count;
   bool loop;
+  bool any;  // of any size; `sizes` are those with a function of their own
 };
 
 struct Port {
@@ -161,7 +162,8 @@ inline bool ParseDim(Line* line, Text* text) {
   const char* kind = line->Word();
   dim->loop = kind != nullptr && strcmp(kind, "loop") == 0;
   if (dim->loop) return line->Done();
-  return kind != nullptr && strcmp(kind, "bucket") == 0 && ParseSizes(line, &dim->sizes, &dim->count);
+  dim->any = kind != nullptr && strcmp(kind, "any") == 0;
+  return kind != nullptr && (dim->any || strcmp(kind, "bucket") == 0) && ParseSizes(line, &dim->sizes, &dim->count);
 }
 
 inline bool ParsePort(Line* line, const Text& text, Port* port) {
@@ -191,7 +193,7 @@ inline bool ParseFunction(Line* line, Text* text) {
   function->sizes = static_cast<int64_t*>(calloc(static_cast<size_t>(text->dim_count) + 1, sizeof(int64_t)));
   if (function->sizes == nullptr) return false;
   for (int i = 0; i < text->dim_count; ++i) {
-    if (!line->Number(1, kLargestSize, &function->sizes[i])) return false;
+    if (!line->Number(text->dims[i].any ? 0 : 1, kLargestSize, &function->sizes[i])) return false;
   }
   return line->Done();
 }
@@ -232,7 +234,7 @@ inline bool ParseLine(const char* kind, Line* line, Text* text) {
   return false;
 }
 
-// Every function must have the bucket's sizes, and the largest sizes must have a function.
+// The largest sizes must have a function, and so must those that no function has as its own.
 inline bool IsComplete(const Text& text) {
   if (text.onnxruntime > 0) return true;
   bool largest = false;
@@ -240,7 +242,8 @@ inline bool IsComplete(const Text& text) {
     bool all = true;
     for (int d = 0; d < text.dim_count; ++d) {
       const Dim& dim = text.dims[d];
-      all = all && text.functions[f].sizes[d] == (dim.loop ? 1 : dim.sizes[dim.count - 1]);
+      int64_t wanted = dim.loop ? 1 : dim.any ? 0 : dim.sizes[dim.count - 1];
+      all = all && text.functions[f].sizes[d] == wanted;
     }
     largest = largest || all;
   }
