@@ -3,7 +3,7 @@
 usage: python arm_session.py MODEL INPUTS.npz N SESSION.json
 
 It imports nothing but numpy and ONNX Runtime, and it asks for a process group that nobody has as its mark: the
-instruction counter (targets/arm_cpu/block_counter.c) notes how much was executed until then.
+instruction counter (targets/toolchain/block_counter.c) notes how much was executed until then.
 """
 
 import contextlib

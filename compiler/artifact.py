@@ -32,6 +32,7 @@ from bitwright.compiler.ort.timing import best_wall_seconds
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import runtime_of
 from bitwright.compiler.program.ops import WeightOnlyDot
+from bitwright.compiler.report.deployment import planned_text
 from bitwright.compiler.shape_choice import samples_of_shape
 from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import backend_for
@@ -66,6 +67,7 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
         variants=function_models(c),
         choices=c.choices,
         batched=buckets.batched_inputs(c),
+        planned=lambda plans: c.progress.note(planned_text(plans, c.profile.limits)),
     )
     notes.extend(c.lowering.notes)
     notes.extend(found.sentence() for found in c.lowering.not_lowered)
@@ -137,7 +139,7 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
     if c.rules is not None:
         write_functions(lib, c.rules, c.lowering.variants)
     if c.profile.codegen.executor == "static":
-        add_static_runtime(lib, _interface(c))
+        c.shipped = add_static_runtime(lib, _interface(c))
         _write_golden(c, folder)
         return
     status = add_runtime(lib, c.profile, _interface(c), c.rules, c.options.static)

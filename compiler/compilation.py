@@ -51,6 +51,10 @@ class Progress(Protocol):
         """Work inside the phase."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something that a reader wants to know before the phase is over."""
+        ...
+
 
 class Silent:
     """Reports nothing."""
@@ -60,6 +64,9 @@ class Silent:
 
     def step(self, done: int, total: int, what: str) -> None:
         """Work inside the phase."""
+
+    def note(self, text: str) -> None:
+        """Something that a reader wants to know before the phase is over."""
 
 
 @dataclass

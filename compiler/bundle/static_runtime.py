@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from bitwright.compiler.bundle.runtime import ShippedFile
+from bitwright.compiler.lower.static_c.emit import (
+    CONSTANTS_FILE,
+    FLOAT_OBJECT_FILE,
+    OBJECT_FILE,
+    RECORD_FILE,
+    SOURCE_FILE,
+)
 from bitwright.targets.toolchain.interface import Interface
 
+CODE_FILES = (SOURCE_FILE, OBJECT_FILE, FLOAT_OBJECT_FILE, "support.c")
 README = """# Linking this network into firmware
 
 No runtime, no allocation, no operating system:
@@ -36,7 +46,19 @@ little-endian arrays in the folder it is started in:
 """
 
 
-def add_static_runtime(lib: Path, interface: Interface) -> None:
-    """Complete the ``lib`` folder of a bundle whose network and programs are already there."""
+def add_static_runtime(lib: Path, interface: Interface) -> tuple[ShippedFile, ...]:
+    """Complete the ``lib`` folder of a bundle whose network and programs are already there.
+
+    Returns:
+        What of it goes into the device's flash (under Linux: is loaded), in bytes of machine code.
+    """
     interface.write(lib)
     (lib / "README.md").write_text(README)
+    flash = json.loads((lib / RECORD_FILE).read_text()).get("flash")
+    if flash is None:  # nothing was linked: the profile names neither a board nor an operating system
+        return ()
+    code = ", ".join(name for name in CODE_FILES if (lib / name).exists())
+    return (
+        ShippedFile(CONSTANTS_FILE, int(flash["constant_bytes"]), "model"),
+        ShippedFile(code, int(flash["code_bytes"]), "model"),
+    )

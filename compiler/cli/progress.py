@@ -1,17 +1,18 @@
-"""Progress of every phase, shown on a terminal only."""
+"""Progress of every phase: bars on a terminal only, notes wherever people read along."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.errors import printable
 
 
 class TerminalProgress:
-    """A line for each phase; on anything but a terminal it shows nothing.
+    """A line for each phase on a terminal, and notes.
 
     Args:
         out: Tells whether people read along.
@@ -22,6 +23,7 @@ class TerminalProgress:
         self._label = label
         self._task: TaskID | None = None
         console = out.console
+        self._speaks = out.speaks
         self._bars = Progress(
             SpinnerColumn(finished_text="\N{CHECK MARK}"),
             TextColumn("{task.description}", markup=False),
@@ -55,6 +57,11 @@ class TerminalProgress:
         if self._task is not None:
             figure = f"{done}/{total} {what}" if total else what
             self._bars.update(self._task, completed=done, total=total or None, what=printable(figure))
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        if self._speaks:
+            self._bars.console.print(Text(printable(text)), soft_wrap=True)
 
     def _finish(self) -> None:
         if self._task is not None:

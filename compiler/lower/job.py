@@ -17,11 +17,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import onnx_ir as ir
 
@@ -38,6 +39,10 @@ from bitwright.targets.schema import Profile
 MAIN = "main"  # the library's function for the model's own shape
 WORKER = ("-P", "-m", "bitwright.compiler.lower.worker")
 DEFAULT_TIMEOUT_S = 1800.0
+POLL_S = 0.1  # how often the child's memory plan is looked for
+
+# Is shown the memory plans of the library's functions before there is any machine code.
+Planned: TypeAlias = Callable[[Mapping[str, MemoryPlan]], None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Job:
 
     @property
     def memory(self) -> Path:
-        """The memory plans of the library's functions."""
+        """The memory plans of the library's functions, written as soon as they are made."""
         return self.folder / "memory.json"
 
     @property
@@ -186,6 +191,7 @@ def lower_in_worker(
     variants: Mapping[str, ir.Model] = MappingProxyType({}),
     choices: Mapping[str, KernelChoice] = MappingProxyType({}),
     batched: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    planned: Planned = lambda _: None,
 ) -> LoweringResult:
     """Compile a Q/DQ model to object files in a child process.
 
@@ -202,6 +208,7 @@ def lower_in_worker(
         choices: Workload key -> its kernel; every other workload gets its template's default.
         batched: Variant -> its inputs that hold elements in their outermost dimension. It computes one element, and
             becomes a function for any number of them.
+        planned: Is called once, while the child goes on to generate code; never if there are segments.
 
     Raises:
         ToolchainError: TVM crashed, ran out of time or cannot compile the model.
@@ -215,7 +222,7 @@ def lower_in_worker(
     job.profile.write_text(json.dumps(profile.dump()))
     job.batched.write_text(json.dumps({name: list(inputs) for name, inputs in batched.items()}))
     job.choices.write_text(json.dumps({key: choice.as_plain() for key, choice in choices.items()}))
-    code = _run(job, timeout_s, worker)
+    code = _run(job, timeout_s, worker, planned)
     if job.error.exists():
         _raise_child_error(job)
     if code < 0:
@@ -227,23 +234,40 @@ def lower_in_worker(
     return result
 
 
-def _run(job: Job, timeout_s: float, worker: Sequence[str]) -> int:
+def _run(job: Job, timeout_s: float, worker: Sequence[str], planned: Planned) -> int:
     # One thread: the machine's other core is the user's. A fixed hash seed: equal inputs give equal bytes.
     environment = {**os.environ, "TVM_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     command = [sys.executable, *worker, str(job.folder)]
-    with job.log.open("wb") as log:
+    with (
+        job.log.open("wb") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        ) as process,
+    ):
         try:
-            return subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                timeout=timeout_s,
-                check=False,
-            ).returncode
+            code = _wait(process, job, timeout_s, planned)
+        except BaseException:  # an interrupt, too, ends the child
+            process.kill()
+            raise
+    if code is None:
+        _fail(job, f"TVM was stopped after {timeout_s:g} s while lowering {_stage(job)}")
+    return code
+
+
+def _wait(process: subprocess.Popen[bytes], job: Job, timeout_s: float, planned: Planned) -> int | None:
+    """Return the child's exit status, or None after killing it at the end of its time; pass its plan on meanwhile."""
+    deadline, waiting, code = time.monotonic() + timeout_s, True, None
+    while code is None:
+        try:
+            code = process.wait(POLL_S)
         except subprocess.TimeoutExpired:
-            _fail(job, f"TVM was stopped after {timeout_s:g} s while lowering {_stage(job)}")
+            if time.monotonic() > deadline:
+                process.kill()
+                return None
+        if waiting and job.memory.exists():
+            waiting = False
+            planned(load_plans(job.memory.read_text()))
+    return code
 
 
 def _stage(job: Job) -> str:

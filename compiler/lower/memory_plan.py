@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 PAGE_BYTES = 4096  # of TVM's pooled allocator
 
@@ -61,12 +62,14 @@ class MemoryPlan:
         steps: Its kernel calls in order.
         pool_bytes: What the process keeps after a call.
         live_bytes: Most bytes of tensors needed at once: what a perfect plan would take.
+        constant_bytes: Read-only data that stays in flash, where there is flash.
     """
 
     storages: int
     steps: tuple[MemoryStep, ...]
     pool_bytes: int
     live_bytes: int
+    constant_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -114,6 +117,13 @@ def _pool_bytes(storages: Iterable[Storage], calls: int) -> int:
 def dump_plans(plans: Mapping[str, MemoryPlan]) -> str:
     """Return the plans of a library's functions as JSON."""
     return json.dumps({name: asdict(plan) for name, plan in plans.items()}, indent=1) + "\n"
+
+
+def write_plans(plans: Mapping[str, MemoryPlan], path: Path) -> None:
+    """Write plans where another process waits for them: it finds the whole file or none."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(dump_plans(plans))
+    draft.replace(path)
 
 
 def load_plans(text: str) -> dict[str, MemoryPlan]:

@@ -21,11 +21,12 @@ from bitwright.compiler.lower.dynamic.functions import DynamicFunction, make_dyn
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
-from bitwright.compiler.lower.memory_plan import dump_plans
+from bitwright.compiler.lower.memory_plan import write_plans
 from bitwright.compiler.lower.planned_memory import memory_plans
 from bitwright.compiler.lower.relax_module import DotKernel, build_functions
 from bitwright.compiler.lower.shared_packing import by_size, sharing
 from bitwright.compiler.lower.static_c.lower import plan_static, write_static
+from bitwright.compiler.lower.static_c.network import working_memory
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import Program, Step, Tensor
 from bitwright.compiler.program.segments import Split, split_program
@@ -89,10 +90,12 @@ def _lower_static(
         programs[MAIN], profile, backend.dot_kernel, target, lambda name: _enter(job, f"'{name}'")
     )
     job.kernels.write_text(dump_table(model.kernel_table))
+    write_plans({MAIN: working_memory(model.network, model.plan)}, job.memory)
     _enter(job, COMPILING)
     job.objects.mkdir()
-    names = write_static(model, target, profile, f"A network for {profile.name}", job.objects)
-    return {"objects": list(names), "notes": [model.plan.sentence()]}
+    names, plan = write_static(model, target, profile, f"A network for {profile.name}", job.objects)
+    write_plans({MAIN: working_memory(model.network, plan)}, job.memory)
+    return {"objects": list(names), "notes": [plan.sentence()]}
 
 
 def _no_variants(split: Split) -> ToolchainError:
@@ -137,7 +140,7 @@ def _lower_library(
 
 def _note_memory(part: Job, profile: Profile) -> Callable[[Any], None]:
     def note(module: Any) -> None:
-        part.memory.write_text(dump_plans(memory_plans(module, profile.cores)))
+        write_plans(memory_plans(module, profile.cores), part.memory)
 
     return note
 

@@ -12,6 +12,20 @@ from bitwright.compiler.report.figures import DASH, size_text
 from bitwright.compiler.report.markup import Child, element
 from bitwright.compiler.report.section import Section, section
 from bitwright.compiler.report.tables import table
+from bitwright.targets.schema import Limits
+
+
+def planned_text(plans: Mapping[str, MemoryPlan], limits: Limits) -> str:
+    """Return what the functions of a library will need, and of how much: known before there is machine code."""
+
+    def of(limit: float | None, memory: str = "") -> str:
+        return "" if limit is None else f" of {size_text(limit)}{memory}"
+
+    largest = max(plans.values(), key=lambda plan: plan.peak_bytes)
+    if not largest.constant_bytes:
+        return f"planned: working memory {size_text(largest.peak_bytes)}{of(limits.ram_bytes)}"
+    ram = f"RAM {size_text(largest.peak_bytes)}{of(limits.ram_bytes)}"
+    return f"planned: {ram}, constants {size_text(largest.constant_bytes)}{of(limits.flash_bytes, ' flash')}"
 
 
 def deployment_section(c: Compilation) -> dict[str, Any] | None:
@@ -82,11 +96,7 @@ def deployment_page(found: Mapping[str, Any] | None) -> Section:
     """Return the section of the page."""
     if found is None:
         return "Deployment", None
-    lead = (
-        f"A program needs {size_text(found['bytes'])} at run time, {size_text(found['model_bytes'])} of it the model; "
-        "the rest serves all models of one TVM version. Working memory comes from a pool that keeps what a call "
-        "returned; held is what is in use during a layer in whole pages, live what tensors need then."
-    )
+    lead = _lead(found)
     rows: list[list[Child]] = [[f["name"], f["what"], size_text(f["bytes"])] for f in found["files"]]
     parts: list[Child] = [table(("File", "What", "#Size"), rows)]
     if found["static"] is not None:
@@ -95,6 +105,19 @@ def deployment_page(found: Mapping[str, Any] | None) -> Section:
     for function in found["functions"]:
         parts += _function_parts(function)
     return section("Deployment", lead, *parts)
+
+
+def _lead(found: Mapping[str, Any]) -> str:
+    if found["bytes"] == found["model_bytes"]:
+        return (
+            f"Code and constants take {size_text(found['bytes'])}; there is no runtime. Working memory is one arena, "
+            "inputs, outputs and the stack; live is what tensors need during a layer."
+        )
+    return (
+        f"A program needs {size_text(found['bytes'])} at run time, {size_text(found['model_bytes'])} of it the model; "
+        "the rest serves all models of one TVM version. Working memory comes from a pool that keeps what a call "
+        "returned; held is what is in use during a layer in whole pages, live what tensors need then."
+    )
 
 
 def _function_parts(function: Mapping[str, Any]) -> list[Child]:

@@ -44,8 +44,8 @@ def headline(content: Mapping[str, Any]) -> list[Fact]:
         _integers(content["summary"]),
         _formats(content["summary"]),
         _size(content["summary"]),
-        _shipped(content.get("deployment")),
-        _memory(content.get("deployment")),
+        shipped_fact(content.get("deployment")),
+        memory_fact(content.get("deployment")),
         *_measurements(content.get("verification")),
         _allocation(content.get("allocation")),
         *_accuracy(content),
@@ -99,17 +99,19 @@ def _size(summary: Mapping[str, Any]) -> Fact:
     return Fact("Weights", size_text(after), f"{factor}{size_text(before)} before", "plain")
 
 
-def _shipped(found: Mapping[str, Any] | None) -> Fact | None:
+def shipped_fact(found: Mapping[str, Any] | None) -> Fact | None:
     """Return what a program needs at run time."""
     if found is None:
         return None
     runtime = found["bytes"] - found["model_bytes"]
     files = ", ".join(f["name"] for f in found["files"] if f["what"] == "model")
     detail = f"at run time: {size_text(found['model_bytes'])} model ({files}), {size_text(runtime)} runtime"
+    if not runtime:
+        detail = "; ".join(f"{f['name']}: {size_text(f['bytes'])}" for f in found["files"])
     return Fact("To ship", size_text(found["bytes"]), detail)
 
 
-def _memory(found: Mapping[str, Any] | None) -> Fact | None:
+def memory_fact(found: Mapping[str, Any] | None) -> Fact | None:
     """Return the working memory of the largest function."""
     functions = [] if found is None else found["functions"]
     if not functions:

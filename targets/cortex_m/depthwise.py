@@ -137,7 +137,14 @@ class _Template:
                 totals.store(lane, load(bias, [channel + lane]))
         self._taps(totals, (x, weight), pixel, channel, lanes, border=border)
         for offset, width in whole_vectors(lanes, self.instruction.lanes):
-            value = emit_epilogue(self.epilogue, totals.load(offset, width), scales, channel + offset, width)
+            value = emit_epilogue(
+                self.epilogue,
+                totals.load(offset, width),
+                scales,
+                channel + offset,
+                width,
+                self.instruction.convert,
+            )
             store(y, value, [pixel * self.geometry.channels + channel + offset], width)
 
     def _taps(

@@ -1,4 +1,4 @@
-"""Running static executors on an emulated board; files travel by semihosting."""
+"""Running static executors: on an emulated board, whose files travel by semihosting, or as programs under Linux."""
 
 from __future__ import annotations
 
@@ -17,32 +17,39 @@ from bitwright.compiler.errors import InfeasibleBudgetError, ToolchainError, Usa
 from bitwright.compiler.lower.static_c.emit import RECORD_FILE
 from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.cortex_m.boards import board_of
-from bitwright.targets.cortex_m.linking import PROGRAM_FILE, TRACED_FILE, flash_bytes
+from bitwright.targets.cortex_m.linking import PROGRAM_FILE, TRACED_FILE, is_linux
 from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.instruction_counter import plugin, read_counts
 from bitwright.targets.toolchain.interface import Interface
 from bitwright.targets.toolchain.process import run_tool
 
 RUN_TIMEOUT_S = 1800.0
-EXECUTED = "emulated (board)"
+ON_BOARD, AS_PROGRAM = "emulated (board)", "emulated"
+COUNTS_FILE = "counts"
 Trace = list[tuple[str, tuple[np.ndarray, ...], np.ndarray]]
 
 
 def why_not_executable(profile: Profile) -> str | None:
-    """Return why this machine cannot emulate a board for ``profile``, or None if it can."""
+    """Return why this machine cannot emulate a board or processor for ``profile``, or None if it can."""
     emulator = profile.toolchain.emulator
-    if emulator is None or board_of(profile) is None:
+    if emulator is None or (board_of(profile) is None and not is_linux(profile)):
         return f"profile '{profile.name}' names no emulated board"
     if shutil.which(emulator.command) is None:
-        return f"missing system packages: {emulator.command} (apt-get install {emulator.command})"
-    if emulator.board not in _known_boards(emulator.command):
+        package = "qemu-user" if emulator.board is None else emulator.command
+        return f"missing system packages: {package} (apt-get install {package})"
+    if emulator.board is None:
+        known = emulator.cpu in _listed(emulator.command, "-cpu")
+        return None if known else f"this {emulator.command} does not know the processor '{emulator.cpu}'"
+    if emulator.board not in _listed(emulator.command, "-M"):
         return f"this {emulator.command} does not know the board '{emulator.board}'"
     return None
 
 
 @cache
-def _known_boards(command: str) -> frozenset[str]:
-    listing = run_tool([command, "-M", "help"], what="asking qemu", timeout_s=30)
-    return frozenset(line.split()[0] for line in listing.splitlines() if line.split())
+def _listed(command: str, option: str) -> frozenset[str]:
+    # Older releases print the list of processors and exit with 1.
+    listing = run_tool([command, option, "help"], what="asking qemu", timeout_s=30, accepted=(0, 1))
+    return frozenset(word for line in listing.splitlines() for word in line.split()[:1])
 
 
 def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, trace: bool) -> Execution:
@@ -79,9 +86,9 @@ def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, 
         if trace:
             _run(lib / TRACED_FILE, folder, profile)
             calls = list(_read_trace((folder / "trace").read_bytes(), record["calls"]))
-    return Execution(
-        outputs, calls, EXECUTED, None, measurements=tuple(_measurements(usage, record, profile))
-    )
+    executed = ON_BOARD if board_of(profile) is not None else AS_PROGRAM
+    found = tuple(_measurements(usage, record, profile))
+    return Execution(outputs, calls, executed, None, measurements=found)
 
 
 def measure(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile) -> dict[str, int]:
@@ -89,7 +96,7 @@ def measure(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile) -> 
 
     Returns:
         ``stack_bytes``, ``arena_bytes``, ``io_bytes``, ``ram_bytes`` (their sum), ``code_bytes``,
-        ``constant_bytes``, ``flash_bytes``, ``instructions``.
+        ``constant_bytes``, ``flash_bytes``, and ``instructions`` where they can be counted.
     """
     lib = bundle.resolve() / "lib"
     interface, record = Interface.read(lib), read_record(lib)
@@ -117,32 +124,52 @@ def read_record(lib: Path) -> dict[str, Any]:
 
 def _run(program: Path, folder: Path, profile: Profile) -> None:
     emulator = profile.toolchain.emulator
-    assert emulator is not None and emulator.board is not None
-    # icount with shift 0: a nanosecond an instruction, so the board's timer counts instructions.
-    command = [emulator.command, "-M", emulator.board, "-nographic", "-icount", "shift=0"]
-    command += ["-semihosting-config", "enable=on,target=native", "-kernel", str(program)]
-    run_tool(command, what="running the network on the board", timeout_s=RUN_TIMEOUT_S, folder=folder)
+    assert emulator is not None
+    if emulator.board is None:
+        command = [emulator.command, "-cpu", emulator.cpu, *_counting(folder), str(program)]
+    else:
+        # icount with shift 0: a nanosecond an instruction, so the board's timer counts instructions.
+        command = [emulator.command, "-M", emulator.board, "-nographic", "-icount", "shift=0"]
+        command += ["-semihosting-config", "enable=on,target=native", "-kernel", str(program)]
+    run_tool(command, what="running the network in the emulator", timeout_s=RUN_TIMEOUT_S, folder=folder)
+
+
+def _counting(folder: Path) -> list[str]:
+    """Return options that count instructions; none where the plug-in cannot be built."""
+    try:
+        return ["-plugin", f"{plugin()},out={folder / COUNTS_FILE}"]
+    except ToolchainError:
+        return []
+
+
+def _instructions(folder: Path, ticks: int, profile: Profile) -> dict[str, int]:
+    """Return the executed instructions, if anything counted them."""
+    board = board_of(profile)
+    if board is not None:
+        return {"instructions": ticks * 1_000_000_000 // board.timer_hz}
+    if not (folder / COUNTS_FILE).exists():
+        return {}
+    marks = read_counts(folder / COUNTS_FILE).marks
+    return {"instructions": marks[1] - marks[0]}
 
 
 def _measured(folder: Path, lib: Path, record: Mapping[str, Any], profile: Profile) -> dict[str, int]:
     stack, arena, ticks = struct.unpack("<3I", (folder / "usage").read_bytes())
-    board = board_of(profile)
-    assert board is not None
     io_bytes = int(record["memory"]["io_bytes"])
     return {
         "stack_bytes": stack,
         "arena_bytes": arena,
         "io_bytes": io_bytes,
         "ram_bytes": stack + arena + io_bytes,
-        **flash_bytes(lib / PROGRAM_FILE),
-        "instructions": ticks * 1_000_000_000 // board.timer_hz,
+        **{name: int(size) for name, size in record["flash"].items()},
+        **_instructions(folder, ticks, profile),
     }
 
 
 def _check_ram(usage: Mapping[str, int], profile: Profile) -> None:
     limit = profile.limits.ram_bytes
     if limit is not None and usage["ram_bytes"] > limit:
-        what = f"the network used {usage['ram_bytes']} bytes of RAM on the board; the target has {limit:.0f}"
+        what = f"the network used {usage['ram_bytes']} bytes of RAM; the target has {limit:.0f}"
         raise InfeasibleBudgetError(
             what, where=profile.name, fix="a smaller model or input, or a target with more memory"
         )
@@ -156,14 +183,14 @@ def _measurements(
         f"arena {usage['arena_bytes']}, inputs and outputs {usage['io_bytes']}, stack {usage['stack_bytes']}"
     )
     detail = f"{parts}; planned {planned}{_of(limits.ram_bytes)}"
-    yield Measurement("RAM on the board", f"{usage['ram_bytes']} bytes", detail)
+    place = "RAM" if is_linux(profile) else "RAM on the board"
+    yield Measurement(place, f"{usage['ram_bytes']} bytes", detail)
     parts = f"code {usage['code_bytes']}, constants {usage['constant_bytes']}"
-    yield Measurement("Flash", f"{usage['flash_bytes']} bytes", f"{parts}{_of(limits.flash_bytes)}")
-    yield Measurement(
-        "Instructions",
-        f"{usage['instructions']}",
-        "an inference; the emulator counts them, they are no cycles",
-    )
+    label = "Code and constants" if is_linux(profile) else "Flash"
+    yield Measurement(label, f"{usage['flash_bytes']} bytes", f"{parts}{_of(limits.flash_bytes)}")
+    if "instructions" in usage:
+        what = "an inference; the emulator counts them, they are no cycles"
+        yield Measurement("Instructions", f"{usage['instructions']}", what)
 
 
 def _of(limit: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The dot-product kernels of Cortex-M: which template and which instruction a step gets."""
+"""The dot-product kernels of 32-bit Arm: which template and which instruction a step gets."""
 
 from __future__ import annotations
 
@@ -66,4 +66,5 @@ def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelCho
         blocking = params_of(chosen, depthwise.DepthwiseParams)
         return depthwise.depthwise_kernel(dot, program, geometry, instruction, blocking)
     tile = params_of(chosen, patch_gemm.PatchGemmParams)
-    return patch_gemm.patch_gemm_kernel(dot, program, geometry, instruction, tile)
+    exact = instruction.for_weights(dot.weight)
+    return patch_gemm.patch_gemm_kernel(dot, program, geometry, exact, tile)

@@ -6,7 +6,7 @@ would double what the layer needs. A Gemm, and a 1x1 convolution, read their act
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -30,7 +30,7 @@ from bitwright.compiler.lower.templates.scaffold import (
 from bitwright.compiler.lower.templates.staging import Staging
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
-from bitwright.targets.cortex_m.accumulators import Scalars
+from bitwright.targets.cortex_m.accumulators import PartialSums, Scalars
 from bitwright.targets.cortex_m.epilogue import emit_epilogue, whole_vectors
 from bitwright.targets.cortex_m.instruction import PatchInstruction
 
@@ -100,7 +100,8 @@ def patch_gemm_kernel(
         **{name: _padded(array, geometry, params.channels) for name, array in arrays.items()},
     }
     template = _Template(geometry, staging, epilogue, instruction, params, depth)
-    return assemble_kernel(instruction.name, geometry, staging, epilogue, params, constants, template.body)
+    details = (params, instruction.variant)
+    return assemble_kernel(instruction.name, geometry, staging, epilogue, details, constants, template.body)
 
 
 def pack_patches(weight: np.ndarray, geometry: DotGeometry, chunk: int, channels: int) -> np.ndarray:
@@ -259,10 +260,10 @@ class _Template:
     def _block(self, views: _Buffers, tile: _Tile, block: Expr, channels: int) -> None:
         """Emit the register tile of one block of channels."""
         constant = (tile.group * self.blocks + block) * self.params.channels
-        totals = [Scalars(channels) for _ in range(tile.pixels)]
+        totals = [self._accumulators(channels) for _ in range(tile.pixels)]
         for row in totals:
             for channel in range(channels):
-                row.store(channel, T.int32(0))
+                row.clear(channel)
         chunk = self.instruction.chunk
         starts = [self._start(tile, pixel) for pixel in range(tile.pixels)]
         with loop(self.chunks) as k:
@@ -273,8 +274,13 @@ class _Template:
             at = (tile.pixel + pixel) * self.geometry.outputs + first
             for offset, lanes in whole_vectors(channels, self.instruction.lanes):
                 total = totals[pixel].load(offset, lanes) + load(views.bias, [constant + offset], lanes)
-                value = emit_epilogue(self.epilogue, total, views.scales, constant + offset, lanes)
+                value = emit_epilogue(
+                    self.epilogue, total, views.scales, constant + offset, lanes, self.instruction.convert
+                )
                 store(views.output, value, [at + offset], lanes)
+
+    def _accumulators(self, count: int) -> Scalars | PartialSums:
+        return PartialSums(count) if self.instruction.partial_sums else Scalars(count)
 
     def _start(self, tile: _Tile, pixel: int) -> Expr:
         """Return where a pixel's patch begins."""
@@ -287,7 +293,12 @@ class _Template:
         return ((image * g.height + row) * g.width + column) * g.channels
 
     def _multiply(
-        self, views: _Buffers, totals: list[Scalars], starts: list[Expr], weight_at: Expr, channels: int
+        self,
+        views: _Buffers,
+        totals: Sequence[Scalars | PartialSums],
+        starts: list[Expr],
+        weight_at: Expr,
+        channels: int,
     ) -> None:
         chunk, unpack = self.instruction.chunk, self.instruction.unpack
         source = views.x if views.patches is None else views.patches
@@ -295,4 +306,4 @@ class _Template:
         for channel in range(channels):
             weights = unpack(load(views.weight, [(weight_at + channel) * chunk], chunk))
             for row, values in zip(totals, activations, strict=True):
-                row.store(channel, self.instruction.add(row.load(channel), values, weights))
+                row.store(channel, self.instruction.add(row.partial(channel), values, weights))

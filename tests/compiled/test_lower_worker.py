@@ -15,6 +15,7 @@ from lower_helpers import PlainBackend
 from bitwright.compiler.errors import InternalError, ModelError, ToolchainError
 from bitwright.compiler.lower.job import Job, lower_in_worker
 from bitwright.compiler.lower.kernel_table import load_table
+from bitwright.compiler.lower.memory_plan import MemoryPlan, MemoryStep, dump_plans
 from bitwright.compiler.lower.worker import run
 from bitwright.targets.schema import (
     Codegen,
@@ -81,7 +82,11 @@ def kept_job(error):
 
 
 def test_objects_and_kernel_table_come_back(model, profile, tmp_path):
-    result = lower_in_worker(model, profile, tmp_path, timeout_s=120, worker=PLAIN_WORKER)
+    shown = []
+    result = lower_in_worker(
+        model, profile, tmp_path, timeout_s=120, worker=PLAIN_WORKER, planned=shown.append
+    )
+    assert shown == [result.memory] and result.memory["main"].peak_bytes > 0
     assert sorted(p.name for p in result.objects) == ["devc.o", "lib0.o"]
     assert all(p.parent == tmp_path and p.read_bytes()[:4] == b"\x7fELF" for p in result.objects)
     assert [call.operation for call in result.kernel_table] == ["Quantize", "QConv", "Dequantize"]
@@ -116,6 +121,43 @@ def test_a_crash_names_signal_and_step(model, profile, tmp_path):
     ) as e:
         lower_in_worker(model, profile, tmp_path, worker=child)
     kept_job(e.value)
+
+
+def test_the_memory_plan_arrives_while_the_child_works(model, profile, tmp_path):
+    plans = {"main": MemoryPlan(1, (MemoryStep("conv", 10, 20, 0),), 20, 10, 30)}
+    seen = tmp_path / "seen"
+    child = script(
+        tmp_path,
+        f"(job / 'draft').write_text({dump_plans(plans)!r})\n(job / 'draft').replace(job / 'memory.json')\n"
+        f"while not os.path.exists({str(seen)!r}): time.sleep(0.01)\n",
+    )
+    found = []
+
+    def planned(shown):
+        found.append(shown)
+        seen.touch()  # only now the child goes on
+
+    with pytest.raises(ToolchainError, match="ended with status 0"):
+        lower_in_worker(model, profile, tmp_path, timeout_s=60, worker=child, planned=planned)
+    assert found == [plans]
+
+
+def test_an_interrupt_ends_the_child(model, profile, tmp_path):
+    note = tmp_path / "pid"
+    child = script(
+        tmp_path,
+        f"pathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n"
+        f"(job / 'draft').write_text({dump_plans({})!r})\n(job / 'draft').replace(job / 'memory.json')\n"
+        "time.sleep(60)\n",
+    )
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lower_in_worker(model, profile, tmp_path, worker=child, planned=interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
 
 
 def test_a_time_limit_is_kept(model, profile, tmp_path):

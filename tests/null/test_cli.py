@@ -11,7 +11,9 @@ import pytest
 
 from bitwright.compiler import errors
 from bitwright.compiler.cli.app import EPILOG, main
+from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.parsing import check_place, parse_dims, parse_drop
+from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.report.explain import changes, explain
 from bitwright.targets import loader
 
@@ -35,6 +37,15 @@ def test_every_verb_has_help_and_the_printing_options(verb, capsys):
     assert main([*verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert "--json" in text and "--quiet" in text and "Usage: bitwright" in text
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_notes_are_printed_where_people_read_along(quiet, capsys):
+    with TerminalProgress(Output(quiet=quiet)) as progress:
+        progress.phase("lower")
+        progress.step(1, 2, "not a terminal")
+        progress.note("planned: RAM [1 kB]")
+    assert capsys.readouterr().err == ("" if quiet else "planned: RAM [1 kB]\n")
 
 
 def test_the_script_entry_starts_quickly_and_alone():

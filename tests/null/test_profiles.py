@@ -75,6 +75,7 @@ def test_int8_outruns_float_at_peak(name: str) -> None:
 def test_names_and_summaries() -> None:
     assert profile_names() == (
         "arm-cortex-a53",
+        "arm-cortex-a7",
         "arm-cortex-a72",
         "arm-cortex-a76",
         "arm-neoverse-n2",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bitwright.compiler.bundle.static_runtime import add_static_runtime
 from bitwright.compiler.errors import InfeasibleBudgetError, ProfileError, ToolchainError
 from bitwright.compiler.lower.static_c import emit
 from bitwright.compiler.lower.static_c.network import (
@@ -21,12 +23,17 @@ from bitwright.compiler.lower.static_c.network import (
     check_limits,
     plan_memory,
     unique_constants,
+    with_stack,
+    working_memory,
 )
+from bitwright.compiler.lower.static_c.stack import NET_RUN_BYTES
 from bitwright.compiler.program.ops import Tensor
+from bitwright.compiler.report.headline import memory_fact, shipped_fact
 from bitwright.targets.cortex_m.boards import BOARDS, board_of, linker_script
 from bitwright.targets.cortex_m.elf import loaded_sections
 from bitwright.targets.loader import load_profile
 from bitwright.targets.schema import Limits
+from bitwright.targets.toolchain.interface import Interface
 
 EVIL = 'x */ int evil; /* \\\n "'
 
@@ -59,6 +66,42 @@ def test_the_plan_counts_everything_that_is_in_ram() -> None:
     assert plan.ram_bytes == plan.arena.size + plan.io_bytes + plan.stack_bytes
     assert plan.constant_bytes == 16
     assert str(plan.ram_bytes) in plan.sentence()
+
+
+def test_machine_code_replaces_the_estimate_of_the_stack() -> None:
+    plan = plan_memory(network(), {"first": 8, "second": 24})
+    known = with_stack(network(), plan, {"first": 1000, "second": 40})
+    assert (known.stack_bytes, known.arena) == (NET_RUN_BYTES + 1000, plan.arena)
+    assert f"#define NET_STACK_BYTES {known.stack_bytes} " in emit.header(network(), known, "net")
+    assert json.loads(emit.record(network(), known))["memory"]["ram_bytes"] == known.ram_bytes
+
+
+def test_the_plan_is_reported_as_that_of_every_target() -> None:
+    plan = plan_memory(network(), {})
+    found = working_memory(network(), plan)
+    assert (found.peak_bytes, found.live_bytes, found.constant_bytes) == (plan.ram_bytes, 160, 16)
+    assert [(step.function, step.live_bytes) for step in found.steps] == [("first", 48), ("second", 160)]
+
+
+def test_the_report_says_what_goes_into_flash(tmp_path: Path) -> None:
+    record = {"flash": {"code_bytes": 13_000, "constant_bytes": 26_800, "flash_bytes": 39_800}}
+    (tmp_path / emit.RECORD_FILE).write_text(json.dumps(record))
+    for name in (emit.SOURCE_FILE, emit.OBJECT_FILE, "support.c"):
+        (tmp_path / name).touch()
+    shipped = add_static_runtime(tmp_path, Interface((), (), {}))
+    found = {
+        "files": [asdict(f) for f in shipped],
+        "bytes": sum(f.bytes for f in shipped),
+        "model_bytes": sum(f.bytes for f in shipped),
+        "functions": [{"memory": {"peak_bytes": 18_800, "live_bytes": 16_000}}],
+    }
+    facts = {fact.label: fact for fact in (shipped_fact(found), memory_fact(found)) if fact is not None}
+    assert (facts["To ship"].value, facts["Working memory"].value) == ("39.8 kB", "18.8 kB")
+    detail = "net_constants.c: 26.8 kB; net.c, net_kernels.o, support.c: 13 kB"
+    assert facts["To ship"].detail == detail
+    # Nothing was linked, so nobody knows.
+    (tmp_path / emit.RECORD_FILE).write_text("{}")
+    assert add_static_runtime(tmp_path, Interface((), (), {})) == ()
 
 
 def test_a_copied_output_keeps_its_buffer_to_the_end() -> None:

@@ -26,6 +26,7 @@ _HEADER = """/* {title}. Inputs and outputs are the caller's, aligned to NET_ALI
 
 #define NET_ALIGNMENT {alignment}
 #define NET_ARENA_BYTES {arena}
+#define NET_STACK_BYTES {stack} /* of net_run and everything that it calls */
 #define NET_IO_BYTES {io} /* all inputs and outputs, each rounded up to NET_ALIGNMENT */
 #define NET_INPUTS {inputs}
 #define NET_OUTPUTS {outputs}
@@ -94,6 +95,7 @@ def header(network: Network, plan: MemoryPlan, title: str) -> str:
         title=comment(title),
         alignment=ALIGNMENT,
         arena=plan.arena.size,
+        stack=plan.stack_bytes,
         io=plan.io_bytes,
         inputs=len(network.inputs),
         outputs=len(network.outputs),

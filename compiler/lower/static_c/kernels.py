@@ -7,7 +7,7 @@ time and the plan knows every byte. Loops that would run in a thread pool run on
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
+
+from bitwright.compiler.lower.static_c.stack import stack_needs
 
 # Up to so many bytes a buffer is left to LLVM, which keeps it in registers if it can; behind a pointer it could not.
 LARGEST_LOCAL = 256
@@ -35,22 +37,18 @@ class RawKernels:
     locals: dict[str, int]
 
 
-def raw_kernels(module: tvm.IRModule, target: dict[str, Any]) -> RawKernels:
+def raw_kernels(
+    module: tvm.IRModule, target: dict[str, Any], scalar: Collection[str] = frozenset()
+) -> RawKernels:
     """Lower the TensorIR functions of a module; nothing is compiled yet.
 
     Args:
         module: Scheduled functions; others in it are left out.
         target: Fields of ``tvm.target.Target``.
+        scalar: Functions whose vector loops are left to LLVM: those of target-neutral kernels have the lanes of large
+            processors. Vectors that a kernel spells out itself stay.
     """
-    found = tvm.target.Target(target)
-    functions = {
-        variable: function.with_attr("global_symbol", variable.name_hint)
-        for variable, function in module.functions_items()
-        if isinstance(function, tirx.PrimFunc)
-    }
-    bound = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
-    lowered = tvm.ir.transform.Sequential(_loop_passes())(bound)
-    raw = {variable: _Raw(function) for variable, function in lowered.functions_items()}
+    raw = {v: _Raw(f) for wide in (True, False) for v, f in _lowered(module, target, scalar, wide=wide)}
     result = tvm.IRModule({variable: one.function() for variable, one in raw.items()})
     names = {variable.name_hint: one for variable, one in raw.items()}
     return RawKernels(
@@ -60,8 +58,27 @@ def raw_kernels(module: tvm.IRModule, target: dict[str, Any]) -> RawKernels:
     )
 
 
-def write_object(kernels: RawKernels, names: Collection[str], target: dict[str, Any], path: Path) -> None:
-    """Generate machine code for the named functions and write it as an object file."""
+def _lowered(
+    module: tvm.IRModule, target: dict[str, Any], scalar: Collection[str], *, wide: bool
+) -> Iterator[tuple[Any, Any]]:
+    functions = {
+        variable: function.with_attr("global_symbol", variable.name_hint)
+        for variable, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc) and (variable.name_hint not in scalar) == wide
+    }
+    found = tvm.target.Target(target)
+    bound = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
+    yield from tvm.ir.transform.Sequential(_loop_passes(vectors=wide))(bound).functions_items()
+
+
+def write_object(
+    kernels: RawKernels, names: Collection[str], target: dict[str, Any], path: Path
+) -> dict[str, int]:
+    """Generate machine code for the named functions and write it as an object file.
+
+    Returns:
+        Function -> bytes of stack that it takes.
+    """
     functions = {v: f for v, f in kernels.module.functions_items() if v.name_hint in names}
     finish = tvm.ir.transform.Sequential(
         [
@@ -73,10 +90,12 @@ def write_object(kernels: RawKernels, names: Collection[str], target: dict[str, 
     found = tvm.target.Target(target)
     build = tvm_ffi.get_global_func(f"target.build.{found.kind.name}")
     module = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
-    build(finish(module), found).write_to_file(str(path), "o")
+    code = build(finish(module), found)
+    code.write_to_file(str(path), "o")
+    return stack_needs(code.inspect_source("asm"))
 
 
-def _loop_passes() -> list[Any]:
+def _loop_passes(*, vectors: bool) -> list[Any]:
     """TVM's own list for CPUs up to its packed calling convention, which needs a runtime."""
     return [
         s_tir.transform.CanonicalizeLoop(),
@@ -91,7 +110,7 @@ def _loop_passes() -> list[Any]:
         tirx.transform.BF16ComputeLegalize(),
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
-        tirx.transform.VectorizeLoop(True),
+        tirx.transform.VectorizeLoop(vectors),
         tirx.transform.StorageRewrite(),
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),

@@ -15,7 +15,13 @@ from bitwright.compiler.lower.kernel_table import KernelCall
 from bitwright.compiler.lower.relax_module import DotKernel, LoweredModule, build_module
 from bitwright.compiler.lower.static_c import emit
 from bitwright.compiler.lower.static_c.kernels import RawKernels, raw_kernels, write_object
-from bitwright.compiler.lower.static_c.network import MemoryPlan, Network, check_limits, plan_memory
+from bitwright.compiler.lower.static_c.network import (
+    MemoryPlan,
+    Network,
+    check_limits,
+    plan_memory,
+    with_stack,
+)
 from bitwright.compiler.lower.static_c.read_relax import called_functions, read_network
 from bitwright.compiler.program.ops import Program
 from bitwright.targets.schema import Profile
@@ -62,7 +68,8 @@ def plan_static(
     module = optimize(lowered.ir_module, tvm.target.Target(target))
     wanted = called_functions(module["main"])
     functions = {v: f for v, f in module.functions_items() if v.name_hint in wanted}
-    kernels = raw_kernels(tvm.IRModule(functions), target)
+    integer = {call.function for call in lowered.kernel_table}
+    kernels = raw_kernels(tvm.IRModule(functions), target, scalar=integer)
     network = read_network(module["main"], program, lowered.kernel_table, kernels.scratch)
     plan = plan_memory(network, kernels.locals)
     check_limits(plan, profile.limits, profile.name)
@@ -71,7 +78,7 @@ def plan_static(
 
 def write_static(
     model: StaticModel, target: dict[str, Any], profile: Profile, title: str, folder: Path
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], MemoryPlan]:
     """Generate machine code and C source into an existing folder.
 
     Args:
@@ -82,24 +89,30 @@ def write_static(
         folder: Receives the files.
 
     Returns:
-        Their names.
+        Their names, and the memory plan with the stack that the machine code takes.
+
+    Raises:
+        InfeasibleBudgetError: With that the device has too little memory.
     """
     integer = {call.function for call in model.kernel_table}
     objects = {emit.OBJECT_FILE: (integer, target)}
     if rest := {call.function for call in model.network.calls} - integer:
         features = [*target.get("mattr", ()), *profile.codegen.float_mattr]
         objects[emit.FLOAT_OBJECT_FILE] = (rest, {**target, "mattr": features} if features else target)
+    needs: dict[str, int] = {}
     for name, (functions, machine) in objects.items():
-        write_object(model.kernels, functions, machine, folder / name)
+        needs |= write_object(model.kernels, functions, machine, folder / name)
+    plan = with_stack(model.network, model.plan, needs)
+    check_limits(plan, profile.limits, profile.name)
     texts = {
-        emit.HEADER_FILE: emit.header(model.network, model.plan, title),
-        emit.SOURCE_FILE: emit.source(model.network, model.plan, title),
+        emit.HEADER_FILE: emit.header(model.network, plan, title),
+        emit.SOURCE_FILE: emit.source(model.network, plan, title),
         emit.CONSTANTS_FILE: emit.constants_source(model.network, title),
-        emit.RECORD_FILE: emit.record(model.network, model.plan),
+        emit.RECORD_FILE: emit.record(model.network, plan),
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    return (*objects, *texts)
+    return (*objects, *texts), plan
 
 
 def _module(

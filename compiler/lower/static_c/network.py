@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from bitwright.compiler.errors import InfeasibleBudgetError
+from bitwright.compiler.lower import memory_plan
 from bitwright.compiler.lower.static_c.arena import ArenaPlan, Lifetime, aligned, live_bytes, plan_arena
+from bitwright.compiler.lower.static_c.stack import network_stack
 from bitwright.compiler.program.ops import Tensor
 from bitwright.targets.schema import Limits
 
@@ -86,13 +88,13 @@ class Network:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a network needs, known before any machine code exists.
+    """What a network needs, known before any machine code exists; only the stack is an estimate then.
 
     Attributes:
         arena: Layout of the arena; buffers are named by their numbers.
         live: Bytes of the arena that are in use during each call.
         io_bytes: The caller's inputs and outputs.
-        stack_bytes: Allowed for frames.
+        stack_bytes: Of net_run and everything below it.
         constant_bytes: In flash, beside the code.
     """
 
@@ -136,6 +138,28 @@ def plan_memory(network: Network, local_bytes: Mapping[str, int]) -> MemoryPlan:
         stack_bytes=FRAMES_BYTES + frames,
         constant_bytes=sum(c.nbytes for c in network.constants),
     )
+
+
+def with_stack(network: Network, plan: MemoryPlan, needs: Mapping[str, int]) -> MemoryPlan:
+    """Return the plan with the stack that machine code takes instead of the estimate.
+
+    Args:
+        network: What was planned.
+        plan: From ``plan_memory``.
+        needs: Function -> bytes of stack, from ``stack_needs``.
+    """
+    calls = [(call.function, len(call.arguments)) for call in network.calls]
+    return replace(plan, stack_bytes=network_stack(calls, needs))
+
+
+def working_memory(network: Network, plan: MemoryPlan) -> memory_plan.MemoryPlan:
+    """Return a plan in the form that all targets report: one block, which holds inputs, outputs and the stack, too."""
+    beside = plan.io_bytes + plan.stack_bytes
+    steps = tuple(
+        memory_plan.MemoryStep(call.function, live, plan.arena.size + beside, 0)
+        for call, live in zip(network.calls, plan.live, strict=False)
+    )
+    return memory_plan.MemoryPlan(1, steps, plan.ram_bytes, plan.arena.lower_bound, plan.constant_bytes)
 
 
 def buffer_lifetimes(network: Network) -> list[Lifetime]:

@@ -33,6 +33,7 @@ WEAK float ceilf(float x) { return -floorf(-x); }
 
 WEAK float truncf(float x) { return x < 0 ? ceilf(x) : floorf(x); }
 
+#ifndef __linux__ /* there the C library's are always linked */
 /* Kernels copy runs of pixels. These processors load and store words at any address. */
 typedef uint32_t __attribute__((aligned(1), may_alias)) any_word;
 
@@ -81,6 +82,8 @@ void __aeabi_memclr(void *t, size_t n) __attribute__((weak));
 void __aeabi_memclr(void *t, size_t n) { memset(t, 0, n); }
 void __aeabi_memclr4(void *t, size_t n) __attribute__((weak, alias("__aeabi_memclr")));
 void __aeabi_memclr8(void *t, size_t n) __attribute__((weak, alias("__aeabi_memclr")));
+
+#endif
 
 /* LLVM widens conversions of two floats to 64-bit integers, under a name that the ARM run-time ABI does not have. */
 int64_t __fixsfdi(float x) __attribute__((weak));

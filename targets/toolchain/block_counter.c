@@ -63,7 +63,8 @@ struct block {
 };
 
 enum { kBuckets = 1 << 16, kMaxMarks = 256 };
-enum { kGetProcessGroup = 155, kMark = 0x6277 }; /* the system call's number on 64-bit ARM */
+enum { kGetProcessGroup = 155, kGetProcessGroup32 = 132, kMark = 0x6277 }; /* system calls of 64- and 32-bit ARM */
+static int64_t mark_call;
 static struct block *buckets[kBuckets];
 static uint64_t total;
 static const char *out_path;
@@ -113,7 +114,7 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
 static void on_system_call(qemu_plugin_id_t id, unsigned cpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3,
                            uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
   (void)id, (void)cpu, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
-  if (number != kGetProcessGroup || (a1 & 0xffffffff) >> 16 != kMark || mark_count == kMaxMarks) return;
+  if (number != mark_call || (a1 & 0xffffffff) >> 16 != kMark || mark_count == kMaxMarks) return;
   marks[mark_count].number = (unsigned)(a1 & 0xffff);
   marks[mark_count++].total = total;
 }
@@ -162,7 +163,7 @@ static void on_exit_write(qemu_plugin_id_t id, void *unused) {
 }
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv) {
-  (void)info;
+  mark_call = strcmp(info->target_name, "arm") == 0 ? kGetProcessGroup32 : kGetProcessGroup;
   for (int i = 0; i < argc; ++i) {
     if (strncmp(argv[i], "out=", 4) == 0) out_path = strdup(argv[i] + 4);
     if (strcmp(argv[i], "blocks=on") == 0) with_blocks = true;
