@@ -50,6 +50,8 @@ TASK_CYCLES, TILE_CYCLES, STEP_CYCLES, EPILOGUE_CYCLES = 400, 30, 20, 4
 FIRST_ACTIVATION_TILE, FIRST_WEIGHT_TILE = 4, 6
 # With fewer products in a tile there is nothing for an epilogue to hide behind.
 MIN_OVERLAPPED = 4
+# Where a weight block is used so few times its bytes come from far away; how far ahead of their use, in bytes.
+STREAMED, PREFETCHED, CACHE_LINE = 2, 4096, 64
 
 
 @dataclass(frozen=True)
@@ -326,6 +328,8 @@ class _Template:
             for v in range(self.layout.vectors):
                 address = T.address_of(views.weight[step * self.layout.step_size + v * tile_size])
                 _tile_instruction("tileloadd64", _tile(FIRST_WEIGHT_TILE + v), address, T.int64(TILE_BYTES))
+            if -(-phase.steps // self.params.chunks) <= STREAMED:
+                self._prefetch(views, step)
             tap = row * g.dilations[0] * self.staging.width + column * g.dilations[1]
             offset = tap * g.channels + chunk * self.layout.chunk
             for i, origin in enumerate(origins):
@@ -338,6 +342,15 @@ class _Template:
                 each = -(-self._units(phase) // _products(g, self.layout.chunk))
                 with loop(each) as i:
                     self._unit(views, number * each + i, phase)
+
+    def _prefetch(self, views: _Buffers, step: Expr) -> None:
+        """Ask for weights that come soon: tiles are loaded too far apart for the processor to see the stream."""
+        size = self.layout.step_size
+        for line in range(0, size, CACHE_LINE):
+            ahead = T.address_of(views.weight[step * size + PREFETCHED + line])
+            read, every_level, data = T.int32(0), T.int32(3), T.int32(1)
+            name = "llvm.prefetch.p0"
+            T.evaluate(T.call_llvm_intrin(name, ahead, read, every_level, data, dtype="void"))
 
     def _finish(self, views: _Buffers, phase: _Phase) -> None:
         with loop(self._units(phase)) as unit:
