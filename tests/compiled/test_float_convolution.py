@@ -165,7 +165,7 @@ def test_convolutions_of_any_shape_lie_within_the_rounding_of_their_sums(target:
 def test_bias_addition_and_limits_are_part_of_the_convolution() -> None:
     whole = many([CASES[6], CASES[7], CASES[13]])
     names = kernel_names(onnx_model(whole.text, **whole.weights))
-    assert [n for n in names if not n.startswith("transpose")] == [
+    assert [n for n in names if not n.startswith("float_transpose")] == [
         "float_convolution",
         "float_convolution1",
         "float_depthwise",
@@ -220,7 +220,7 @@ def test_images_stay_channels_last_through_pooling_and_activations() -> None:
     assert names.count("float_pool") == 4
     assert sum("transpose" in name for name in names) <= 4
     assert set(names) == {
-        *("float_convolution", "float_pool", "float_rows", "transpose"),
+        *("float_convolution", "float_pool", "float_rows", "float_transpose"),
         *(n for n in names if "reshape" in n),
     }
 

@@ -10,7 +10,7 @@ import tvm
 from tvm import ir, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from bitwright.compiler.lower.float.bindings import Bindings, float_shape
+from bitwright.compiler.lower.float.bindings import Bindings, float_shape, permuted
 from bitwright.compiler.lower.float.groups import Group, RowBuilder, find_groups
 from bitwright.compiler.lower.float.image_order import channels_last
 from bitwright.compiler.lower.float.images import ImageOperation, find_images
@@ -19,6 +19,9 @@ from bitwright.compiler.lower.float.products import Product, find_products
 from bitwright.compiler.lower.float.rows import row_function
 from bitwright.compiler.lower.float.vectors import VectorUnit, vector_unit
 from bitwright.compiler.lower.kernels.loops import OPAQUE
+from bitwright.compiler.lower.kernels.move import reorder
+from bitwright.compiler.lower.layout import row_major
+from bitwright.compiler.program.ops import Tensor
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,26 @@ def _find(
         if group.root in group.members:
             replaced[group.root] = _of_group(bindings, group, unit, functions)
             dropped.update(group.members)
+    _find_transposes(bindings, replaced, dropped, functions)
+
+
+def _find_transposes(
+    bindings: Bindings,
+    replaced: dict[Any, _Replacement],
+    dropped: set[Any],
+    functions: dict[object, tirx.PrimFunc],
+) -> None:
+    """Add what stands for the transposes that something still reads: many kernels read what was not turned."""
+    arguments = {a for r in replaced.values() for a in r.arguments if isinstance(a, ir.Var)}
+    for variable in bindings.order:
+        call = bindings.call(variable, "relax.permute_dims")
+        if call is None or variable in dropped or float_shape(call.args[0]) is None:
+            continue
+        if permuted(call)[-1] == len(call.args[0].ty.shape) - 1:
+            continue  # it copies rows
+        others = any(user not in dropped for user in bindings.users(variable))
+        if others or variable in arguments or bindings.is_result(variable):
+            replaced[variable] = _of_transpose(call, functions)
 
 
 def _of_product(product: Product, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]) -> _Replacement:
@@ -97,6 +120,15 @@ def _of_image(
         functions[key] = operation.function(unit)
     name = {None: "float_convolution", "multiply": "float_depthwise"}.get(operation.operation, "float_pool")
     return _Replacement(name, key, functions[key], operation.operands(unit))
+
+
+def _of_transpose(call: Any, functions: dict[object, tirx.PrimFunc]) -> _Replacement:
+    shape, axes = float_shape(call.args[0]), permuted(call)
+    assert shape is not None
+    key = ("transpose", shape, axes)
+    if key not in functions:
+        functions[key] = reorder(Tensor("x", shape, "float32"), row_major(len(shape)), axes).function
+    return _Replacement("float_transpose", key, functions[key], (call.args[0],))
 
 
 def _of_group(
