@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from dot_reference import CASES, Case, channels_last, expected, make, random_case
+from dot_reference import Case, channels_last, expected, make, random_case, random_depthwise
 from small_bundle import fill
 
 from bitwright.compiler.bundle.writer import BundleWriter
@@ -21,7 +21,7 @@ from bitwright.targets.schema import Profile
 
 BACKEND = backend_for("arm_cpu")
 UNWRITTEN = 77
-RANDOM_SHAPES = 24
+RANDOM_SHAPES = 48
 # Rows allowed -> profile they are compiled for.
 FAMILIES = {
     "neon_smmla": "arm-neoverse-n2",
@@ -47,9 +47,11 @@ class Compiled:
     trials: list[Trial]
 
 
-def all_cases(seed: int) -> list[Case]:
-    random = np.random.default_rng(seed)
-    return [*CASES, *(random_case(random, number) for number in range(RANDOM_SHAPES))]
+def random_cases(row: str) -> list[Case]:
+    """Return random steps, other ones for every row; the same however many are asked for."""
+    seed = list(FAMILIES).index(row)
+    kinds = [random_depthwise if number % 4 == 0 else random_case for number in range(RANDOM_SHAPES)]
+    return [kind(np.random.default_rng([seed, number]), number) for number, kind in enumerate(kinds)]
 
 
 def trial(number: int, case: Case, row: str, random: np.random.Generator) -> tuple[Trial, object]:
