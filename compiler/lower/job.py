@@ -26,8 +26,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import onnx_ir as ir
 
-from bitwright.compiler import errors
-from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError
+from bitwright.compiler.errors import InternalError, ToolchainError, from_record
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.kernel_table import KernelCall, load_table
 from bitwright.compiler.lower.memory_plan import MemoryPlan, load_plans
@@ -236,7 +235,13 @@ def lower_in_worker(
 
 def _run(job: Job, timeout_s: float, worker: Sequence[str], planned: Planned) -> int:
     # One thread: the machine's other core is the user's. A fixed hash seed: equal inputs give equal bytes.
-    environment = {**os.environ, "TVM_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    # Weights are mapped each for itself, so that what is freed goes back at once (glibc; others do so, or do not care).
+    environment = {
+        **os.environ,
+        "TVM_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+        "MALLOC_MMAP_THRESHOLD_": "262144",
+    }
     command = [sys.executable, *worker, str(job.folder)]
     with (
         job.log.open("wb") as log,
@@ -283,15 +288,11 @@ def _fail(job: Job, what: str) -> NoReturn:
 
 def _raise_child_error(job: Job) -> NoReturn:
     data = json.loads(job.error.read_text())
-    kind = getattr(errors, str(data["class"]), InternalError)
-    if not (isinstance(kind, type) and issubclass(kind, BitwrightError)):
-        kind = InternalError
-    fix = data["fix"]
-    if issubclass(kind, ToolchainError | InternalError):
-        fix = f"{fix}; the job is kept in {job.folder}".removeprefix("; ")
+    if isinstance(from_record(data), ToolchainError | InternalError):
+        data["fix"] = f"{data['fix']}; the job is kept in {job.folder}".removeprefix("; ")
     else:
         shutil.rmtree(job.folder)
-    raise kind(data["what"], where=data["where"], fix=fix)
+    raise from_record(data)
 
 
 def _collect(job: Job, out: Path) -> LoweringResult:

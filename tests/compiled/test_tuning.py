@@ -15,6 +15,7 @@ import onnx
 import pytest
 from rpc_farm import loopback_farm
 
+from bitwright.compiler.cli.app import main
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import ProfileError, ToolchainError
 from bitwright.compiler.lower.job import lower_in_worker
@@ -83,11 +84,11 @@ def changed(options: Options, **values) -> Options:
 
 @pytest.fixture(scope="module")
 def tuned(options) -> Tuning:
-    return tune_model(changed(options, tune=TuneBudget(trials=18)))
+    return tune_model(changed(options, tune=TuneBudget(trials=10)))
 
 
 def test_tuning_measures_the_kernels_and_fills_the_store(tuned, options):
-    assert 1 < tuned.trials <= 18
+    assert 1 < tuned.trials <= 10
     assert tuned.executed == "native"
     assert all(kernel.record is not None for kernel in tuned.kernels)
     assert not any("rejected" in note for note in tuned.notes)
@@ -179,17 +180,11 @@ def farm(tmp_path_factory):
         yield tracker
 
 
-def cli(*arguments: str) -> tuple[int, dict]:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from bitwright.compiler.cli.app import main; sys.exit(main())",
-    ]
-    done = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True, timeout=120)
-    return done.returncode, json.loads(done.stdout)
+def test_a_farm_of_boards_on_loopback(farm, options, tmp_path, capsys):
+    def cli(*arguments: str) -> tuple[int, dict]:
+        code = main([*arguments, "--json"])
+        return code, json.loads(capsys.readouterr().out)
 
-
-def test_a_farm_of_boards_on_loopback(farm, options, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.ones((1, 16, 12, 12), np.float32))
     store = str(tmp_path / "store.jsonl")
     common = [str(options.model), "-t", TARGET, "-d", str(tmp_path / "data.npz"), "--tuning-store", store]
