@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,28 +54,29 @@ def run(job: Job, backend: Backend | None = None) -> None:
     backend = backend or backend_for(profile.family)
     _enter(job, READING)
     # The parent wrote this file from a model that ingest has vouched for.
-    program = extract_program(ir.load(job.model))
-    variants = {path.stem: extract_program(ir.load(path)) for path in job.variants()}
+    programs = {MAIN: extract_program(ir.load(job.model))}
+    programs |= {path.stem: extract_program(ir.load(path)) for path in job.variants()}
+    notes = programs[MAIN].notes
     if profile.codegen.executor == "static":
-        result = _lower_static(job, {MAIN: program, **variants}, profile, backend)
-        _finish(job, program, result, start)
+        result = _lower_static(job, programs, profile, backend)
+        _finish(job, notes, result, start)
         return
     try:
-        result = _lower_library(job, job, {MAIN: program, **variants}, profile, backend)
+        result = _lower_library(job, job, programs, profile, backend)
     except ToolchainError:
         _enter(job, READING)
-        split = split_program(program, importable)
+        split = split_program(extract_program(ir.load(job.model)), importable)
         if not split.not_lowered:
             raise
-        if variants:
+        if job.variants():
             raise _no_variants(split) from None
         result = _lower_segments(job, split, profile, backend)
-    _finish(job, program, result, start)
+    _finish(job, notes, result, start)
 
 
-def _finish(job: Job, program: Program, result: Mapping[str, Any], start: float) -> None:
+def _finish(job: Job, notes: Sequence[str], result: Mapping[str, Any], start: float) -> None:
     """Write the job's result: the last thing that a job does."""
-    notes = [*program.notes, *result.get("notes", ())]
+    notes = [*notes, *result.get("notes", ())]
     job.result.write_text(json.dumps({**result, "seconds": time.perf_counter() - start, "notes": notes}))
 
 
@@ -105,15 +107,23 @@ def _no_variants(split: Split) -> ToolchainError:
 
 
 def _lower_library(
-    job: Job, part: Job, programs: Mapping[str, Program], profile: Profile, backend: Backend
+    job: Job, part: Job, programs: dict[str, Program], profile: Profile, backend: Backend
 ) -> dict[str, Any]:
-    """Write the object files and the kernel tables of one library into ``part``; return what to say of them."""
+    """Write the object files and the kernel tables of one library into ``part``; return what to say of them.
+
+    ``programs`` is left with those that are needed to the end: code generation needs the room of the others' weights.
+    """
     dot_kernel = _chosen_kernels(job, backend)
     if len(programs) > 1:
-        dot_kernel, programs = sharing(dot_kernel, backend), by_size(programs)
+        dot_kernel = sharing(dot_kernel, backend)
     # Before the others: the largest kernel of a step chooses how its weight is packed.
     blocks = {name: dot_blocks(programs[name], profile, dot_kernel) for name in job.batched_inputs()}
-    lowered = build_functions(programs, profile, dot_kernel, lambda name: _enter(job, f"'{name}'"))
+    ordered = by_size(programs) if len(programs) > 1 else dict(programs)
+    lowered = build_functions(ordered, profile, dot_kernel, lambda name: _enter(job, f"'{name}'"))
+    ordered.clear()
+    for name in programs.keys() - job.batched_inputs().keys():
+        del programs[name]
+    gc.collect()  # what assembled them is a ring of references
     for name, table in lowered.kernel_tables.items():
         part.kernel_table(name).write_text(dump_table(table))
     _enter(job, COMPILING)
