@@ -34,7 +34,12 @@ Judge = Callable[[Path], float]
 
 
 def measure_points(
-    c: Compilation, runtime: RuntimeName, problem: Problem, points: Sequence[FrontPoint]
+    c: Compilation,
+    runtime: RuntimeName,
+    problem: Problem,
+    points: Sequence[FrontPoint],
+    *,
+    wholes: bool = True,
 ) -> list[FrontPoint]:
     """Build every point as a model and measure it.
 
@@ -43,18 +48,20 @@ def measure_points(
         runtime: Which of the two runtimes.
         problem: What the points were chosen from.
         points: Assignments, each measured once.
+        wholes: Measure the whole model in the half-precision formats of the runtime, too.
 
     Returns:
-        The points with ``measured`` set, and the model in the half-precision formats of the runtime behind them.
+        The points with ``measured`` set, the whole models behind them.
     """
     unique = list({tuple(sorted(p.formats.items())): p for p in points}.values())
-    wholes = [_whole(problem, fmt) for fmt in runtime_of(c.profile, runtime).float_formats]
+    halves = runtime_of(c.profile, runtime).float_formats if wholes else ()
+    wanted = [*unique, *(_whole(problem, fmt) for fmt in halves)]
     formats, found = c.formats, list[FrontPoint]()
     try:
         with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
             bench = _Bench(c, runtime, problem, Path(folder))
-            for number, point in enumerate([*unique, *wholes]):
-                c.progress.step(number, len(unique) + len(wholes), "points built and measured")
+            for number, point in enumerate(wanted):
+                c.progress.step(number, len(wanted), "points built and measured")
                 found += bench.measured(point, formats)
     finally:
         c.formats = formats

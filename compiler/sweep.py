@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bitwright.compiler.allocation import (
 )
 from bitwright.compiler.bundle.atomic import write_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
-from bitwright.compiler.errors import UsageError, nearest
+from bitwright.compiler.errors import InfeasibleBudgetError, UsageError, nearest
 from bitwright.compiler.measured_front import (
     better_by_measure,
     measure_points,
@@ -143,6 +144,8 @@ def front_of(
         with c.recorded("measure"):
             # What is dominated by prediction is built only if it is one format everywhere or greedy's.
             built = measure_points(c, runtime, problem, [*not_dominated(kept, metric), *compared])
+            rest = _beside_wholes(problem, metric, budget, built)
+            built += measure_points(c, runtime, problem, [*map(placed, rest)], wholes=False)
         uniform = measured_by_format(built, uniform)
         inside = [p for p in built if budget.met_by(p.totals)]
         chosen = better_by_measure(inside, lambda p: _paid(p, metric))
@@ -168,6 +171,18 @@ def _greedy_points(
     """
     chosen = [greedy_or_none(problem, budget.with_limit(metric, p.totals.of(metric))) for p in found]
     return [FrontPoint(f, totals(problem, f), math.nan) for f in chosen if f is not None]
+
+
+def _beside_wholes(
+    problem: Problem, metric: Metric, budget: Budget, built: Sequence[FrontPoint]
+) -> list[FrontPoint]:
+    """Return what is best, and what greedy selection finds, at the cost of whole-model half precision."""
+    found = []
+    for limit in (p.totals.of(metric) for p in built if p.whole is not None):
+        with suppress(InfeasibleBudgetError):
+            best = allocate(problem, budget.with_limit(metric, limit), prices=False)
+            found.append(FrontPoint(best.formats, best.totals, best.gap))
+    return found + _greedy_points(problem, metric, budget, found)
 
 
 def _polished(
