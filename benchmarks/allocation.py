@@ -47,8 +47,10 @@ def _data(model: ZooModel) -> str:
 
 
 def _probed(model: ZooModel, out: Path, seconds: float) -> Path:
-    """Return the profile with the model's times, measured now."""
+    """Return the profile with the model's times, measured now, or in an earlier run if there are no seconds for it."""
     path = out / f"{model.name}-host.yaml"
+    if not seconds:
+        return path
     path.unlink(missing_ok=True)
     probe("host", model=model.path, data=_data(model), output=path, seconds=seconds)
     return path
@@ -233,7 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS)
     parser.add_argument("--out", type=Path, default=Path("allocation-results"))
-    parser.add_argument("--seconds", type=float, default=40.0, help="of each probe")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each probe; 0 keeps the last one")
     parser.add_argument("--points", type=int, default=8, help="budgets of each front")
     parser.add_argument("--times-only", action="store_true", help="measure times again of what is there")
     arguments = parser.parse_args()
