@@ -20,6 +20,7 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import DataError, UsageError, VerificationError, nearest
 from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ort.equality import largest_difference
+from bitwright.compiler.ort.mixing import first_mixing_node
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.shape_choice import EXAMINED_SAMPLES, static_shapes
 from bitwright.targets.toolchain.shape_rules import MAIN, Dispatch, FunctionRule, PortRule, ShapeRules
@@ -162,10 +163,11 @@ def _batches(c: Compilation, rules: ShapeRules, count: int) -> Iterator[dict[str
 
 def _batch_sizes(c: Compilation, rules: ShapeRules, function: FunctionRule, count: int) -> list[int]:
     """Return the sizes of the dynamic dimension that a function is verified with."""
-    assert rules.dynamic is not None
+    assert rules.dynamic is not None and c.model is not None
     if not rules.is_dynamic(function):
         return [function.sizes[rules.dynamic]] * count
-    of_one = sum(prod(shape) for shape in c.shapes.values()) // c.dims[rules.dynamic]
+    computed = [value.name or "" for node in c.model.graph for value in node.outputs]
+    of_one = sum(prod(c.shapes.get(name, ())) for name in computed) // c.dims[rules.dynamic]
     most = max(VERIFIED_SIZES[1], MOST_VERIFIED_VALUES // max(1, of_one))
     return [n for n in VERIFIED_SIZES if n not in rules.buckets[rules.dynamic] and n <= most]
 
@@ -180,32 +182,17 @@ def _option(c: Compilation) -> str:
 
 
 def _mixing_node(c: Compilation, rules: ShapeRules, dispatch: Dispatch) -> str:
-    """Return the first node, in words, that computes something else for several elements at once; "" if none does."""
+    """Return the node that makes elements of a batch influence each other, in words; "" if there is none."""
     if len(dispatch.calls) < 2:
         return ""
     assert c.model is not None
-    model = c.model.clone()
-    shown = {v.name for v in model.graph.outputs}
-    values = [
-        v for n in model.graph for v in n.outputs if v.name and v.name not in shown and v.dtype is not None
-    ]
-    model.graph.outputs.extend(values)
-    session = open_session(model, SessionConfig(threads=c.options.threads))
-    apart = [run(session, feeds) for feeds in dispatch.calls]
-    together = run(session, _joined(rules, dispatch.calls))
-    for node in c.model.graph:
-        for name in (v.name for v in node.outputs if v.name in together):
-            if not _is_joined(together[name], [found[name] for found in apart]):
-                return f"; the first node that mixes them is '{node_label(node)}' ({node.op_type})"
-    return ""
-
-
-def _is_joined(together: np.ndarray, apart: Sequence[np.ndarray]) -> bool:
-    """Tell whether one array is several put together along some axis, or equal to each of them."""
-    expected = [np.stack(apart).sum(0) / len(apart)] if together.shape == apart[0].shape else []
-    expected += [np.concatenate(apart, axis) for axis in range(together.ndim)]
-    fitting = [e for e in expected if e.shape == together.shape]
-    return any(largest_difference({"": together}, {"": e}) <= ROUNDING_BOUND for e in fitting)
+    together = _joined(rules, dispatch.calls)
+    node = first_mixing_node(
+        c.model, together, dispatch.calls, bound=ROUNDING_BOUND, threads=c.options.threads
+    )
+    return (
+        "" if node is None else f"; the first node that mixes them is '{node_label(node)}' ({node.op_type})"
+    )
 
 
 def _refuse(what: str, by: str, option: str, cause: str = "") -> None:
@@ -329,9 +316,11 @@ def _rules(c: Compilation) -> ShapeRules:
     functions += [FunctionRule(name=f"{MAIN}_{k}", sizes=sizes) for k, sizes in enumerate(others, 1)]
     free = [*buckets, *([loop] if loop else [])]
     inputs = tuple(_input_rule(c, value, free) for value in c.model.graph.inputs)
+    if dynamic is not None:
+        _check_outermost(dynamic, inputs)
     outputs = _output_rules(c, free)
     if dynamic is not None:
-        _check_outermost(dynamic, (*inputs, *outputs))
+        _check_outermost(dynamic, outputs)
     _check_pads(c, inputs)
     return ShapeRules(
         buckets=buckets,

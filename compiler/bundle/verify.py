@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,18 @@ from typing import Any
 import numpy as np
 
 from bitwright.compiler.bundle.bundle import (
-    LIBRARY_FOLDER,
-    MODEL_FILE,
-    STATIC_MODEL_FILE,
     Bundle,
     GoldenSet,
 )
 from bitwright.compiler.bundle.functions import merged
 from bitwright.compiler.bundle.manifest import Manifest
-from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, ONLY_ONNXRUNTIME, read_kernel_table
+from bitwright.compiler.bundle.references import references_of
+from bitwright.compiler.bundle.segments import ONLY_ONNXRUNTIME
 from bitwright.compiler.errors import InternalError, UsageError, VerificationError
-from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.interpret.run import run_step
-from bitwright.compiler.lower.kernel_table import KernelCall, Stored, load_table, to_logical
-from bitwright.compiler.program.extract import extract_program
+from bitwright.compiler.lower.kernel_table import KernelCall, to_logical
 from bitwright.compiler.program.ops import FloatIsland, Program, Step
 from bitwright.compiler.program.segments import NotLowered
-from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.shape_rules import MAIN
@@ -240,55 +234,6 @@ def _verify_bundle(bundle: Bundle, samples: int | None) -> Verification:
     return _verify_sets(bundle, golden)
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """What one function of the library computes.
-
-    Attributes:
-        program: Its integer program.
-        table: Its kernel calls.
-    """
-
-    program: Program
-    table: Sequence[KernelCall]
-
-
-def _references(bundle: Bundle) -> Callable[..., _Reference]:
-    """Return the look-up of a function's reference by its name, and by the elements of a dynamic one; read once."""
-
-    @cache
-    def reference(function: str, elements: int | None = None) -> _Reference:
-        lib = bundle.path / LIBRARY_FOLDER
-        if function == MAIN:
-            model = read_model(bundle.path / STATIC_MODEL_FILE).model
-            return _Reference(extract_program(model), read_kernel_table(lib))
-        assert bundle.rules is not None
-        rule = next(f for f in bundle.rules.functions if f.name == function)
-        model = read_model(bundle.path / MODEL_FILE).model
-        table = load_table((lib / rule.folder / KERNEL_TABLE_FILE).read_text())
-        if not bundle.rules.is_dynamic(rule):
-            specialize(model, bundle.rules.fixed | rule.sizes)
-            return _Reference(extract_program(model), table)
-        assert bundle.rules.dynamic is not None and elements is not None
-        specialize(model, bundle.rules.fixed | rule.sizes | {bundle.rules.dynamic: elements})
-        program = extract_program(model)
-        return _Reference(program, [_of_shape(call, program) for call in table])
-
-    return reference
-
-
-def _of_shape(call: KernelCall, program: Program) -> KernelCall:
-    """Return the call with the shapes that its tensors have in a program."""
-
-    def resized(stored: Stored) -> Stored:
-        if stored.tensor not in program.tensors:
-            msg = f"the model for another size of the batch has no tensor '{stored.tensor}'"
-            raise InternalError(msg, where=KERNELS_FILE)
-        return replace(stored, shape=program.tensor(stored.tensor).shape)
-
-    return replace(call, inputs=tuple(map(resized, call.inputs)), output=resized(call.output))
-
-
 def _execute(
     bundle: Bundle, feeds: Mapping[str, np.ndarray]
 ) -> tuple[tuple[str, int | None], list[Execution], Execution]:
@@ -304,7 +249,7 @@ def _execute(
 
 
 def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
-    reference = _references(bundle)
+    reference = references_of(bundle)
     differences: list[KernelDifference] = []
     outputs: list[OutputComparison] = []
     times: list[float] = []

@@ -167,3 +167,88 @@ def test_option_values() -> None:
 def test_options_that_contradict_each_other(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Options(model=Path("m.onnx"), target="host", data="d.npz", **changes)  # type: ignore[arg-type]
+
+
+DYNAMIC = ShapeRules(
+    buckets={"T": (4, 8), "N": (1, 16)},
+    loop=None,
+    dynamic="N",
+    fixed={},
+    inputs=RULES.inputs,
+    outputs=RULES.outputs,
+    functions=tuple(
+        FunctionRule(name=f"main_{k}" if k else "main", sizes=sizes)
+        for k, sizes in enumerate(
+            ({"T": 4, "N": 1}, {"T": 4, "N": 16}, {"T": 8, "N": 1}, {"T": 8, "N": 16}, {"T": 4}, {"T": 8})
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "sizes"),
+    [
+        (1, 3, {"T": 4, "N": 1}),
+        (16, 8, {"T": 8, "N": 16}),
+        (2, 4, {"T": 4}),
+        (15, 5, {"T": 8}),
+        (17, 1, {"T": 4}),
+        (100_000, 4, {"T": 4}),
+    ],
+)
+def test_a_function_of_just_that_size_goes_before_a_dynamic_one(
+    batch: int, length: int, sizes: dict[str, int]
+) -> None:
+    """No batch is padded, and none is too large."""
+    dispatch = DYNAMIC.dispatch(feeds(batch, length))
+    assert dispatch.function.sizes == sizes and len(dispatch.calls) == 1
+    assert dispatch.calls[0]["ids"].shape == (batch, sizes["T"])
+    assert DYNAMIC.is_dynamic(dispatch.function) == ("N" not in sizes)
+
+
+def test_other_dimensions_keep_their_buckets() -> None:
+    with pytest.raises(DataError, match=r"T=9 is larger than the largest bucket; T has \[4, 8\]"):
+        DYNAMIC.dispatch(feeds(5, 9))
+
+
+def test_a_dynamic_function_takes_arrays_of_any_batch() -> None:
+    dynamic = DYNAMIC.functions[-1]
+    interface = interface_of(DYNAMIC, dynamic, {})
+    assert interface.inputs[0].shape == (-1, 8) and interface.outputs[1].shape == (-1, 3)
+    for batch in (1, 7):
+        assert interface.arrange(feeds(batch, 8))[0].shape == (batch, 8)
+    with pytest.raises(DataError, match=r"expected shape \[-1, 8\], got \[2, 7\]"):
+        interface.arrange(feeds(2, 7))
+
+
+def test_the_c_runtime_is_told_which_dimension_is_free() -> None:
+    interface = interface_of(DYNAMIC, DYNAMIC.functions[0], {})
+    lines = model_text(interface, DYNAMIC, flags=(), threads=1, library=None).splitlines()
+    assert "dim T bucket 4 8" in lines and "dim N any 1 16" in lines
+    assert "function main 4 1" in lines and "function main_5 8 0" in lines
+
+
+def test_dynamic_rules_are_read_back_and_tried_one_element_at_a_time(tmp_path: Path) -> None:
+    DYNAMIC.write(tmp_path)
+    assert ShapeRules.read(tmp_path) == DYNAMIC
+    one = DYNAMIC.one_at_a_time()
+    assert one.loop == "N" and one.dynamic is None and set(one.buckets) == {"T"}
+    dispatch = one.dispatch(feeds(3, 5))
+    assert dispatch.function.sizes == {"T": 8} and [c["ids"].shape for c in dispatch.calls] == [(1, 8)] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dims": {"N": 1}}, "named by --dim and by --dynamic"),
+        ({"loop": "M"}, "'M' is served one element at a time"),
+        ({"buckets": {"N": (1, 4)}, "pad": {"x": 0.0}}, "only inputs of a model with buckets are padded"),
+    ],
+)
+def test_options_that_contradict_a_dynamic_dimension(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Options(model=Path("m.onnx"), target="host", random_data=True, dynamic="N", **changes)  # type: ignore[arg-type]
+
+
+def test_a_dynamic_dimension_may_have_buckets() -> None:
+    Options(model=Path("m.onnx"), target="host", random_data=True, dynamic="N", buckets={"N": (1, 4)})

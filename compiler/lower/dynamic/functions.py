@@ -154,7 +154,8 @@ class _Rewriter:
         elif value.op == _CALL_TIR:
             self.values[variable] = self.builder.emit(self.kernel_call(variable, value))
         else:
-            what = f"the operator {value.op} has no kernel that could run for any number of elements"
+            operator = getattr(value.op, "name", value.op)
+            what = f"the operator {operator} has no kernel that could run for any number of elements"
             raise ToolchainError(what, where=OPTION, fix="compile for a fixed size with --dim, or use --loop")
 
     def depends(self, expression: Any) -> bool:
