@@ -49,7 +49,7 @@ demo: $(VENV)/.installed $(VENV)/.model
 	@$(BIN)/python examples/read_text.py
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/pytest -q -rs -n $(JOBS) --dist loadgroup
+	@$(BIN)/pytest -q -rs -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	@status=0; \
