@@ -16,7 +16,7 @@ from bitwright.compiler.lower.static_c.emit import (
 from bitwright.targets.toolchain.interface import Interface
 
 CODE_FILES = (SOURCE_FILE, OBJECT_FILE, FLOAT_OBJECT_FILE, "support.c")
-README = """# Linking this network into firmware
+README = """# Linking this network into firmware or a program
 
 No runtime, no allocation, no operating system:
 
@@ -36,13 +36,15 @@ Compile the C files with your own options for the same processor and floating-po
     void *outputs[NET_OUTPUTS] = {out};
     if (net_run(inputs, outputs) != 0) ...
 
-Floating point (and Helium) must be enabled (CPACR), rounding to nearest must be on (the reset state). The arena can be
-placed with -DNET_ARENA_SECTION='".your_section"'. net.json holds the memory plan, call by call.
+On a microcontroller, floating point (and Helium) must be enabled (CPACR); rounding to nearest must be on (the initial
+state). The arena can be placed with -DNET_ARENA_SECTION='".your_section"'. net_run takes NET_STACK_BYTES of stack.
+net.json holds the memory plan, call by call.
 
-`runner` and `runner_traced` are the network with harness.c and board.ld for an emulated board; input_0, ... are raw
-little-endian arrays in the folder it is started in:
+`runner` and `runner_traced` are the network with the harness; input_0, ... are raw little-endian arrays in the folder
+it is started in. With harness.c and board.ld it runs on an emulated board, with linux_harness.c under 32-bit Linux:
 
     qemu-system-arm -M BOARD -nographic -semihosting-config enable=on,target=native -kernel runner
+    qemu-arm -cpu PROCESSOR runner
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.compiler.errors import InfeasibleBudgetError, ToolchainError, UsageError
+from bitwright.compiler.errors import InfeasibleBudgetError, InternalError, ToolchainError, UsageError
 from bitwright.compiler.lower.static_c.emit import RECORD_FILE
 from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.cortex_m.boards import board_of
@@ -64,6 +64,7 @@ def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, 
     Raises:
         DataError: ``feeds`` does not fit the model.
         InfeasibleBudgetError: It used more RAM than the device has.
+        InternalError: It used more stack than was planned from its machine code.
         ToolchainError: There is no emulator, or the run failed.
     """
     lib = bundle.resolve() / "lib"
@@ -81,6 +82,7 @@ def execute(bundle: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, 
             for k, port in enumerate(interface.outputs)
         }
         usage = _measured(folder, lib, record, profile)
+        _check_stack(usage, record, profile)
         _check_ram(usage, profile)
         calls: Trace = []
         if trace:
@@ -164,6 +166,13 @@ def _measured(folder: Path, lib: Path, record: Mapping[str, Any], profile: Profi
         **{name: int(size) for name, size in record["flash"].items()},
         **_instructions(folder, ticks, profile),
     }
+
+
+def _check_stack(usage: Mapping[str, int], record: Mapping[str, Any], profile: Profile) -> None:
+    planned = int(record["memory"]["stack_bytes"])
+    if usage["stack_bytes"] > planned:
+        what = f"the network used {usage['stack_bytes']} bytes of stack, and its machine code needs {planned}"
+        raise InternalError(what, where=profile.name)
 
 
 def _check_ram(usage: Mapping[str, int], profile: Profile) -> None:

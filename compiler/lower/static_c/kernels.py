@@ -7,7 +7,7 @@ time and the plan knows every byte. Loops that would run in a thread pool run on
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,22 @@ class RawKernels:
     locals: dict[str, int]
 
 
-def raw_kernels(
-    module: tvm.IRModule, target: dict[str, Any], scalar: Collection[str] = frozenset()
-) -> RawKernels:
+def raw_kernels(module: tvm.IRModule, target: dict[str, Any]) -> RawKernels:
     """Lower the TensorIR functions of a module; nothing is compiled yet.
 
     Args:
         module: Scheduled functions; others in it are left out.
         target: Fields of ``tvm.target.Target``.
-        scalar: Functions whose vector loops are left to LLVM: those of target-neutral kernels have the lanes of large
-            processors. Vectors that a kernel spells out itself stay.
     """
-    raw = {v: _Raw(f) for wide in (True, False) for v, f in _lowered(module, target, scalar, wide=wide)}
+    found = tvm.target.Target(target)
+    functions = {
+        variable: function.with_attr("global_symbol", variable.name_hint)
+        for variable, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+    bound = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
+    lowered = tvm.ir.transform.Sequential(_loop_passes())(bound)
+    raw = {variable: _Raw(function) for variable, function in lowered.functions_items()}
     result = tvm.IRModule({variable: one.function() for variable, one in raw.items()})
     names = {variable.name_hint: one for variable, one in raw.items()}
     return RawKernels(
@@ -56,19 +60,6 @@ def raw_kernels(
         {name: tuple(_bytes(b) for b in one.scratch) for name, one in names.items()},
         {name: one.local_bytes for name, one in names.items()},
     )
-
-
-def _lowered(
-    module: tvm.IRModule, target: dict[str, Any], scalar: Collection[str], *, wide: bool
-) -> Iterator[tuple[Any, Any]]:
-    functions = {
-        variable: function.with_attr("global_symbol", variable.name_hint)
-        for variable, function in module.functions_items()
-        if isinstance(function, tirx.PrimFunc) and (variable.name_hint not in scalar) == wide
-    }
-    found = tvm.target.Target(target)
-    bound = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
-    yield from tvm.ir.transform.Sequential(_loop_passes(vectors=wide))(bound).functions_items()
 
 
 def write_object(
@@ -95,7 +86,7 @@ def write_object(
     return stack_needs(code.inspect_source("asm"))
 
 
-def _loop_passes(*, vectors: bool) -> list[Any]:
+def _loop_passes() -> list[Any]:
     """TVM's own list for CPUs up to its packed calling convention, which needs a runtime."""
     return [
         s_tir.transform.CanonicalizeLoop(),
@@ -110,7 +101,7 @@ def _loop_passes(*, vectors: bool) -> list[Any]:
         tirx.transform.BF16ComputeLegalize(),
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
-        tirx.transform.VectorizeLoop(vectors),
+        tirx.transform.VectorizeLoop(True),
         tirx.transform.StorageRewrite(),
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),

@@ -68,8 +68,7 @@ def plan_static(
     module = optimize(lowered.ir_module, tvm.target.Target(target))
     wanted = called_functions(module["main"])
     functions = {v: f for v, f in module.functions_items() if v.name_hint in wanted}
-    integer = {call.function for call in lowered.kernel_table}
-    kernels = raw_kernels(tvm.IRModule(functions), target, scalar=integer)
+    kernels = raw_kernels(tvm.IRModule(functions), target)
     network = read_network(module["main"], program, lowered.kernel_table, kernels.scratch)
     plan = plan_memory(network, kernels.locals)
     check_limits(plan, profile.limits, profile.name)
