@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError, UsageError
+from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError, UsageError, to_record
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.compile import compile_module, export_objects
 from bitwright.compiler.lower.dynamic.blocks import call_costs, dot_blocks
@@ -213,8 +213,7 @@ def main(job: Job, backend: Backend | None = None) -> int:
     except Exception as error:  # the parent raises it again
         traceback.print_exc()
         found = _as_bitwright_error(error, job)
-        fields = {"class": type(found).__name__, "what": found.what, "where": found.where, "fix": found.fix}
-        job.error.write_text(json.dumps(fields))
+        job.error.write_text(json.dumps(to_record(found)))
         return 1
     return 0
 

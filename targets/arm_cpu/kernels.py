@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bitwright.compiler.errors import ProfileError
 from bitwright.compiler.lower.templates import depthwise, depthwise_dot, implicit_gemm, mmla
 from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
     dot_of,
     interleaved,
+    no_kernel,
     params_of,
     require_candidate,
 )
@@ -48,8 +48,7 @@ def usable(available: tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(name for name in available if name in KNOWN)
     if names:
         return names
-    what = f"no kernel for any of the compute rows {', '.join(available) or '(none)'}"
-    raise ProfileError(what, fix=f"give the operator intrinsics out of: {', '.join(KNOWN)}")
+    raise no_kernel(available, KNOWN)
 
 
 def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:

@@ -7,6 +7,7 @@ from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
     dot_of,
+    no_kernel,
     params_of,
     require_candidate,
 )
@@ -28,8 +29,7 @@ def instruction_for(available: tuple[str, ...]) -> PatchInstruction:
     for name in available:
         if name in INSTRUCTIONS:
             return INSTRUCTIONS[name]
-    what = f"no kernel for any of the compute rows {', '.join(available) or '(none)'}"
-    raise ProfileError(what, fix=f"give the operator intrinsics out of: {', '.join(INSTRUCTIONS)}")
+    raise no_kernel(available, INSTRUCTIONS)
 
 
 def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:

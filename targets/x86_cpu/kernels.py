@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from bitwright.compiler.errors import ProfileError
 from bitwright.compiler.lower.templates import depthwise, depthwise_dot, implicit_gemm
 from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
     dot_of,
     interleaved,
+    no_kernel,
     params_of,
     require_candidate,
 )
@@ -51,9 +51,7 @@ def choose_intrinsic(geometry: DotGeometry, available: tuple[str, ...]) -> str:
         fewer = vectors and _vector_cycles(geometry, VECTOR_INSTRUCTIONS[vectors[0]]) < amx.cycles(geometry)
         return vectors[0] if fewer else amx.NAME
     if not vectors:
-        known = ", ".join((amx.NAME, *VECTOR_INSTRUCTIONS))
-        what = f"no kernel for any of the compute rows {', '.join(available) or '(none)'}"
-        raise ProfileError(what, fix=f"give the operator intrinsics out of: {known}")
+        raise no_kernel(available, (amx.NAME, *VECTOR_INSTRUCTIONS))
     return vectors[0]
 
 

@@ -33,6 +33,12 @@ def available_intrinsics(step: Step, program: Program, profile: Profile) -> tupl
     return names or tuple(row.name for row in profile.compute if row.act in INTEGERS)
 
 
+def no_kernel(available: Sequence[str], known: Iterable[str]) -> ProfileError:
+    """Return the error of a family that has a kernel for none of the compute rows a step may use."""
+    what = f"no kernel for any of the compute rows {', '.join(available) or '(none)'}"
+    return ProfileError(what, fix=f"give the operator intrinsics out of: {', '.join(known)}")
+
+
 def _reads(combo: Combo, profile: Profile, *, signed: bool) -> bool:
     space = profile.qspaces.get(combo.act)
     return space is not None and space.float_type is None and space.bits == 8 and space.signed == signed
