@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -223,6 +225,77 @@ def test_images_stay_channels_last_through_pooling_and_activations() -> None:
         *("float_convolution", "float_pool", "float_rows", "float_transpose"),
         *(n for n in names if "reshape" in n),
     }
+
+
+# What may follow a convolution; c is its result [2, 8, 6, 5].
+FOLLOWERS = {
+    "resize linear": 'y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(c, , twice)',
+    "transposed convolution": "y = ConvTranspose<strides=[2,2], output_padding=[1,1]>(c, v)",
+    "convolution of two values": "y = Conv(c, d)",
+    "instance normalization": "y = InstanceNormalization(c, s, s)",
+    "batch normalization": "y = BatchNormalization(c, s, s, s, s)",
+    "softmax of channels": "y = Softmax<axis=1>(c)",
+    "mean of channels": "y = ReduceMean<axes=[1], keepdims=0>(c)",
+    "mean of images": "y = ReduceMean<axes=[2,3], keepdims=0>(c)",
+    "concatenation": "y = Concat<axis=1>(c, x8)",
+    "split": "a, b = Split<axis=1>(c, four) t = Relu(b) y = Mul(a, t)",
+    "slice": "y = Slice(c, ones, threes, axes)",
+    "pad": "y = Pad(c, pads)",
+    "reshape": "t = Reshape(c, shape) y = Relu(t)",
+    "transpose": "t = Transpose<perm=[0,2,1,3]>(c) y = Relu(t)",
+    "parametric relu": "y = PRelu(c, s1)",
+    "columns": "y = Add(c, column)",
+    "less axes": "y = Mul(c, s1)",
+    "image on the left": "y = Sub(x8, c)",
+    "choice": "g = Greater(c, x8) y = Where(g, c, x8)",
+    "squeeze and excite": "p = GlobalAveragePool(c) t = Sigmoid(p) y = Mul(c, t)",
+    "strided average": "y = AveragePool<kernel_shape=[2,3], strides=[2,2], ceil_mode=1>(c)",
+    "clipped twice": "a = Clip(c, , high) y = Clip(a, low)",
+    "limit of a limit": "a = Relu(c) y = Min(a, low)",
+    "mean of two": "y = Mean(c, x8)",
+    "sum of three": "y = Sum(c, column, x8)",
+}
+INTEGERS = {
+    "four": [4, 4],
+    "ones": [1, 1],
+    "threes": [3, 5],
+    "axes": [1, 2],
+    "pads": [0, 0, 1, 2, 0, 0, 0, 1],
+}
+INTEGERS["shape"] = [2, 4, 2, 30]
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_what_follows_a_convolution_is_the_same_in_any_order(name: str) -> None:
+    rng = np.random.default_rng(5)
+    shapes = {
+        "w": (8, 8, 3, 3),
+        "v": (8, 3, 2, 2),
+        "s": (8,),
+        "s1": (8, 1, 1),
+        "column": (5,),
+    }
+    weights = {n: rng.uniform(0.2, 1, size=s).astype(np.float32) for n, s in shapes.items()}
+    weights |= {"twice": np.array([1, 1, 2, 2], np.float32), "low": LOW, "high": HIGH}
+    weights |= {n: np.array(v, np.int64) for n, v in INTEGERS.items()}
+    feeds = {n: rng.normal(size=s).astype(np.float32) for n, s in (("x8", (2, 8, 6, 5)), ("d", (3, 8, 2, 2)))}
+    words = set(re.findall(r"\w+", FOLLOWERS[name]))
+    constants = {n: a for n, a in weights.items() if n in words or n == "w"}
+    given = {n: a for n, a in feeds.items() if n in words or n == "x8"}
+    declared = [_declared(n, a) for n, a in (given | constants).items()]
+    text = f"g ({', '.join(declared)}) => (float y) {{ c = Conv<pads=[1,1,1,1]>(x8, w) {FOLLOWERS[name]} }}"
+    model = ir.to_proto(onnx_model(text, **constants))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    (expected,) = _onnxruntime(model, given)
+    (found,), _ = run(compile_float(model, host_target()), list(given.values()))
+    # sums of 72 products of order 1, and what follows multiplies them by 10 at most
+    np.testing.assert_allclose(found, expected, rtol=5e-5, atol=2e-4)
+
+
+def _declared(name: str, array: np.ndarray) -> str:
+    kind = "int64" if array.dtype == np.int64 else "float"
+    return f"{kind}[{','.join(map(str, array.shape))}] {name}" if array.ndim else f"{kind} {name}"
 
 
 def mixed_program(shape: tuple[int, int, int, int]) -> Program:

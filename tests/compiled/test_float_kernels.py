@@ -159,6 +159,11 @@ ROWS = {
         "g (float[3,20] x) => (float[3,20] y, float[3,20] z) { y = Exp(x) z = Add(y, x) }",
         2,
     ),
+    # rows of one element: they are made one row
+    "one element a row": (
+        "g (float[2,9,1,1] x, float[1,9,1,1] w) => (float[2,9,1,1] y) { s = Mul(x, w) y = Sigmoid(s) }",
+        1,
+    ),
     # one number a row is not read with the row's shape
     "mask": (
         """g (float[2,3,16] x, float[2,1,16] m) => (float[2,3,16] y) <float o = {1}, float l = {-100}>

@@ -20,6 +20,8 @@ CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv1d": ["NWC",
 
 COMMUTATIVE = ("relax.add", "relax.multiply", "relax.maximum", "relax.minimum")
 THROUGH = (*BINARY, *UNARY, *NEURAL, "max_pool2d", "avg_pool2d")
+# Reductions, and the operators of two that do the same.
+STACKED = {"relax.min": relax.op.minimum, "relax.max": relax.op.maximum, "relax.sum": relax.op.add}
 
 
 def channels_last(module: tvm.IRModule) -> tvm.IRModule:
@@ -31,9 +33,23 @@ def channels_last(module: tvm.IRModule) -> tvm.IRModule:
     if not any(_has_convolution(f) for _, f in module.functions_items() if isinstance(f, relax.Function)):
         return module
     module = _Simplify(module).run()
-    module = relax.transform.ConvertLayout({}, layout_cb=_wanted)(module)
+    for variable, function in list(module.functions_items()):
+        if isinstance(function, relax.Function):
+            module[variable] = _turned(variable, function)
     module = _Simplify(module).run()
     return relax.transform.DeadCodeElimination()(module)
+
+
+def _turned(variable: Any, function: Any) -> Any:
+    """Return the function with its convolutions channels last, or as it is if TVM's pass cannot read an operator.
+
+    What it cannot read (``stack``, for one) is no reason to refuse a model that TVM's own loops can run.
+    """
+    try:
+        found = relax.transform.ConvertLayout({}, layout_cb=_wanted)(tvm.IRModule({variable: function}))
+    except tvm.error.InternalError:
+        return function
+    return found[variable]
 
 
 def _has_convolution(function: Any) -> bool:
@@ -44,9 +60,14 @@ def _has_convolution(function: Any) -> bool:
 
 
 def _wanted(call: Any) -> dict[str, list[str]]:
+    """Return the order a convolution is to have: one that no kernel replaces keeps its own, which TVM can lower."""
     name = call.op.name
-    weight = constant(call.args[1]) if name in CHANNELS_LAST else None
-    return {name: CHANNELS_LAST[name]} if weight is not None and weight.dtype == np.float32 else {}
+    if not name.startswith("relax.nn.conv"):
+        return {}
+    weight = constant(call.args[1])
+    if name in CHANNELS_LAST and weight is not None and weight.dtype == np.float32:
+        return {name: CHANNELS_LAST[name]}
+    return {name: [str(call.attrs.data_layout), str(call.attrs.kernel_layout)]}
 
 
 @mutator
@@ -80,6 +101,8 @@ class _Simplify(PyExprMutator):  # type: ignore[misc]
             return self.clip(call)
         if name.removeprefix("relax.") in BINARY:
             return self.of_rank(call)
+        if name in STACKED:
+            return self.unstacked(call)
         arrays = [self.array(argument) for argument in call.args]
         if name == "relax.reshape" and arrays[0] is not None:
             return _literal(arrays[0].reshape([int(d) for d in call.ty.shape]))
@@ -142,6 +165,31 @@ class _Simplify(PyExprMutator):  # type: ignore[misc]
         if moving == sorted(moving):  # the bytes stay where they are
             return relax.op.reshape(value, [shape[axis] for axis in axes])
         return relax.op.permute_dims(value, axes)
+
+    def unstacked(self, call: Any) -> Any:
+        """Return the sum or extreme of a stack of tensors as operators of two."""
+        stack = self.call(call.args[0], "relax.stack")
+        axes = [int(axis) for axis in call.attrs.axis or ()]
+        if stack is None or axes != [0] or call.attrs.keepdims or int(stack.attrs.axis or 0) != 0:
+            return call
+        if not isinstance(stack.args[0], relax.Tuple):
+            return call
+        total, *others = (self.narrow(value) for value in stack.args[0].fields)
+        for value in others:
+            total = self.builder_.emit(STACKED[call.op.name](total, value))
+        shapes = [[int(extent) for extent in value.ty.shape] for value in (total, call)]
+        return total if shapes[0] == shapes[1] else call
+
+    def narrow(self, value: Any) -> Any:
+        """Return what a value is broadcast from."""
+        found = self.call(value, "relax.broadcast_to")
+        return value if found is None else found.args[0]
+
+    def call(self, value: Any, name: str) -> Any | None:
+        """Return the call of the named operator that computes a value, else None."""
+        found = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+        is_call = isinstance(found, ir.Call) and isinstance(found.op, ir.Op)
+        return found if is_call and found is not None and found.op.name == name else None
 
     def clip(self, call: Any) -> Any:
         x, low, high = call.args

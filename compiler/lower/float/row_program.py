@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
 
@@ -131,7 +131,20 @@ def merged(program: RowProgram) -> RowProgram:
             kept.insert(0, axis)
     extents, *strides = (tuple(column) for column in zip(*kept, strict=True))
     *sources, output = (Access(t.shape, s) for t, s in zip(tensors, strides, strict=True))
-    return RowProgram(extents, tuple(sources), output, program.nodes)
+    # Rows of one element have one number each; where they are made one row, they do not.
+    nodes = _with_row_numbers(program.nodes, sources) if program.extents[-1] == 1 else program.nodes
+    return RowProgram(extents, tuple(sources), output, nodes)
+
+
+def _with_row_numbers(nodes: Sequence[Node], sources: Sequence[Access]) -> tuple[Node, ...]:
+    """Return nodes without reductions that know which of them have one number a row."""
+    found: list[Node] = []
+    for node in nodes:
+        per_row = all(found[k].per_row for k in node.operands)
+        if node.operation == LOAD:
+            per_row = sources[int(node.number)].strides[-1] == 0
+        found.append(replace(node, per_row=per_row))
+    return tuple(found)
 
 
 def stages(nodes: Sequence[Node]) -> list[int]:
