@@ -22,11 +22,12 @@ from bitwright.compiler.bundle.segments import KERNEL_TABLE_FILE, segment_path, 
 from bitwright.compiler.bundle.static_runtime import add_static_runtime
 from bitwright.compiler.bundle.verify import verify_folder
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.errors import ToolchainError, VerificationError
+from bitwright.compiler.errors import ToolchainError, UsageError, VerificationError
 from bitwright.compiler.graph.model import static_shape
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.job import LoweringResult, lower_in_worker
 from bitwright.compiler.lower.kernel_table import dump_table
+from bitwright.compiler.options import Options
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
 from bitwright.compiler.ort.timing import best_wall_seconds
 from bitwright.compiler.plan.plan_file import plan_to_yaml
@@ -36,8 +37,20 @@ from bitwright.compiler.report.deployment import planned_text
 from bitwright.compiler.shape_choice import samples_of_shape
 from bitwright.passes.normalize import specialize
 from bitwright.targets.backend import backend_for
+from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.interface import Interface, Port
 from bitwright.targets.toolchain.runner import LIBRARY_FILE
+
+
+def check(options: Options, profile: Profile) -> None:
+    """Check that the target has artifacts of the kind that is asked for, before any work is done.
+
+    Raises:
+        UsageError: A static archive of what has no runtime to be linked with.
+    """
+    if options.static is not None and profile.codegen.executor == "static":
+        what = f"an artifact for {profile.name} is C source and object files for firmware already"
+        raise UsageError(what, where="--static", fix="leave --static out; the folder's lib is what to link")
 
 
 def specialize_model(c: Compilation, notes: list[str]) -> None:

@@ -130,6 +130,7 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
     """
     c = Compilation(options, load_profile(options.target), progress or Silent())
     tuning.check(options, c.profile)
+    artifact.check(options, c.profile)
     if not _run_front(c):
         return None
     if options.output is None:

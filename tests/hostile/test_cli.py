@@ -140,6 +140,11 @@ CASES = {
     "loop and bucket": (f"compile {GOOD} -o out --loop N --bucket N=1,2", 2, "--bucket and by --loop"),
     "loop and dim": (f"compile {GOOD} -o out --loop N --dim N=4", 2, "--dim and by --loop"),
     "archive with an odd name": (f"compile {GOOD} -o out --static a-b", 2, "no name for C"),
+    "archive for firmware": (
+        "compile {i}/m.onnx -t cortex-m4 -d {i}/data.npz -o out --static net",
+        2,
+        "leave --static out",
+    ),
     "archive named by a keyword": (f"compile {GOOD} -o out --static int", 2, "int_model"),
     "archive named like the C library": (f"compile {GOOD} -o out --static c", 2, "c_model"),
     "missing validation data": (f"compile {GOOD} -o out --validation none.npz", 2, "none.npz"),
