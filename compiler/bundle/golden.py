@@ -20,6 +20,7 @@ def write_golden(
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name; any name is allowed, and equal arrays give equal files."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             # A fixed date makes equal arrays give equal files.
