@@ -76,7 +76,8 @@ def test_a_kernel_computes_any_number_of_elements(case: Case) -> None:
 def test_blocks_are_as_large_as_keeps_an_instruction_busy() -> None:
     profile = load_profile("host")
     backend = backend_for(profile.family)
-    for case, expected in ((CASES[0], BLOCKS), (CASES[2], (4,)), (CASES[4], ())):
+    image = Case("image", (1, 3, 34, 34), (4, 3, 3, 3))
+    for case, expected in ((CASES[0], BLOCKS), (CASES[2], BLOCKS), (CASES[3], (16, 4)), (image, ())):
         _, program, _ = make(case)
         call = build_functions({"main": program}, profile, backend.dot_kernel).kernel_tables["main"]
         blocks = dot_blocks(program, profile, backend.dot_kernel)
@@ -188,6 +189,34 @@ def written(text: str, path: Path) -> Path:
 
 def rows(shape: Callable[[int], tuple[int, ...]], count: int = 8) -> list[dict[str, np.ndarray]]:
     return [{"x": np.random.default_rng(k).normal(size=shape(k)).astype(np.float32)} for k in range(count)]
+
+
+FOLDED = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[N, 5, 16] x) => (float[N, 80] y)
+<int64[2] rows = {-1, 16}, int64[2] flat = {-1, 80}, int64[3] apart = {-1, 5, 16}>
+{
+  r = Reshape (x, rows)
+  h = MatMul (r, w)
+  a = Relu (h)
+  b = Reshape (a, apart)
+  t = Transpose <perm = [1, 0, 2]> (b)
+  s = Softmax <axis = -1> (t)
+  u = Transpose <perm = [1, 0, 2]> (s)
+  y = Reshape (u, flat)
+}
+"""
+
+
+def test_axes_of_the_batch_may_be_folded_and_moved_inside(tmp_path: Path) -> None:
+    model = written(FOLDED, tmp_path / "folded.onnx")
+    made = compile_model(options(model, tmp_path / "out", data=rows(lambda _: (1, 5, 16))))
+    assert made is not None and verify(made.path).passed
+    for count in (1, 6, 70):
+        feeds = rows(lambda _, n=count: (n, 5, 16), 1)[0]  # type: ignore[misc]
+        expected = made.run(feeds, "ort")["y"]
+        # The integer product is exact; Softmax is float code of two runtimes.
+        np.testing.assert_allclose(made.run(feeds)["y"], expected, atol=1e-6)
 
 
 def test_elements_that_influence_each_other_are_refused_and_the_node_named(tmp_path: Path) -> None:
