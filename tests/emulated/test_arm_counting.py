@@ -11,12 +11,13 @@ from dot_reference import CASES
 from small_bundle import feeds
 
 from bitwright.compiler.errors import ToolchainError
-from bitwright.targets.arm_cpu import counting, cycle_model, emulated
+from bitwright.targets.arm_cpu import cycle_model, emulated
 from bitwright.targets.arm_cpu.counting import Count, count_inference, counted, read_counts, why_not_countable
 from bitwright.targets.arm_cpu.cycle_model import find_cycle_model
 from bitwright.targets.arm_cpu.kernel_calls import KernelArguments, call_kernels
 from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import load_profile
+from bitwright.targets.toolchain import instruction_counter
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
@@ -113,7 +114,7 @@ def test_a_plug_in_that_cannot_be_compiled_is_a_reason(
 ) -> None:
     broken = tmp_path / "broken.c"
     broken.write_text("this is no C\n")
-    monkeypatch.setattr(counting, "SOURCE", broken)
+    monkeypatch.setattr(instruction_counter, "SOURCE", broken)
     reason = why_not_countable(load_profile("arm-cortex-a76"))
     assert reason is not None and "broken.c" in reason
 
