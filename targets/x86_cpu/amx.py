@@ -23,11 +23,7 @@ from bitwright.compiler.lower.templates.epilogue import (
     store_parts,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.implicit_gemm import (
-    MIN_PARALLEL_MACS,
-    PARALLEL_PIECES,
-    parallel_chunks,
-)
+from bitwright.compiler.lower.templates.implicit_gemm import PARALLEL_PIECES, parallel_chunks
 from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight, pad_channels
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
@@ -48,6 +44,8 @@ NAME = "amx_int8"
 TILE_ROWS, TILE_BYTES, TILE_CHANNELS, CONFIG_BYTES = 16, 64, 16, 64
 TASK_CYCLES, TILE_CYCLES, STEP_CYCLES, EPILOGUE_CYCLES = 400, 30, 20, 4
 FIRST_ACTIVATION_TILE, FIRST_WEIGHT_TILE = 4, 6
+# What one core does in about eight microseconds, twice what starting and joining threads takes.
+PARALLEL_MACS = 1 << 22
 # With fewer products in a tile there is nothing for an epilogue to hide behind.
 MIN_OVERLAPPED = 4
 # Where a weight block is used so few times its bytes come from far away; how far ahead of their use, in bytes.
@@ -155,7 +153,7 @@ def _with_chunks(geometry: DotGeometry, rows: int, vectors: int, chunk: int) -> 
     tiles = -(-geometry.group_outputs // TILE_CHANNELS)
     blocks = geometry.group * -(-tiles // vectors)
     pixel_tiles = geometry.rows * -(-geometry.out_width // rows)
-    parallel = geometry.macs >= MIN_PARALLEL_MACS
+    parallel = geometry.macs >= PARALLEL_MACS
     chunks = parallel_chunks(-(-pixel_tiles // 2), blocks) if parallel else 1
     overlap = _products(geometry, chunk) >= MIN_OVERLAPPED
     return AmxParams(rows, vectors, chunk, chunks, parallel, overlap)

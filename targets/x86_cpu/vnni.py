@@ -40,4 +40,5 @@ VNNI = DotInstruction(
     emit=_emit,
     lanewise=_lanewise,
     narrowing=AVX512_NARROWING,
+    parallel_macs=1 << 21,
 )

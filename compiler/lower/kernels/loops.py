@@ -28,8 +28,9 @@ Index: TypeAlias = list[Any]
 # relax.op_pattern_kind kOpaque: Relax must not fuse float code into an integer kernel, nor two of them into
 # one.
 OPAQUE = 8
-PARALLEL_MIN_ELEMENTS = 8192
-MAX_TASKS = 64
+# Fewer elements are done before threads have started.
+PARALLEL_MIN_ELEMENTS = 1 << 15
+TASK_ELEMENTS, MAX_TASKS = 8192, 64
 # Elements of a vector along a row, widest first: more than a register holds is several registers.
 ROW_VECTORS = (32, 16)
 VECTOR_LANES = 16
@@ -177,7 +178,7 @@ def parallel(extent: int, elements: int) -> Any:
 
 
 def _tasks(elements: int) -> int:
-    limit = min(MAX_TASKS, elements // PARALLEL_MIN_ELEMENTS)
+    limit = min(MAX_TASKS, elements // TASK_ELEMENTS)
     return max((d for d in range(1, limit + 1) if elements % d == 0), default=1)
 
 

@@ -96,7 +96,7 @@ def _with_chunks(
 ) -> ImplicitGemmParams:
     blocks = geometry.group * -(-geometry.group_outputs // (vectors * instruction.lanes))
     tiles = geometry.rows * -(-geometry.out_width // pixels)
-    parallel = geometry.macs >= MIN_PARALLEL_MACS
+    parallel = geometry.macs >= instruction.parallel_macs
     return ImplicitGemmParams(pixels, vectors, parallel_chunks(tiles, blocks) if parallel else 1, parallel)
 
 
@@ -195,16 +195,17 @@ class _Template:
             self._tile(views, _Tile(block, tile // per_row, at, pixels))
 
     def _tile(self, views: _Buffers, tile: _Tile) -> None:
-        accumulators = allocate((tile.pixels, self.layout.block), "int32", "local")
+        # One for each pixel: a single one of them all would be too large for the stack, and asked for at every tile.
+        accumulators = [allocate((self.layout.block,), "int32", "local") for _ in range(tile.pixels)]
         lanes = self.layout.lanes
         for pixel in range(tile.pixels):
             for vector in range(self.layout.vectors):
                 bias = load(views.constants[0], [tile.block * self.layout.block + vector * lanes], lanes)
-                store(accumulators, bias, [pixel, vector * lanes], lanes)
+                store(accumulators[pixel], bias, [vector * lanes], lanes)
         self._reduce(views, tile, accumulators)
         self._finish(views, tile, accumulators)
 
-    def _reduce(self, views: _Buffers, tile: _Tile, accumulators: Buffer) -> None:
+    def _reduce(self, views: _Buffers, tile: _Tile, accumulators: list[Buffer]) -> None:
         g, s = self.geometry, self.staging
         group = tile.block // self.layout.blocks(g)
         image = tile.row // g.out_height * s.height + tile.row % g.out_height * g.strides[0]
@@ -217,7 +218,7 @@ class _Template:
             self._multiply(views, tile.pixels, start, step * self.layout.step_size, accumulators)
 
     def _multiply(
-        self, views: _Buffers, pixels: int, start: Expr, weight_at: Expr, accumulators: Buffer
+        self, views: _Buffers, pixels: int, start: Expr, weight_at: Expr, accumulators: list[Buffer]
     ) -> None:
         lanes, step = self.layout.lanes, self.layout.chunk
         stride = self.geometry.strides[1] * self.geometry.channels
@@ -225,11 +226,11 @@ class _Template:
             activations = load(views.staged, [start + pixel * stride], step)
             for vector in range(self.layout.vectors):
                 weights = load(views.weight, [weight_at + vector * lanes * step], lanes * step)
-                at = [pixel, vector * lanes]
-                total = self.instruction.emit(load(accumulators, at, lanes), activations, weights)
-                store(accumulators, total, at, lanes)
+                at = [vector * lanes]
+                total = self.instruction.emit(load(accumulators[pixel], at, lanes), activations, weights)
+                store(accumulators[pixel], total, at, lanes)
 
-    def _finish(self, views: _Buffers, tile: _Tile, accumulators: Buffer) -> None:
+    def _finish(self, views: _Buffers, tile: _Tile, accumulators: list[Buffer]) -> None:
         blocks = self.layout.blocks(self.geometry)
         last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
         if last == self.layout.block or blocks == 1:
@@ -241,13 +242,13 @@ class _Template:
             with T.Else():
                 self._store(views, tile, accumulators, last)
 
-    def _store(self, views: _Buffers, tile: _Tile, accumulators: Buffer, channels: int) -> None:
+    def _store(self, views: _Buffers, tile: _Tile, accumulators: list[Buffer], channels: int) -> None:
         g, blocks, lanes = self.geometry, self.layout.blocks(self.geometry), self.layout.lanes
         first = tile.block // blocks * g.group_outputs + tile.block % blocks * self.layout.block
         pixel_at = tile.row * g.out_width + tile.column
         parts = [
             Part(
-                load(accumulators, [pixel, offset], lanes),
+                load(accumulators[pixel], [offset], lanes),
                 tile.block * self.layout.block + offset,
                 (pixel_at + pixel) * g.outputs + first + offset,
                 min(lanes, channels - offset),

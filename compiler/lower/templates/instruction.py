@@ -44,6 +44,7 @@ class DotInstruction:
             processor has no such form.
         narrowing: The way from sums to bytes; None leaves it to LLVM.
         interleaved: Bytes of each row that ``depthwise_dot`` interleaves at once.
+        parallel_macs: Multiply-accumulates that one core does in the time for which threads are worth starting.
     """
 
     name: str
@@ -59,6 +60,7 @@ class DotInstruction:
     lanewise: Callable[[Expr, Expr, Expr], Expr] | None = None
     narrowing: Narrowing | None = None
     interleaved: int = 64
+    parallel_macs: int = 1 << 20
 
     def fits(self, pixels: int, vectors: int) -> bool:
         """Tell whether a register tile of pixels x vectors stays in registers."""
