@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.compile import compile_module, export_objects
 from bitwright.compiler.lower.dynamic.blocks import call_costs, dot_blocks
 from bitwright.compiler.lower.dynamic.functions import DynamicFunction, make_dynamic
+from bitwright.compiler.lower.float.image_order import SlowerOrder
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
@@ -137,15 +139,18 @@ def _lower_library(
             part.kernel_table(name).write_text(dump_table(table))
         return module
 
-    executable = compile_module(
-        lowered.ir_module,
-        backend.tvm_target(profile),
-        planned=_note_memory(part, profile),
-        scheduled=scheduled,
-    )
+    with warnings.catch_warnings(record=True) as slower:
+        warnings.simplefilter("always", SlowerOrder)
+        executable = compile_module(
+            lowered.ir_module,
+            backend.tvm_target(profile),
+            planned=_note_memory(part, profile),
+            scheduled=scheduled,
+        )
     part.objects.mkdir()
     objects = export_objects(executable, part.objects)
-    return {"objects": [p.name for p in objects]}
+    notes = dict.fromkeys(str(w.message) for w in slower if w.category is SlowerOrder)
+    return {"objects": [p.name for p in objects], "notes": list(notes)}
 
 
 def _note_memory(part: Job, profile: Profile) -> Callable[[Any], None]:
@@ -184,7 +189,9 @@ def _lower_segments(job: Job, split: Split, profile: Profile, backend: Backend) 
         else:
             save_model(segment.onnx_model(), part.segment_model)
         records.append(record)
-    return {"segments": records, "not_lowered": [asdict(found) for found in split.not_lowered]}
+    notes = dict.fromkeys(note for record in records for note in record.pop("notes", ()))
+    left = [asdict(found) for found in split.not_lowered]
+    return {"segments": records, "not_lowered": left, "notes": list(notes)}
 
 
 def _port(tensor: Tensor) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from test_float_kernels import EPSILON, onnx_model, shape_text, targets
 
 from bitwright.compiler.interpret.run import run_program
 from bitwright.compiler.lower.compile import compile_float, compile_module, optimize
+from bitwright.compiler.lower.float.image_order import SlowerOrder
 from bitwright.compiler.lower.float.vectors import VectorUnit
 from bitwright.compiler.lower.float.windows import padded_columns, strips
 from bitwright.compiler.lower.island import import_model
@@ -288,7 +290,11 @@ def test_what_follows_a_convolution_is_the_same_in_any_order(name: str) -> None:
     model.graph.output[0].type.tensor_type.ClearField("shape")
     model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
     (expected,) = _onnxruntime(model, given)
-    (found,), _ = run(compile_float(model, host_target()), list(given.values()))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SlowerOrder)
+        (found,), _ = run(compile_float(model, host_target()), list(given.values()))
+    # TVM's pass stacks what a Mean reads, and cannot carry an order through it; a compilation says so.
+    assert any(w.category is SlowerOrder for w in caught) == (name == "mean of two")
     # sums of 72 products of order 1, and what follows multiplies them by 10 at most
     np.testing.assert_allclose(found, expected, rtol=5e-5, atol=2e-4)
 

@@ -6,6 +6,7 @@ way before (limits that are calls of functions), and the pairs of transposes tha
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,14 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from bitwright.compiler.lower.float.bindings import constant, permuted
 from bitwright.compiler.lower.float.groups import BINARY, NEURAL, UNARY
 
+
+class SlowerOrder(UserWarning):
+    """Convolutions keep TVM's own loops, which are slower than ours."""
+
+
 CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv1d": ["NWC", "OWI"]}
 
+WHY = 120  # characters of what TVM says
 COMMUTATIVE = ("relax.add", "relax.multiply", "relax.maximum", "relax.minimum")
 THROUGH = (*BINARY, *UNARY, *NEURAL, "max_pool2d", "avg_pool2d")
 # Reductions, and the operators of two that do the same.
@@ -43,11 +50,15 @@ def channels_last(module: tvm.IRModule) -> tvm.IRModule:
 def _turned(variable: Any, function: Any) -> Any:
     """Return the function with its convolutions channels last, or as it is if TVM's pass cannot read an operator.
 
-    What it cannot read (``stack``, for one) is no reason to refuse a model that TVM's own loops can run.
+    What it cannot read (``stack``, for one) is no reason to refuse a model that TVM's own loops can run. A
+    ``SlowerOrder`` says so.
     """
     try:
         found = relax.transform.ConvertLayout({}, layout_cb=_wanted)(tvm.IRModule({variable: function}))
-    except tvm.error.InternalError:
+    except tvm.error.InternalError as error:
+        why = str(error).strip().splitlines()[-1][:WHY]
+        what = f"float convolutions run in TVM's own loops: their order of storage cannot be changed ({why})"
+        warnings.warn(SlowerOrder(what), stacklevel=2)
         return function
     return found[variable]
 
