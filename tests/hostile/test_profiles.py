@@ -55,7 +55,7 @@ BROKEN_PROFILES = {
     ),
     "unknown family": (
         HEAD + "family: arm_cp\n",
-        "board.yaml:5:1: family: must be 'x86_cpu' or 'arm_cpu', not the text 'arm_cp'\n"
+        "board.yaml:5:1: family: must be 'x86_cpu', 'arm_cpu' or 'cortex_m', not the text 'arm_cp'\n"
         "  fix: did you mean 'arm_cpu'?",
     ),
     "list for a mapping": (
@@ -158,8 +158,8 @@ BROKEN_PROFILES = {
         "'l2' is listed behind 'l1d' but is not larger\n  fix: list memory nearest (smallest) first",
     ),
     "unknown parent": (
-        HEAD.replace("arm-cortex-a76", "arm-cortex-a67"),
-        "board.yaml:3:10: extends: unknown profile 'arm-cortex-a67'\n  fix: did you mean 'arm-cortex-a76'?",
+        HEAD.replace("arm-cortex-a76", "arm-cortexa76"),
+        "board.yaml:3:10: extends: unknown profile 'arm-cortexa76'\n  fix: did you mean 'arm-cortex-a76'?",
     ),
     "parent that is no name": (
         HEAD.replace("arm-cortex-a76", "[[x]]"),
@@ -181,8 +181,8 @@ BROKEN_PROFILES = {
     "abstract itself": (
         HEAD + "abstract: true\n",
         "board.yaml:1:1: an abstract profile is a part that other profiles extend, not a target\n"
-        "  fix: known: arm-cortex-a53, arm-cortex-a72, arm-cortex-a76, arm-neoverse-n2, host, x86-amx, x86-avx2, "
-        "x86-avx512-vnni",
+        "  fix: known: arm-cortex-a53, arm-cortex-a7, arm-cortex-a72, arm-cortex-a76, arm-neoverse-n2, cortex-m4, "
+        "cortex-m55, cortex-m7, host, x86-amx, x86-avx2, x86-avx512-vnni",
     ),
     "abstract as text": (
         HEAD + "abstract: 'yes'\n",
