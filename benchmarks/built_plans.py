@@ -23,7 +23,7 @@ from bitwright.compiler.measured_front import whole_choice
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
 
 RUNTIME = "onnxruntime"
-VALIDATION = 64
+VALIDATION = 512
 SESSIONS, ROUNDS, ROUND_S = 5, 5, 0.05
 
 
@@ -122,8 +122,9 @@ def write_validation(model: ZooModel, reference: ort.InferenceSession, folder: P
     model.evaluate(record)
     samples = [row for feeds in calls[::2] for row in _rows(feeds)]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(VALIDATION):
-        np.savez(folder / f"{number:03d}.npz", **samples[number * len(samples) // VALIDATION])
+    count = min(VALIDATION, len(samples))
+    for number in range(count):
+        np.savez(folder / f"{number:03d}.npz", **samples[number * len(samples) // count])
     return folder
 
 

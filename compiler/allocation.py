@@ -42,6 +42,8 @@ OBJECTIVES: Mapping[str, Metric] = {
     "ram": "peak_ram_bytes",
     "energy": "energy_j",
 }
+# Every candidate of every layer runs on all samples that judge.
+MOST_SAMPLES = 64
 # Solutions whose whole placement may be predicted, and how much of the time it may leave over.
 TRIES = 5
 LEFT_OVER = 0.01
@@ -333,7 +335,7 @@ def _losses(c: Compilation, variants: Variants, notes: list[str]) -> list[SiteLo
         c.model,
         candidates,
         variants.model,
-        frontend.judging_samples(c),
+        frontend.judging_samples(c, MOST_SAMPLES),
         how,
         progress=lambda done, total: c.progress.step(done, total, "candidates"),
     )

@@ -49,9 +49,8 @@ NORMALIZE_BOUND = 1e-3
 RANDOM_SAMPLES = 8
 ERROR_SAMPLES = 4
 ADVISED_LAYERS = 3
-# Samples that formats are judged by: of the calibration data (held back if there are this many times as many), and of
-# the user's own at most. Every candidate of every layer runs on all of them.
-JUDGING, PLENTY, JUDGED = 16, 8, 64
+# Samples of the calibration data that formats are judged by, held back if there are this many times as many.
+JUDGING, PLENTY = 16, 8
 # Formats that read integers with scales from calibration.
 READING = ("int8", "w4a8", "w8a16", "fp8")
 
@@ -210,16 +209,20 @@ def samples_of(c: Compilation) -> Dataset | Held | Limited:
     return used if c.options.samples is None else Limited(used, c.options.samples)
 
 
-def judging_samples(c: Compilation) -> Dataset | Held | Limited:
+def judging_samples(c: Compilation, most: int | None = None) -> Dataset | Held | Limited:
     """Return the samples that formats are judged by.
 
     They are the user's; without any, some that calibrate nothing are held back if an allocation is to come and there
     are plenty, else the first that calibrate: rounding fits those, and seems better there than it is.
+
+    Args:
+        c: Has its data.
+        most: Take at most so many of the user's, evenly spaced.
     """
     assert c.dataset is not None
     if c.validation is not None:
-        many = len(c.validation) > JUDGED
-        return Held(c.validation, JUDGED, back=True) if many else c.validation
+        many = most is not None and len(c.validation) > most
+        return Held(c.validation, most, back=True) if many and most is not None else c.validation
     if _holds_back(c):
         return Held(c.dataset, JUDGING, back=True)
     return Limited(c.dataset, min(JUDGING, c.options.samples or JUDGING))

@@ -90,12 +90,12 @@ def test_nothing_is_held_back_without_need_or_plenty(
     assert first == list(range(min(frontend.JUDGING, int(str(expected)))))
 
 
-@pytest.mark.parametrize(("given", "used"), [(10, 10), (1000, frontend.JUDGED)])
-def test_the_users_own_samples_judge(path: Path, given: int, used: int) -> None:
+@pytest.mark.parametrize(("given", "most", "used"), [(10, 64, 10), (1000, 64, 64), (1000, None, 1000)])
+def test_the_users_own_samples_judge(path: Path, given: int, most: int | None, used: int) -> None:
     np.savez(path.with_name("judge.npz"), **_numbered(given))
     c = _compilation(path, MANY, validation=str(path.with_name("judge.npz")))
     assert len(frontend.samples_of(c)) == MANY
-    assert len(_numbers(frontend.judging_samples(c).batches(1))) == used
+    assert len(_numbers(frontend.judging_samples(c, most).batches(1))) == used
 
 
 def test_samples_of_another_model_are_refused(path: Path) -> None:
