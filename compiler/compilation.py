@@ -23,7 +23,7 @@ from bitwright.targets.schema import Profile
 if TYPE_CHECKING:
     from bitwright.compiler.allocate.solve import Allocation
     from bitwright.compiler.bundle.runtime import ShippedFile
-    from bitwright.compiler.bundle.verify import Verification
+    from bitwright.compiler.bundle.verification import Verification
     from bitwright.compiler.calibrate.statistics import TensorStatistics
     from bitwright.compiler.ingest.dataset import Dataset
     from bitwright.compiler.ingest.model_reader import SourceModel
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.ort.what_if import WhatIf
     from bitwright.compiler.tune.outcome import Tuning
     from bitwright.targets.backend import KernelChoice
+    from bitwright.targets.generator import Generated
     from bitwright.targets.toolchain.shape_rules import ShapeRules
 
 Feeds = Mapping[str, np.ndarray]
@@ -129,6 +130,7 @@ class Compilation:
         golden: Samples of those sizes.
         tuning: Which kernels were chosen by measuring.
         lowering: Objects and kernel table.
+        generated: What a family that lowers nothing by TVM wrote instead.
         shipped: Files of the artifact that a program needs at run time.
         verification: The executed artifact against the reference.
         float_s: Best wall seconds of the float model in ONNX Runtime on a golden sample, on this machine.
@@ -168,6 +170,7 @@ class Compilation:
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)
     tuning: Tuning | None = None
     lowering: LoweringResult | None = None
+    generated: Generated | None = None
     shipped: tuple[ShippedFile, ...] = ()
     verification: Verification | None = None
     float_s: float | None = None

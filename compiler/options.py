@@ -73,7 +73,8 @@ class Options:
         group: Weights that share a scale in grouped formats; None: the recipe's.
         cache: Folder that keeps measured sensitivities for the next run.
         gate: Measure int8 against float in ONNX Runtime and keep what is faster (quantize only).
-        timeout_s: Limit for lowering.
+        timeout_s: Limit for lowering, or for one tool of a generator.
+        steps: Optional steps of generated targets, e.g. ``synth`` and ``pnr`` (compile only).
         tune: What may be spent on measuring kernels; nothing by default: only records are used.
         tuning_store: File of tuning records; None: one in the user's cache folder.
         farm: Boards that kernels are measured on, or whose records are used; None: this machine.
@@ -110,6 +111,7 @@ class Options:
     cache: Path | None = None
     gate: bool = True
     timeout_s: float = 1800.0
+    steps: frozenset[str] = frozenset()
     tune: TuneBudget = OFF
     tuning_store: Path | None = None
     farm: Farm | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from bitwright.compiler import (
     accuracy,
@@ -13,6 +14,7 @@ from bitwright.compiler import (
     artifact,
     buckets,
     frontend,
+    generated,
     migration,
     quantizing,
     tuning,
@@ -29,6 +31,7 @@ from bitwright.compiler.report.content import report_content
 from bitwright.compiler.shape_choice import refuse_dynamic_outputs
 from bitwright.compiler.tune.outcome import Tuning
 from bitwright.targets.loader import load_profile
+from bitwright.targets.schema import GENERATED_FAMILIES, Profile
 
 
 def shapes(c: Compilation, notes: list[str]) -> None:
@@ -108,11 +111,34 @@ FRONT: tuple[tuple[str, Phase], ...] = (
     ("specialize", artifact.specialize_model),
     ("tune", tuning.tune),
 )
-BACK: tuple[tuple[str, Callable[[Compilation, Path, list[str]], None]], ...] = (
+Writing: TypeAlias = tuple[tuple[str, Callable[[Compilation, Path, list[str]], None]], ...]
+COMPILED_BACK: Writing = (
     ("lower", artifact.lower),
     ("emit", artifact.emit),
     ("verify", artifact.verify),
 )
+GENERATED_BACK: Writing = (
+    ("generate", generated.generate),
+    ("emit", generated.emit),
+    ("verify", generated.verify),
+)
+
+
+def check(options: Options, profile: Profile) -> None:
+    """Check that the target has artifacts of the kind that is asked for, before any work is done.
+
+    Raises:
+        UsageError: It has not.
+        ToolchainError: A tool is missing.
+    """
+    if profile.family in GENERATED_FAMILIES:
+        generated.check(options, profile)
+        return
+    for step in sorted(options.steps):
+        what = f"the artifact for {profile.name} is no circuit"
+        raise UsageError(what, where=f"--{step}", fix=f"leave --{step} out, or choose an FPGA with --target")
+    tuning.check(options, profile)
+    artifact.check(options, profile)
 
 
 def compile_model(options: Options, progress: Progress | None = None) -> Bundle | None:
@@ -129,8 +155,7 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
         BitwrightError: See the subclasses; nothing is written then.
     """
     c = Compilation(options, load_profile(options.target), progress or Silent())
-    tuning.check(options, c.profile)
-    artifact.check(options, c.profile)
+    check(options, c.profile)
     if not _run_front(c):
         return None
     if options.output is None:
@@ -139,7 +164,7 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
     from bitwright.compiler.report.page import render_page
 
     with BundleWriter(options.output) as writer:
-        for name, phase in BACK:
+        for name, phase in GENERATED_BACK if c.profile.family in GENERATED_FAMILIES else COMPILED_BACK:
             with c.recorded(name) as notes:
                 phase(c, writer.path, notes)
         content = report_content(c)

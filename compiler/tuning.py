@@ -19,7 +19,7 @@ from bitwright.compiler.tune.outcome import Tuning
 from bitwright.compiler.tune.store import TuningStore, default_place
 from bitwright.compiler.tune.tuner import Tuner
 from bitwright.targets.backend import backend_for
-from bitwright.targets.schema import Profile
+from bitwright.targets.schema import GENERATED_FAMILIES, Profile
 
 
 def check(options: Options, profile: Profile) -> None:
@@ -56,6 +56,8 @@ def tune(c: Compilation, notes: list[str], *, resume: bool = False) -> None:
         UsageError: The store cannot be read or written.
     """
     assert c.static is not None
+    if c.profile.family in GENERATED_FAMILIES:
+        return
     processor = processor_of(c.profile, c.options.farm)
     if processor is None:
         return

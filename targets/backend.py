@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from bitwright.compiler.errors import ProfileError, nearest
-from bitwright.targets.schema import FAMILIES as FAMILIES
+from bitwright.targets.schema import COMPILED_FAMILIES
 
 if TYPE_CHECKING:
     from bitwright.compiler.program.ops import Program, Step
@@ -237,8 +237,8 @@ def backend_for(family: str) -> Backend:
     Raises:
         ProfileError: There is no such family.
     """
-    if family not in FAMILIES:
-        msg = f"unknown family '{family}'"
-        raise ProfileError(msg, fix=nearest(family, FAMILIES))
+    if family not in COMPILED_FAMILIES:
+        msg = f"family '{family}' has no kernels that TVM compiles"
+        raise ProfileError(msg, fix=nearest(family, COMPILED_FAMILIES))
     backend: Backend = import_module(f"bitwright.targets.{family}.backend").BACKEND
     return backend

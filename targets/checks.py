@@ -6,7 +6,17 @@ from collections.abc import Iterator
 
 from bitwright.compiler.errors import nearest
 from bitwright.targets.extends import NUMBER_SECTIONS, OPTIONAL_NUMBER_SECTIONS
-from bitwright.targets.schema import Combo, ComputeRow, OpRule, Profile, QSpace, Runtime
+from bitwright.targets.schema import (
+    COMPILED_FAMILIES,
+    GENERATED_CODE,
+    GENERATED_TOOLS,
+    Combo,
+    ComputeRow,
+    OpRule,
+    Profile,
+    QSpace,
+    Runtime,
+)
 from bitwright.targets.schema_errors import Finding, Path, place, plain, validated
 from bitwright.targets.yaml_reader import Mapping
 
@@ -84,6 +94,7 @@ def examine(profile: Profile, root: Mapping) -> list[Finding]:
         *_memory(profile),
         *_energy(profile),
         *_spaces(profile),
+        *_family(profile),
         *_runtime("artifact", profile.runtimes.artifact, profile),
         *_runtime("onnxruntime", profile.runtimes.onnxruntime, profile),
     ]
@@ -91,6 +102,27 @@ def examine(profile: Profile, root: Mapping) -> list[Finding]:
 
 
 Broken = tuple[Path, str, str]
+
+# Section -> the family that has it.
+OWN_SECTIONS = {"gpu": "nvidia_gpu", "fpga": "fpga", "vela": "ethos_u", "array": "npu"}
+
+
+def _family(profile: Profile) -> Iterator[Broken]:
+    for section, family in OWN_SECTIONS.items():
+        given = getattr(profile, section) is not None
+        if given and profile.family != family:
+            yield (section,), f"the family {profile.family} has no section '{section}'", "remove it"
+        if not given and profile.family == family:
+            yield (
+                (),
+                f"a profile of the family {family} needs the section '{section}'",
+                f"add {section}: {{...}}",
+            )
+    if profile.family in COMPILED_FAMILIES:
+        for section, default in (("codegen", GENERATED_CODE), ("toolchain", GENERATED_TOOLS)):
+            if getattr(profile, section) == default:
+                what = f"a profile of the family {profile.family} needs the section '{section}'"
+                yield (), what, f"add {section}: {{...}}"
 
 
 def _provenance(profile: Profile) -> Iterator[Broken]:

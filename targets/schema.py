@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-FAMILIES = ("x86_cpu", "arm_cpu", "cortex_m")
+from bitwright.targets.sections.fpga import FpgaDevice
+from bitwright.targets.sections.gpu import Gpu
+from bitwright.targets.sections.record import Confidence, Count, NonNegative, Positive, Share, Strict
+from bitwright.targets.sections.systolic import SystolicArray
+from bitwright.targets.sections.vela import Vela
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+COMPILED_FAMILIES = ("x86_cpu", "arm_cpu", "cortex_m", "nvidia_gpu")
+"""Families whose kernels TVM compiles: ``backend.py`` in the family's folder."""
+GENERATED_FAMILIES = ("fpga", "ethos_u", "npu")
+"""Families that generate something else from the integer program: ``generator.py``."""
+FAMILIES = (*COMPILED_FAMILIES, *GENERATED_FAMILIES)
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
-Confidence = Literal["measured", "datasheet", "estimate"]
 ScalarType = Literal[
     "s2", "s4", "u4", "s8", "u8", "s16", "u16", "s32", "f8e4m3", "f8e5m2", "f16", "bf16", "f32"
 ]
@@ -45,12 +50,6 @@ MeasuredFormat = Literal["float"] | Format
 # integers or float.
 SIGNATURE_PATTERN = r"^[0-9x,sc]*>[0-9x,s]*(\+[A-Za-z0-9]+)*( [qf])?( beside [a-z0-9-]+)?$"
 Signature = Annotated[str, Field(pattern=SIGNATURE_PATTERN)]
-
-
-class Strict(BaseModel):
-    """A frozen record that refuses unknown keys and silent type conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Provenance(Strict):
@@ -188,10 +187,21 @@ class Measured(Strict):
 
 
 class Requantize(Strict):
-    """How an accumulator becomes an output integer."""
+    """How an accumulator becomes an output integer.
 
-    kind: Literal["float"] = "float"
+    Attributes:
+        kind: ``float``: by a float32 multiplier. ``fixed_point``: by an integer multiplier and a shift to the right.
+        fma: Float: sums of two products round once.
+        multiplier_bits: Fixed point: bits of the positive multiplier, the highest of which is set.
+        rounding: Fixed point: ``half_up``: half is added before the shift. ``double``: a high product that rounds,
+            then a shift that rounds. Operators may differ: ONNX operator -> rounding.
+    """
+
+    kind: Literal["float", "fixed_point"] = "float"
     fma: bool = True
+    multiplier_bits: Annotated[int, Field(ge=8, le=31)] = 16
+    rounding: Literal["half_up", "double"] = "half_up"
+    rounding_of: dict[str, Literal["half_up", "double"]] = {}
 
 
 class Numerics(Strict):
@@ -317,13 +327,14 @@ class Codegen(Strict):
     """``tvm.target.Target`` fields, and what runs the code.
 
     Attributes:
+        kind: ``none`` in families that generate their artifacts themselves.
         executor: ``vm``: a shared library on TVM's runtime. ``static``: C source with one arena and kernels as
-            object code, on no runtime and no operating system.
+            object code, on no runtime and no operating system. ``generated``: what the family itself writes.
         float_mattr: Further features, or with a minus features to do without, of float operators in ``static`` code.
     """
 
-    kind: Literal["llvm"] = "llvm"
-    executor: Literal["vm", "static"] = "vm"
+    kind: Literal["llvm", "cuda", "none"] = "llvm"
+    executor: Literal["vm", "static", "generated"] = "vm"
     mtriple: str = Field(min_length=1)
     mcpu: str = Field(min_length=1)
     mattr: tuple[str, ...] = ()
@@ -349,6 +360,10 @@ class Toolchain(Strict):
 
     triple: str = Field(min_length=1)
     emulator: Emulator | None = None
+
+
+GENERATED_CODE = Codegen(kind="none", executor="generated", mtriple="none", mcpu="none")
+GENERATED_TOOLS = Toolchain(triple="none")
 
 
 class Limits(Strict):
@@ -387,16 +402,19 @@ class Profile(Strict):
             every section that holds numbers must be listed.
         clock_hz: Sustained clock of one core.
         cores: Cores the artifact may use.
+        codegen, toolchain: Required where TVM compiles the kernels.
+        gpu, fpga, vela, array: What only graphics processors, FPGAs, Ethos-U accelerators and systolic arrays have;
+            required in the family that it belongs to, refused in others.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
     name: str = Field(pattern=NAME_PATTERN)
-    family: Literal["x86_cpu", "arm_cpu", "cortex_m"]
+    family: Literal["x86_cpu", "arm_cpu", "cortex_m", "nvidia_gpu", "fpga", "ethos_u", "npu"]
     description: str
     provenance: dict[str, Provenance]
     clock_hz: Positive
     cores: Count
-    codegen: Codegen
+    codegen: Codegen = GENERATED_CODE
     compute: tuple[ComputeRow, ...] = Field(min_length=1)
     efficiency: Efficiency = Efficiency()
     memory: tuple[MemoryLevel, ...] = Field(min_length=1)
@@ -406,9 +424,13 @@ class Profile(Strict):
     numerics: Numerics = Numerics()
     qspaces: dict[str, QSpace]
     runtimes: Runtimes
-    toolchain: Toolchain
+    toolchain: Toolchain = GENERATED_TOOLS
     limits: Limits = Limits()
     budgets: Budgets = Budgets()
+    gpu: Gpu | None = None
+    fpga: FpgaDevice | None = None
+    vela: Vela | None = None
+    array: SystolicArray | None = None
 
     def qspace(self, name: str) -> QSpace:
         """Return the named menu."""

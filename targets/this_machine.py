@@ -8,7 +8,7 @@ from pathlib import Path
 from bitwright.compiler.errors import ProfileError, UsageError
 from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import HOST, load_profile
-from bitwright.targets.schema import Profile
+from bitwright.targets.schema import GENERATED_FAMILIES, Profile
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -19,6 +19,8 @@ def why_another(profile: Profile) -> str | None:
     Being able to run the target's code is not enough: ONNX Runtime uses whatever instructions it finds, so the
     processor must have exactly those of the profile.
     """
+    if profile.family in GENERATED_FAMILIES:
+        return f"{profile.family} is no processor that runs this program"
     missing = backend_for(profile.family).why_not_executable(profile)
     if missing is not None:
         return missing

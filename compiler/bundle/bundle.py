@@ -16,7 +16,8 @@ from bitwright.compiler.bundle.manifest import Manifest, check_files, read_manif
 from bitwright.compiler.bundle.segments import SegmentList, execute_segments, read_segments
 from bitwright.compiler.errors import UsageError
 from bitwright.targets.backend import Backend, Execution, backend_for
-from bitwright.targets.schema import Profile
+from bitwright.targets.generator import Generator, Simulation, generator_for
+from bitwright.targets.schema import GENERATED_FAMILIES, Profile
 from bitwright.targets.toolchain.runner import RUNNER_FILE
 from bitwright.targets.toolchain.shape_rules import Dispatch, ShapeRules
 
@@ -78,6 +79,16 @@ class Bundle:
         """The family that runs its artifact."""
         return backend_for(self.profile.family)
 
+    @property
+    def generated(self) -> bool:
+        """Whether the artifact is a circuit or a command stream, no library."""
+        return self.profile.family in GENERATED_FAMILIES
+
+    @property
+    def generator(self) -> Generator:
+        """The family that made its artifact, if it was generated."""
+        return generator_for(self.profile.family)
+
     @cached_property
     def report(self) -> dict[str, Any]:
         """The content of report.json."""
@@ -99,6 +110,8 @@ class Bundle:
 
     def why_not_executable(self) -> str | None:
         """Return why the artifact cannot be executed on this machine, or None if it can."""
+        if self.generated:
+            return self.generator.why_not_executable(self.profile)
         if self.segments is not None and not self.segments.has_library:
             return None
         if not (self.path / LIBRARY_FOLDER / RUNNER_FILE).exists():
@@ -135,10 +148,22 @@ class Bundle:
             DataError: ``feeds`` does not fit the model; for a model of several shapes the message names them.
             ToolchainError: The artifact cannot be run here.
         """
+        if self.generated:
+            found = self.simulate(feeds)
+            return Execution(found.outputs, (), found.executed, None, measurements=found.measurements)
         if self.rules is None:
             return self._execute_once("", feeds, trace, repeat)
         dispatch = self.rules.dispatch(feeds)
         return merged(self.rules, dispatch, self.execute_calls(dispatch, trace=trace, repeat=repeat))
+
+    def simulate(self, feeds: Mapping[str, np.ndarray], *, check: bool = False) -> Simulation:
+        """Execute a generated artifact, with ``check`` every layer against its integer reference.
+
+        Raises:
+            DataError: ``feeds`` does not fit the model.
+            ToolchainError: The artifact cannot be executed here.
+        """
+        return self.generator.execute(self.path / LIBRARY_FOLDER, feeds, self.profile, check=check)
 
     def execute_calls(self, dispatch: Dispatch, *, trace: bool = False, repeat: int = 1) -> list[Execution]:
         """Run every call of a dispatch of :attr:`rules`, as :meth:`execute` does."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,183 +15,24 @@ from bitwright.compiler.bundle.bundle import (
 from bitwright.compiler.bundle.functions import merged
 from bitwright.compiler.bundle.manifest import Manifest
 from bitwright.compiler.bundle.references import references_of
-from bitwright.compiler.bundle.segments import ONLY_ONNXRUNTIME
-from bitwright.compiler.errors import InternalError, UsageError, VerificationError
+from bitwright.compiler.bundle.verification import (
+    Difference,
+    KernelDifference,
+    OutputComparison,
+    Verification,
+    compare,
+    compare_outputs,
+)
+from bitwright.compiler.errors import InternalError, UsageError
 from bitwright.compiler.interpret.run import run_step
 from bitwright.compiler.lower.kernel_table import KernelCall, to_logical
 from bitwright.compiler.program.ops import FloatIsland, Program, Step
-from bitwright.compiler.program.segments import NotLowered
 from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.shape_rules import MAIN
 
 KERNELS_FILE = "lib/kernels.json"
-SHOWN_DIFFERENCES = 5
 TIMED_CALLS = 5
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far two arrays are apart.
-
-    Attributes:
-        elements: Number of elements compared.
-        differing: Elements whose bits differ; NaN equals NaN.
-        largest: Largest absolute difference; in quantization steps for integers, in real units for floats;
-            infinite where only one side is finite or the shapes or types differ.
-    """
-
-    elements: int
-    differing: int
-    largest: float
-
-    @property
-    def is_zero(self) -> bool:
-        """No element differs."""
-        return self.differing == 0
-
-    def sentence(self) -> str:
-        """Return the difference in words."""
-        if self.is_zero:
-            return f"all {self.elements} elements equal"
-        return f"{self.differing} of {self.elements} elements differ, by at most {self.largest:g}"
-
-
-@dataclass(frozen=True)
-class KernelDifference:
-    """A kernel call whose output is not what the interpreter computes from the same inputs.
-
-    Attributes:
-        golden: Number of the golden set.
-        step: Step of the program, or the tensor of a change of storage order.
-        function: Symbol of the kernel in the library.
-        difference: How far apart.
-    """
-
-    golden: int
-    step: str
-    function: str
-    difference: Difference
-
-    def sentence(self) -> str:
-        """Return the finding in words."""
-        return f"step '{self.step}' ({self.function}, golden set {self.golden}): {self.difference.sentence()}"
-
-
-@dataclass(frozen=True)
-class OutputComparison:
-    """One output of the artifact against a reference.
-
-    Attributes:
-        golden: Number of the golden set.
-        output: Its name.
-        reference: ``"golden"``: the recorded outputs, of ONNX Runtime executing node by node as the standard
-            defines it. ``"onnxruntime"``: model.onnx as deployed, with ONNX Runtime's own fusions.
-        dtype: numpy name.
-        difference: How far apart.
-    """
-
-    golden: int
-    output: str
-    reference: str
-    dtype: str
-    difference: Difference
-
-    def sentence(self) -> str:
-        """Return the comparison in words."""
-        head = f"output '{self.output}' ({self.dtype}) against {self.reference}, set {self.golden}"
-        return f"{head}: {self.difference.sentence()}"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was executed and how it compares.
-
-    Attributes:
-        executed: How the library was executed: ``"native"`` or ``"emulated"``; ``"onnxruntime"`` if nothing of the
-            model is in a library; ``"none"`` if nothing was executed.
-        reason: Why nothing was executed, or "".
-        sets: Golden sets executed.
-        calls: Kernel calls compared.
-        elements: Elements of their outputs.
-        kernel_differences: Calls that are not equal bit for bit.
-        outputs: Final outputs against the references; float islands may make them differ.
-        unrecorded: Integer steps that no kernel call belongs to (reshapes that move nothing).
-        seconds: Best time of one call over the sets, or None where it means nothing.
-        step_seconds: Step -> best seconds of its kernels in one call; empty where times mean nothing.
-        float_seconds: Best seconds of everything in the library that is no integer kernel.
-        not_lowered: Nodes that ONNX Runtime executed on this machine; no part of what was emulated.
-        measurements: What else the execution measured, e.g. memory on an emulated board.
-    """
-
-    executed: str
-    reason: str = ""
-    sets: int = 0
-    calls: int = 0
-    elements: int = 0
-    kernel_differences: tuple[KernelDifference, ...] = ()
-    outputs: tuple[OutputComparison, ...] = ()
-    unrecorded: tuple[str, ...] = ()
-    seconds: float | None = None
-    step_seconds: Mapping[str, float] = field(default_factory=dict)
-    float_seconds: float = 0.0
-    not_lowered: tuple[NotLowered, ...] = ()
-    measurements: tuple[Measurement, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """No executed kernel call differs from the interpreter (also true if nothing could be executed)."""
-        return not self.kernel_differences
-
-    def lines(self) -> list[str]:
-        """Return the result in words."""
-        if self.executed == "none":
-            return [f"compiled, not executed: {self.reason}"]
-        found = [self._headline()]
-        if self.not_lowered:
-            nodes = sum(len(f.nodes) for f in self.not_lowered)
-            operators = sorted({operator for f in self.not_lowered for operator in f.operators})
-            found.append(f"{nodes} nodes ran in ONNX Runtime on this machine: {', '.join(operators)}")
-        shown = self.kernel_differences[:SHOWN_DIFFERENCES]
-        found += [f"differs: {d.sentence()}" for d in shown]
-        hidden = len(self.kernel_differences) - len(shown)
-        return [
-            *found,
-            *(m.sentence() for m in self.measurements),
-            *([f"... and {hidden} more"] if hidden else []),
-            *(o.sentence() for o in self.outputs),
-        ]
-
-    def _headline(self) -> str:
-        if self.executed == ONLY_ONNXRUNTIME:
-            return (
-                f"nothing of the model is in a library; executed by ONNX Runtime on {self.sets} golden sets"
-            )
-        equal = self.calls - len(self.kernel_differences)
-        return (
-            f"executed ({self.executed}) on {self.sets} golden sets: {equal} of {self.calls} integer kernel "
-            f"calls ({self.elements} elements) equal the reference interpreter bit for bit"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for report.json; an infinite difference becomes None."""
-        record: dict[str, Any] = asdict(self)
-        for entry in (*record["kernel_differences"], *record["outputs"]):
-            largest = entry["difference"]["largest"]
-            entry["difference"]["largest"] = largest if math.isfinite(largest) else None
-        return {**record, "passed": self.passed}
-
-    def check(self) -> None:
-        """Raise if an integer kernel differs.
-
-        Raises:
-            VerificationError: Names the first kernels that differ.
-        """
-        if not self.passed:
-            what = "the artifact differs from the reference interpreter\n  " + "\n  ".join(self.lines())
-            raise VerificationError(
-                what, fix="report it with the bundle: a kernel or the tool chain has a bug"
-            )
 
 
 def verify(bundle_path: str | Path, *, samples: int | None = None) -> Verification:
@@ -231,7 +69,38 @@ def _verify_bundle(bundle: Bundle, samples: int | None) -> Verification:
     if not golden:
         what = "the bundle holds no golden data to verify with"
         raise UsageError(what, where=str(bundle.path))
+    if bundle.generated:
+        return _verify_generated(bundle, golden)
     return _verify_sets(bundle, golden)
+
+
+def _verify_generated(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
+    """Execute a generated artifact and compare every layer with the integer reference of its family."""
+    differences: list[KernelDifference] = []
+    outputs: list[OutputComparison] = []
+    calls = elements = 0
+    executed = "none"
+    measurements: Sequence[Measurement] = ()
+    for data in golden:
+        found = bundle.simulate(data.inputs, check=True)
+        executed, measurements = found.executed, found.measurements
+        for check in found.checks:
+            difference = compare(check.actual, check.expected)
+            calls, elements = calls + 1, elements + difference.elements
+            if not difference.is_zero:
+                differences.append(KernelDifference(data.number, check.step, check.part, difference))
+        references = {"golden": data.outputs, "onnxruntime": bundle.run(data.inputs, "ort")}
+        for name, values in references.items():
+            outputs += compare_outputs(data.number, found.outputs, name, values)
+    return Verification(
+        executed=executed,
+        sets=len(golden),
+        calls=calls,
+        elements=elements,
+        kernel_differences=tuple(differences),
+        outputs=tuple(outputs),
+        measurements=tuple(measurements),
+    )
 
 
 def _execute(
@@ -356,37 +225,6 @@ def _expected_output(
         raise InternalError(msg, where=KERNELS_FILE)
     results = run_step(step, program, tuple(values[name] for name in step.inputs))
     return step.name, results[step.outputs.index(call.output.tensor)]
-
-
-def compare(actual: np.ndarray, expected: np.ndarray) -> Difference:
-    """Return how far ``actual`` is from ``expected``."""
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return Difference(elements=expected.size, differing=max(expected.size, 1), largest=float("inf"))
-    if expected.dtype.kind != "f":
-        gap = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
-        return Difference(
-            expected.size, int(np.count_nonzero(actual != expected)), float(gap.max(initial=0.0))
-        )
-    unsigned = np.dtype(f"u{expected.dtype.itemsize}")
-    same = np.ascontiguousarray(actual).view(unsigned) == np.ascontiguousarray(expected).view(unsigned)
-    same |= np.isnan(actual) & np.isnan(expected)
-    finite = np.isfinite(actual) & np.isfinite(expected)
-    with np.errstate(invalid="ignore", over="ignore"):
-        gap = np.where(finite, np.abs(actual.astype(np.float64) - expected.astype(np.float64)), np.inf)
-    return Difference(expected.size, int(np.count_nonzero(~same)), float(gap[~same].max(initial=0.0)))
-
-
-def compare_outputs(
-    golden: int, actual: Mapping[str, np.ndarray], reference: str, expected: Mapping[str, np.ndarray]
-) -> list[OutputComparison]:
-    """Return one comparison for each output that the reference has."""
-    names = [name for name in actual if name in expected]
-    return [
-        OutputComparison(
-            golden, name, reference, str(actual[name].dtype), compare(actual[name], expected[name])
-        )
-        for name in names
-    ]
 
 
 def unrecorded_steps(program: Program, table: Sequence[KernelCall]) -> tuple[str, ...]:

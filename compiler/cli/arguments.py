@@ -113,6 +113,13 @@ Static = Annotated[
         help="Also write libNAME.a, the model to be linked into a C or C++ program.",
     ),
 ]
+Synth = Annotated[
+    bool,
+    typer.Option("--synth", help="FPGA: synthesize the circuit, and compare its cells with the prediction."),
+]
+PlaceAndRoute = Annotated[
+    bool, typer.Option("--pnr", help="FPGA: place and route it, too: clock, utilisation, bitstream.")
+]
 KeepFloat = Annotated[
     list[str] | None,
     typer.Option("--keep-float", metavar="NODE", help="Leave a node in float; may be repeated."),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitwright.compiler import artifact, frontend, quantizing
-from bitwright.compiler.bundle.verify import Verification
+from bitwright.compiler.bundle.verification import Verification
 from bitwright.compiler.compilation import Compilation, Progress
 from bitwright.compiler.errors import BitwrightError, ModelError
 from bitwright.compiler.graph.saving import save_model

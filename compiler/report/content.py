@@ -15,6 +15,7 @@ from bitwright.compiler.report.advice import advice_rows
 from bitwright.compiler.report.decisions import allocation_section, migration_section, recipe_section
 from bitwright.compiler.report.deployment import deployment_section
 from bitwright.compiler.report.formats import DYNAMIC
+from bitwright.compiler.report.generated import generated_section
 from bitwright.compiler.report.layers import layer_rows, noise_rows, parameters_by_bits
 from bitwright.compiler.report.sizes import constant_bytes, size_ledger
 
@@ -26,8 +27,8 @@ def report_content(c: Compilation) -> dict[str, Any]:
 
     Keys: ``schema``, ``bitwright``, ``model``, ``target``, ``summary``, ``recipe``, ``phases``, ``migrations``,
     ``allocation``, ``layers``, ``noise``, ``advice``, ``sizes``, ``float``, ``not_lowered``, ``audit``, ``gate``,
-    ``accuracy``, ``timing``, ``tuning``, ``verification``, ``warnings``. Times are seconds, sizes
-    bytes, errors decibel.
+    ``accuracy``, ``timing``, ``tuning``, ``deployment``, ``generated``, ``verification``,
+    ``warnings``. Times are seconds, sizes bytes, errors decibel.
     """
     assert c.source is not None and c.model is not None and c.plan is not None and c.quantized is not None
     return {
@@ -65,6 +66,7 @@ def report_content(c: Compilation) -> dict[str, Any]:
         },
         "tuning": None if c.tuning is None else c.tuning.as_plain(),
         "deployment": deployment_section(c),
+        "generated": generated_section(c),
         "verification": None if c.verification is None else c.verification.to_dict(),
         "warnings": _warnings(c),
     }

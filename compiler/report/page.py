@@ -10,6 +10,7 @@ from bitwright.compiler.report import choices, tables
 from bitwright.compiler.report.deployment import deployment_page
 from bitwright.compiler.report.figures import count_text, number_text
 from bitwright.compiler.report.formats import KINDS, kind_of
+from bitwright.compiler.report.generated import generated_page
 from bitwright.compiler.report.headline import Fact, headline
 from bitwright.compiler.report.markup import Child, Markup, element
 from bitwright.compiler.report.pictures import size_picture, sqnr_picture
@@ -102,6 +103,7 @@ def _sections(content: Mapping[str, Any]) -> list[Section]:
         _verification(content.get("verification")),
         tuning_section(content.get("tuning")),
         deployment_page(content.get("deployment")),
+        generated_page(content.get("generated")),
         choices.allocation_section(content),
         choices.migration_section(content),
         _gate(content.get("gate")),

@@ -9,7 +9,8 @@ import pytest
 from small_bundle import ONE_STEP, feeds, fill, model
 
 from bitwright.compiler.bundle.bundle import Bundle
-from bitwright.compiler.bundle.verify import OutputComparison, Verification, compare, verify, verify_folder
+from bitwright.compiler.bundle.verification import OutputComparison, Verification, compare
+from bitwright.compiler.bundle.verify import verify, verify_folder
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.errors import UsageError, VerificationError
 from bitwright.compiler.graph.saving import save_model

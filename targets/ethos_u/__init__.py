@@ -1,0 +1,1 @@
+"""Arm Ethos-U accelerators: an integer TFLite file, compiled by Vela."""

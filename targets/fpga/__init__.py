@@ -1,0 +1,1 @@
+"""FPGAs: one streaming engine a layer, generated as Verilog."""

@@ -1,0 +1,1 @@
+"""NVIDIA graphics processors: tensor-core kernels from TVM, built without a device."""

@@ -1,0 +1,29 @@
+"""What an FPGA has: the cells of the device and what circuits cost in them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bitwright.targets.sections.record import Count, Share, Strict
+
+
+class FpgaDevice(Strict):
+    """The device, in cells of its own kind.
+
+    Attributes:
+        series: Which synthesis script and cost table apply.
+        part: The part as place and route names it, e.g. ``85k``.
+        package: As place and route names it.
+        luts, dsps, brams: Cells of the device.
+        bram_bits: Bits of one block RAM.
+        utilisation: Share of the cells that a design may use.
+    """
+
+    series: Literal["ecp5", "xilinx7"]
+    part: str
+    package: str
+    luts: Count
+    dsps: Count
+    brams: Count
+    bram_bits: Count
+    utilisation: Share = 0.7
