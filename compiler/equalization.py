@@ -24,6 +24,7 @@ from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.shape_choice import static_shapes
 from bitwright.passes.contract import PassResult
 from bitwright.passes.equalize_layers import EqualizeLayers, tensors_to_observe
+from bitwright.targets.schema import SHORT_FORMATS
 
 Observe = Callable[[Compilation, Selection], None]
 
@@ -83,7 +84,7 @@ def equalize(c: Compilation, runtime: RuntimeName, observe_inputs: Observe) -> P
 
 def _largest_integer(c: Compilation) -> int:
     """Return the largest integer of the narrowest weights that the recipe may choose for convolutions."""
-    return 7 if "w4a8" in c.recipe.recipe.formats else 127
+    return min((SHORT_FORMATS[f] for f in c.recipe.recipe.formats if f in SHORT_FORMATS), default=127)
 
 
 def _quality(

@@ -42,7 +42,7 @@ from bitwright.passes.normalize import normalize
 from bitwright.passes.quantize_tables import QuantizeTables
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.round_nearest import RoundNearest
-from bitwright.targets.schema import Runtime
+from bitwright.targets.schema import SHORT_FORMATS, Runtime
 
 # Folding BatchNorm and biases reorders float32 sums; a real mistake shows up as errors of order one.
 NORMALIZE_BOUND = 1e-3
@@ -52,7 +52,7 @@ ADVISED_LAYERS = 3
 # Samples of the calibration data that formats are judged by, held back if there are this many times as many.
 JUDGING, PLENTY = 16, 8
 # Formats that read integers with scales from calibration.
-READING = ("int8", "w4a8", "w8a16", "fp8")
+READING = ("int8", *SHORT_FORMATS, "w8a16", "fp8")
 
 
 def ingest(c: Compilation, notes: list[str]) -> None:

@@ -55,14 +55,14 @@ def integer_range(quant: WeightQuant) -> tuple[int, int]:
     """Return the smallest and the largest integer that may be stored for a weight.
 
     Kernels of 8-bit products want symmetric integers (``[-127, 127]``); grouped weights, which only a
-    weight-only kernel reads, and those with a zero point use every integer of their width.
+    weight-only kernel reads, those with a zero point and those of 2 bits use every integer of their width.
     """
     if quant.codebook in INTEGER_CODEBOOKS:
         return -1, 1
     if is_indexed(quant) or quant.dtype.startswith("uint"):
         return 0, int(2**quant.bits - 1)
     high = int(2 ** (quant.bits - 1) - 1)
-    symmetric = quant.zero_point is None and not quant.group
+    symmetric = quant.zero_point is None and not quant.group and quant.bits > 2
     return (-high, high) if symmetric else (-high - 1, high)
 
 

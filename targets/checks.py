@@ -10,6 +10,7 @@ from bitwright.targets.schema import (
     COMPILED_FAMILIES,
     GENERATED_CODE,
     GENERATED_TOOLS,
+    SHORT_FORMATS,
     Combo,
     ComputeRow,
     OpRule,
@@ -28,6 +29,10 @@ PROVENANCE_KEYS = (
     "codegen",
     "limits",
     "budgets",
+    "gpu",
+    "fpga",
+    "vela",
+    "array",
 )
 DEFAULT_PROVENANCE = {"source": "default of the profile schema", "confidence": "estimate"}
 
@@ -38,10 +43,17 @@ _RANGES = {
     "u3": (0, 7),
     "s4": (-8, 7),
     "u4": (0, 15),
+    "s5": (-16, 15),
+    "u5": (0, 31),
+    "s6": (-32, 31),
+    "u6": (0, 63),
     "s8": (-128, 127),
     "u8": (0, 255),
     "s16": (-32768, 32767),
     "u16": (0, 65535),
+    # Codebooks whose values are integers.
+    "ternary": (-1, 1),
+    "binary": (-1, 1),
 }
 _ACCUMULATOR_BITS = {"s16": 16, "s32": 32, "s48": 48, "s64": 64}
 
@@ -222,7 +234,7 @@ def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator
     if combo.weight is None or rule.role == "table":
         return
     act, weight = profile.qspace(combo.act), profile.qspace(combo.weight)
-    if act.float_type or weight.float_type or act.codebook or weight.codebook:
+    if act.float_type or weight.float_type or act.codebook or not _integers(weight):
         yield from _float_combo(combo, act, weight, path)
         return
     rows = [profile.compute_row(name) for name in combo.intrinsics]
@@ -240,10 +252,15 @@ def _combo(rule: OpRule, combo: Combo, path: Path, profile: Profile) -> Iterator
         yield (*path, "act"), what, f"write 'limits: {{max_reduction: {most}}}' or a smaller number"
 
 
+def _integers(space: QSpace) -> bool:
+    """Tell whether a weight's values are integers; those of a codebook may be, too."""
+    return space.codebook is None or space.codebook in _RANGES
+
+
 def _float_combo(combo: Combo, act: QSpace, weight: QSpace, path: Path) -> Iterator[Broken]:
     if act.float_type == "f32" and weight.float_type == "f32":
         yield path, "an anchor's weight must be narrower than float32", "leave float operators out of ops"
-    if combo.format in ("int8", "int8-dynamic", "int8-row", "w4a8", "w8a16"):
+    if combo.format in ("int8", "int8-dynamic", "int8-row", "w8a16", *SHORT_FORMATS):
         what = f"format '{combo.format}' multiplies integers"
         yield (*path, "format"), what, "name the format of a weight-only kernel, or an integer act and weight"
 

@@ -31,7 +31,13 @@ Format = Literal[
     "int8",  # 8-bit weights, 8-bit activations with scales from calibration
     "int8-dynamic",  # the same with one activation scale a call, computed from the input
     "int8-row",  # the same with one activation scale a row (token)
-    "w4a8",  # 4-bit weights on 8-bit kernels
+    "w6a8",  # weights of fewer bits on 8-bit activations; only circuits and compressed weights gain by odd widths
+    "w5a8",
+    "w4a8",
+    "w3a8",
+    "w2a8",
+    "ternary-a8",  # -1, 0, 1 times a scale a channel
+    "binary-a8",  # -1, 1 times a scale a channel
     "w8a16",  # 8-bit weights, 16-bit activations
     "fp8",  # 8-bit floating point weights and activations
     "w8",  # weight-only, float activations: 8, 4, 2 bits in groups
@@ -45,6 +51,17 @@ Format = Literal[
     "bf16",
 ]
 FORMATS: tuple[str, ...] = get_args(Format)
+# Integer weights narrower than 8 bits, multiplied by 8-bit activations with scales from calibration, and the largest
+# integer on both sides of zero; finest first.
+SHORT_FORMATS: dict[str, int] = {
+    "w6a8": 31,
+    "w5a8": 15,
+    "w4a8": 7,
+    "w3a8": 3,
+    "w2a8": 1,
+    "ternary-a8": 1,
+    "binary-a8": 1,
+}
 MeasuredFormat = Literal["float"] | Format
 # Shapes of the inputs ("c": constant, "s": scalar) ">" of the outputs, operators fused behind, "q" or "f": writes
 # integers or float.
@@ -229,7 +246,7 @@ class QSpace(Strict):
     """
 
     float_type: Literal["f32", "f16", "bf16"] | None = None
-    bits: Literal[1, 2, 3, 4, 8, 16] = 8
+    bits: Literal[1, 2, 3, 4, 5, 6, 8, 16] = 8
     signed: bool = True
     symmetric: bool = False
     granularity: Literal["tensor", "channel", "group"] = "tensor"

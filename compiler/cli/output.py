@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitwright.compiler.errors import BitwrightError, printable
+from bitwright.targets.schema import SHORT_FORMATS
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Output:
 
 
 STYLES: Mapping[str, str] = {
-    **dict.fromkeys(("int8", "int8-dynamic", "int8-row", "w4a8", "w8a16", "fp8"), "blue"),
+    **dict.fromkeys(("int8", "int8-dynamic", "int8-row", "w8a16", "fp8", *SHORT_FORMATS), "blue"),
     **dict.fromkeys(("w8", "w4", "w2", "nf4", "ternary", "binary"), "magenta"),
     **dict.fromkeys(("fp16-weights", "fp16", "bf16"), "cyan"),
     "float": "yellow",

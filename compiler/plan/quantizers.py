@@ -71,8 +71,17 @@ def _scale(extent: float, steps: float) -> float:
 def weight_scale(weight: np.ndarray, axis: int | None, space: QSpace) -> np.ndarray:
     """Return symmetric scales ``max|w| / 127`` as float32, one per index of ``axis`` (or one for the tensor).
 
+    Weights of two or three values get the scale of least square error.
     Channels of zeros get scale 1: their integers are zero whatever the scale.
     """
+    if space.codebook in ("ternary", "binary"):
+        rows = (
+            weight.reshape(1, -1)
+            if axis is None
+            else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        )
+        few = _few_levels_scale(rows, 1, rows.shape[1], zero=space.codebook == "ternary")
+        return _not_zero(few.reshape(-1))
     largest = largest_value(space)
     others = tuple(k for k in range(weight.ndim) if k != axis)
     over = others if axis is not None else None

@@ -21,8 +21,8 @@ _FLOAT8 = {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 def grid_of(quant: WeightQuant) -> Grid | None:
     """Return what values the levels of a weight may take, None where it is not rounded to levels at all.
 
-    Kernels of 8-bit products want symmetric integers ([-127, 127]); grouped weights and those with a zero point
-    use every integer of their width.
+    Kernels of 8-bit products want symmetric integers ([-127, 127]); grouped weights, those with a zero point and
+    those of 2 bits use every integer of their width.
     """
     if quant.codebook:
         return codebook(quant.codebook)
@@ -31,7 +31,8 @@ def grid_of(quant: WeightQuant) -> Grid | None:
     if "float" in quant.dtype:
         return None
     signed = not quant.dtype.startswith("uint")
-    narrow = signed and quant.zero_point is None and not quant.group
+    # Two narrow bits would be ternary: there the fourth value is worth more than symmetry.
+    narrow = signed and quant.zero_point is None and not quant.group and quant.bits > 2
     return integer_grid(quant.bits, signed=signed, narrow=narrow)
 
 

@@ -6,13 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitwright.compiler.report.figures import share_text
+from bitwright.targets.schema import SHORT_FORMATS
 
 WORDS: Mapping[str, str] = {
     "float": "32-bit floating point",
     "int8": "8-bit weights and activations",
     "int8-dynamic": "8-bit weights and activations, one activation scale a call",
     "int8-row": "8-bit weights and activations, one activation scale a row",
+    "w6a8": "6-bit weights, 8-bit activations",
+    "w5a8": "5-bit weights, 8-bit activations",
     "w4a8": "4-bit weights on 8-bit kernels",
+    "w3a8": "3-bit weights, 8-bit activations",
+    "w2a8": "2-bit weights, 8-bit activations",
+    "ternary-a8": "weights -1, 0 and 1 times a scale a channel, 8-bit activations",
+    "binary-a8": "weights -1 and 1 times a scale a channel, 8-bit activations",
     "w8a16": "8-bit weights, 16-bit activations",
     "fp8": "8-bit floating point",
     "w8": "8-bit weights in groups, float activations",
@@ -35,7 +42,7 @@ KINDS: Mapping[str, str] = {
 }
 _KIND_OF = {
     **dict.fromkeys(("int8", "int8-dynamic", "int8-row", "w8a16", "fp8"), "integer"),
-    "w4a8": "short",
+    **dict.fromkeys(SHORT_FORMATS, "short"),
     **dict.fromkeys(("w8", "w4", "w2", "nf4", "ternary", "binary"), "stored"),
     **dict.fromkeys(("fp16-weights", "fp16", "bf16"), "half"),
 }

@@ -14,7 +14,8 @@ class FpgaDevice(Strict):
         series: Which synthesis script and cost table apply.
         part: The part as place and route names it, e.g. ``85k``.
         package: As place and route names it.
-        luts, dsps, brams: Cells of the device.
+        speed_grade: Of the device; place and route's default without it.
+        luts, ffs, dsps, brams: Cells of the device.
         bram_bits: Bits of one block RAM.
         utilisation: Share of the cells that a design may use.
     """
@@ -22,7 +23,9 @@ class FpgaDevice(Strict):
     series: Literal["ecp5", "xilinx7"]
     part: str
     package: str
+    speed_grade: Count | None = None
     luts: Count
+    ffs: Count
     dsps: Count
     brams: Count
     bram_bits: Count
