@@ -243,6 +243,7 @@ class QSpace(Strict):
         stored_bits: Width of the elements in the file where the runtime has no narrower type for this kernel.
         codebook: The values are looked up in a fixed table instead of being integers times a scale.
         dynamic: The scale comes from the input itself: one a tensor or one a row, at run time.
+        fixed_range: (low, high) that the target prescribes, e.g. for a Softmax; calibration has no say then.
     """
 
     float_type: Literal["f32", "f16", "bf16"] | None = None
@@ -255,6 +256,7 @@ class QSpace(Strict):
     stored_bits: Literal[2, 4, 8] | None = None
     codebook: Literal["nf4", "ternary", "binary", "e4m3", "e5m2"] | None = None
     dynamic: Literal["tensor", "row"] | None = None
+    fixed_range: tuple[float, float] | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -272,6 +274,7 @@ class Combo(Strict):
         intrinsics: Compute rows it runs on, best first.
         format: The name recipes and plans know it by.
         accumulator: What the products are summed in; ``f32`` where the runtime dequantizes first.
+        channel_multiple: Input and output channels of a convolution (of each group) must be multiples of it.
     """
 
     format: Format = "int8"
@@ -280,6 +283,7 @@ class Combo(Strict):
     weight: str | None = None
     out: tuple[str, ...] = Field(min_length=1)
     intrinsics: tuple[str, ...] = ()
+    channel_multiple: Count = 1
 
 
 class OpRule(Strict):
@@ -289,16 +293,19 @@ class OpRule(Strict):
         role: ``anchor``: does enough arithmetic on a constant weight to earn its integers. ``follower``:
             has an integer kernel, worth it only between integer neighbours. ``carrier``: moves or selects
             integers unchanged. ``table``: looks up rows of a constant table that is stored in integers and
-            dequantized behind the look-up.
+            dequantized behind the look-up. ``residual``: adds to what an anchor in front of it writes in float;
+            only its other operand is quantized.
         combos: Kernels, best first.
         scales: ``unified``: inputs and output must share one scale; ``free`` otherwise.
         min_macs: An anchor with fewer multiply-accumulates a call is left in float.
+        min_rows: A matrix product with fewer rows or columns is left in float.
     """
 
-    role: Literal["anchor", "follower", "carrier", "table"]
+    role: Literal["anchor", "follower", "carrier", "table", "residual"]
     combos: tuple[Combo, ...] = Field(min_length=1)
     scales: Literal["unified", "free"] = "free"
     min_macs: int = Field(default=0, ge=0)
+    min_rows: Count = 1
 
     def combo_for(self, formats: Sequence[str]) -> Combo | None:
         """Return the kernel of the first format that there is one for."""
@@ -313,19 +320,32 @@ class Runtime(Strict):
         ops: ONNX operator -> rule; an absent operator stays in float.
         fusions: Chains that run as one kernel: no quantizer inside.
         execution_provider: For ONNX Runtime.
+        provider_options: Its options, as ONNX Runtime takes them.
+        optimize: ONNX Runtime's own graph optimizations are on.
+        contrib_ops: It executes operators of the domain ``com.microsoft``.
+        bias: A quantized product's bias: integers of the accumulator's scale behind a DequantizeLinear, or float.
+        refused: Format -> why nobody should want it here, where a reader might look for it.
         session_config: ``session_config_entries`` that make the file fast.
         disabled_optimizers: ONNX Runtime optimizers that would undo the integers.
         opset: Opset the model is written in.
         float_formats: Half-precision formats it computes any operator in.
+        integer_only: The target computes nothing in float: an operator with an integer kernel uses it, whether or not
+            its neighbours do.
     """
 
     ops: dict[str, OpRule]
     fusions: tuple[tuple[str, ...], ...] = ()
     execution_provider: str | None = None
+    provider_options: dict[str, str] = {}
+    optimize: bool = True
+    contrib_ops: bool = True
+    bias: Literal["s32", "f32"] = "s32"
+    refused: dict[Format, str] = {}
     session_config: dict[str, str] = {}
     disabled_optimizers: tuple[str, ...] = ()
     opset: int = 21
     float_formats: tuple[Literal["fp16", "bf16"], ...] = ()
+    integer_only: bool = False
 
     def formats(self) -> tuple[str, ...]:
         """Return every format that some operator with a constant weight can run in."""

@@ -16,6 +16,9 @@ class Gpu(Strict):
         architecture: Code generation target, e.g. ``sm_87``.
         multiprocessors: Streaming multiprocessors.
         shared_bytes_per_block: Most shared memory of one thread block.
+        shared_bytes_per_multiprocessor: Shared memory of all blocks on a multiprocessor.
+        registers_per_multiprocessor: 32-bit registers of all threads on a multiprocessor.
+        threads_per_multiprocessor, blocks_per_multiprocessor: Most that are resident at a time.
         registers_per_thread: Most registers of a thread.
         threads_per_block: Most threads of a block.
     """
@@ -23,5 +26,9 @@ class Gpu(Strict):
     architecture: Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}a?$")]
     multiprocessors: Count
     shared_bytes_per_block: Count
+    shared_bytes_per_multiprocessor: Count
+    registers_per_multiprocessor: Count = 65536
+    threads_per_multiprocessor: Count = 2048
+    blocks_per_multiprocessor: Count = 32
     registers_per_thread: Count = 255
     threads_per_block: Count = 1024
