@@ -23,9 +23,7 @@ def gemm(step: QGemm, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np
     Returns:
         Array of the output's shape and dtype.
     """
-    rows = x.reshape(-1, x.shape[-1]).astype(np.int64) - x_quant.zero_point
-    acc = _matmul(rows, step.weight.astype(np.int64))
-    return _epilogue(step, acc, x_quant, output, channel_axis=1).reshape(output.shape)
+    return _epilogue(step, gemm_products(step, x, x_quant), x_quant, output).reshape(output.shape)
 
 
 def conv(step: QConv, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np.ndarray:
@@ -40,12 +38,22 @@ def conv(step: QConv, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np
     Returns:
         Array of the output's shape and dtype.
     """
+    return _epilogue(step, conv_products(step, x, x_quant, output), x_quant, output)
+
+
+def gemm_products(step: QGemm, x: np.ndarray, x_quant: QuantParams) -> np.ndarray:
+    """Return the exact sums of products of a QGemm without its bias: int64 [rows, N]."""
+    rows = x.reshape(-1, x.shape[-1]).astype(np.int64) - x_quant.zero_point
+    return _matmul(rows, step.weight.astype(np.int64))
+
+
+def conv_products(step: QConv, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np.ndarray:
+    """Return the exact sums of products of a QConv without its bias: int64 of the output's shape [N, O, OH, OW]."""
     batch, channels, size = output.shape[0], output.shape[1], output.shape[2:]
     kernel = (step.weight.shape[2], step.weight.shape[3])
     columns = _columns(step, x.astype(np.int64) - x_quant.zero_point, kernel, (size[0], size[1]))
     weight = step.weight.astype(np.int64).reshape(step.group, channels // step.group, -1)
-    acc = _matmul(weight, columns).reshape(batch, channels, *size)
-    return _epilogue(step, acc, x_quant, output, channel_axis=1)
+    return _matmul(weight, columns).reshape(batch, channels, *size)
 
 
 def _columns(step: QConv, centred: np.ndarray, kernel: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -72,11 +80,9 @@ def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.matmul(a, b))
 
 
-def _epilogue(
-    step: Dot, acc: np.ndarray, x_quant: QuantParams, output: Tensor, channel_axis: int
-) -> np.ndarray:
-    """Add the bias and scale to the output; ``acc`` is int64 and exact."""
-    shape = [-1 if d == channel_axis else 1 for d in range(acc.ndim)]
+def _epilogue(step: Dot, acc: np.ndarray, x_quant: QuantParams, output: Tensor) -> np.ndarray:
+    """Add the bias and scale to the output; ``acc`` is int64 and exact, its channels are axis 1."""
+    shape = [-1 if d == 1 else 1 for d in range(acc.ndim)]
     if step.bias is not None:
         acc = acc + step.bias.astype(np.int64).reshape(shape)
     value = acc.astype(np.float32)
