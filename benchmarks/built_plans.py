@@ -24,7 +24,7 @@ from bitwright.compiler.ort.session import SessionConfig, config_for, open_sessi
 
 RUNTIME = "onnxruntime"
 VALIDATION = 512
-SESSIONS, ROUNDS, ROUND_S = 5, 5, 0.05
+SESSIONS, ROUNDS, ROUND_S = 9, 5, 0.03
 
 
 @dataclass
@@ -70,6 +70,7 @@ class Workshop:
         """Build a point; returns the file's name, the same one for the same formats."""
         key = point.whole or tuple(sorted(point.formats.items()))
         if key not in self._known:
+            self._c.formats = self._formats  # as they were before the last plan, which may have been a whole model
             if point.whole is None:
                 apply_formats(self._c, RUNTIME, problem, point.formats)
             else:
@@ -106,9 +107,16 @@ def _seconds(session: ort.InferenceSession, feeds: Feeds) -> float:
 
 
 def time_all(openers: Sequence[Callable[[], ort.InferenceSession]], feeds: Feeds) -> list[float]:
-    """Return the seconds of a call of each model: medians over fresh sessions, opened in turns."""
-    rounds = [[_seconds(open_it(), feeds) for open_it in openers] for _ in range(SESSIONS)]
-    return [median(column) for column in zip(*rounds, strict=True)]
+    """Return the seconds of a call of each model: medians over fresh sessions, opened in turns.
+
+    The order changes from turn to turn: what a process did before changes where the buffers of a session lie.
+    """
+    order = np.random.default_rng(0)
+    found: list[list[float]] = [[] for _ in openers]
+    for _ in range(SESSIONS):
+        for number in order.permutation(len(openers)):
+            found[number].append(_seconds(openers[number](), feeds))
+    return [median(seconds) for seconds in found]
 
 
 def write_validation(model: ZooModel, reference: ort.InferenceSession, folder: Path) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 
 from bitwright.compiler.calibrate.moments import collect_moments
+from bitwright.compiler.calibrate.patches import PATCHES_PER_SAMPLE
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.equalization import equalize
 from bitwright.compiler.errors import InternalError
@@ -29,6 +31,8 @@ from bitwright.passes.split_outliers import SplitOutliers, float_products
 # The rewrites scale by float32 factors and multiply by their reciprocals: a few roundings, not a different function.
 BOUND = 1e-3
 DEFAULT_GROUP = 32
+# Two quantized models are compared before one of them is kept: an eighth of the patches ranks them as all would.
+TRIAL_PATCHES = PATCHES_PER_SAMPLE // 8
 
 
 def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
@@ -49,7 +53,8 @@ def _migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     c.model = c.normalized.clone()
     c.selection = reselect(c, runtime)
     if c.recipe.recipe.migrate.equalize:
-        _record(c, runtime, "equalize_layers", equalize(c, runtime, observe_inputs), notes)
+        observe = partial(observe_inputs, patches=TRIAL_PATCHES)
+        _record(c, runtime, "equalize_layers", equalize(c, runtime, observe), notes)
     for rewrite in _rewrites(c, c.selection):
         result = rewrite.run(c.model)
         if isinstance(rewrite, SplitOutliers):
@@ -93,13 +98,15 @@ def needs_moments(recipe: Recipe) -> bool:
     return rounding.scales == "mse" or rounding.method == "gptq" or rounding.correct_bias
 
 
-def observe_inputs(c: Compilation, selection: Selection) -> None:
+def observe_inputs(c: Compilation, selection: Selection, patches: int = PATCHES_PER_SAMPLE) -> None:
     """Collect the moments that rounding needs of operators that have none yet."""
     if needs_moments(c.recipe.recipe):
-        c.moments |= moments_of(c, selection)
+        c.moments |= moments_of(c, selection, patches)
 
 
-def moments_of(c: Compilation, selection: Selection) -> dict[str, InputMoments]:
+def moments_of(
+    c: Compilation, selection: Selection, patches: int = PATCHES_PER_SAMPLE
+) -> dict[str, InputMoments]:
     """Collect the moments, where they are missing, of every operator whose constant weight is quantized."""
     assert c.model is not None
     anchors = [
@@ -113,6 +120,7 @@ def moments_of(c: Compilation, selection: Selection) -> dict[str, InputMoments]:
         c.model,
         samples_of(c),
         anchors,
+        patches=patches,
         threads=c.options.threads,
         progress=lambda done, total: c.progress.step(done, total, "samples"),
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.calibrate.histogram import finite_range
 from bitwright.compiler.calibrate.observed import observe
-from bitwright.compiler.calibrate.patches import RowGeometry, row_geometry
+from bitwright.compiler.calibrate.patches import PATCHES_PER_SAMPLE, RowGeometry, row_geometry
 from bitwright.compiler.calibrate.stream import BATCH_BYTES, Dataset, batch_size, counted_batches
 from bitwright.compiler.errors import DataError, UsageError, nearest
 from bitwright.compiler.graph.model import node_label
@@ -72,9 +72,11 @@ class RowSample:
 class MomentSums:
     """Running sums of one input: float32 matrix products of large blocks, added in float64."""
 
-    def __init__(self, geometry: RowGeometry, tensor: str, rows: int) -> None:
+    def __init__(
+        self, geometry: RowGeometry, tensor: str, rows: int, patches: int = PATCHES_PER_SAMPLE
+    ) -> None:
         groups, depth = geometry.groups, geometry.depth
-        self._geometry, self._tensor = geometry, tensor
+        self._geometry, self._tensor, self._patches = geometry, tensor, patches
         self._count = 0
         self._sum = np.zeros((groups, depth))
         self._second = np.zeros((groups, depth, depth))
@@ -92,7 +94,7 @@ class MomentSums:
         if values.size == 0:
             return
         finite_range(values, self._tensor)
-        for rows in self._geometry.rows(values):
+        for rows in self._geometry.rows(values, self._patches):
             self._sample.update(rows)
             self._block.append(rows)
             self._gathered += rows.size
@@ -137,6 +139,7 @@ def collect_moments(
     nodes: Sequence[str],
     *,
     rows: int = 512,
+    patches: int = PATCHES_PER_SAMPLE,
     threads: int = 1,
     memory_bytes: int = MEMORY_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -151,6 +154,7 @@ def collect_moments(
         dataset: The samples.
         nodes: Names (``node_label``) of MatMul, Gemm and Conv nodes with a constant weight, in the main graph.
         rows: Rows of each input to keep, evenly spaced; fewer where they would take more than 4 MiB.
+        patches: Patches of each sample of a convolution that count.
         threads: Threads of one operator of the model.
         memory_bytes: How much the second moments of one pass over the data may take. Where all of them need
             more, the data are run several times.
@@ -166,7 +170,14 @@ def collect_moments(
     """
     found: dict[str, InputMoments] = {}
     for part in moment_passes(
-        model, dataset, nodes, rows=rows, threads=threads, memory_bytes=memory_bytes, progress=progress
+        model,
+        dataset,
+        nodes,
+        rows=rows,
+        patches=patches,
+        threads=threads,
+        memory_bytes=memory_bytes,
+        progress=progress,
     ):
         found |= part
     return {name: found[name] for name in nodes}
@@ -178,6 +189,7 @@ def moment_passes(
     nodes: Sequence[str],
     *,
     rows: int = 512,
+    patches: int = PATCHES_PER_SAMPLE,
     threads: int = 1,
     memory_bytes: int = MEMORY_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -196,7 +208,8 @@ def moment_passes(
             if progress is not None:
                 progress(before + done, total * len(parts))
 
-        moments = _one_pass(model, dataset, keys, rows, threads, report)
+        sums = {key: MomentSums(key[1], key[0], rows, patches) for key in keys}
+        moments = _one_pass(model, dataset, sums, threads, report)
         yield {name: moments[key] for key in keys for name in inputs[key]}
 
 
@@ -232,18 +245,16 @@ def _passes(keys: Sequence[Key], memory_bytes: int) -> list[list[Key]]:
 def _one_pass(
     model: ir.Model,
     dataset: Dataset,
-    keys: Sequence[Key],
-    rows: int,
+    sums: dict[Key, MomentSums],
     threads: int,
     progress: Callable[[int, int], None],
 ) -> dict[Key, InputMoments]:
-    sums = {key: MomentSums(key[1], key[0], rows) for key in keys}
-    tensors = list(dict.fromkeys(key[0] for key in keys))
+    tensors = list(dict.fromkeys(key[0] for key in sums))
     with observe(model, tensors, threads=threads) as observed:
         for done, batch in counted_batches(dataset, batch_size(observed, dataset, BATCH_BYTES)):
             for tensor, value in observed.run(batch):
-                for key in keys:
+                for key, found in sums.items():
                     if key[0] == tensor:
-                        sums[key].update(value)
+                        found.update(value)
             progress(done, len(dataset))
-    return {key: sums.pop(key).result() for key in keys}
+    return {key: sums.pop(key).result() for key in list(sums)}
