@@ -31,7 +31,7 @@ from bitwright.compiler.errors import InfeasibleBudgetError, UsageError
 from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.interactions import boundaries_between
 from bitwright.compiler.migration import observe_inputs
-from bitwright.compiler.ort.session import config_for
+from bitwright.compiler.ort.session import local_config
 from bitwright.compiler.plan.planner import RuntimeName
 from bitwright.compiler.variants import Site, Variants
 
@@ -275,7 +275,7 @@ def allocation_problem(c: Compilation, runtime: RuntimeName, notes: list[str]) -
         )
         raise UsageError(what, where="--budget", fix="leave budgets and allocating recipes out")
     observe_inputs(c, c.selection)
-    losses = _losses(c, variants, notes)
+    losses = measured_losses(c, variants, notes)
     base = variants.seconds({})
     ties = _ties(variants.sites)
     costs = _costs(c, variants, base, ties)
@@ -320,13 +320,14 @@ def _costs(
     return costs
 
 
-def _losses(c: Compilation, variants: Variants, notes: list[str]) -> list[SiteLoss]:
+def measured_losses(c: Compilation, variants: Variants, notes: list[str]) -> list[SiteLoss]:
+    """Measure what every site loses in every format, each alone."""
     assert c.model is not None
     candidates = [(s.name, f) for s in variants.sites for f in s.formats if f != FLOAT]
     how = Sensitivity(
         c.options.loss,  # type: ignore[arg-type]
         c.options.evaluate if c.options.loss == "eval" else None,
-        config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads),
+        local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads),
         c.options.workers,
         c.options.scheduler,
         _cache_file(c.options.cache),

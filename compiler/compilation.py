@@ -18,7 +18,7 @@ from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.units import FormatChoice
 from bitwright.compiler.recipe.loader import LoadedRecipe, load_recipe
-from bitwright.targets.schema import Profile
+from bitwright.targets.schema import FOLDED_FAMILIES, Profile
 
 if TYPE_CHECKING:
     from bitwright.compiler.allocate.solve import Allocation
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.ort.what_if import WhatIf
     from bitwright.compiler.tune.outcome import Tuning
     from bitwright.targets.backend import KernelChoice
+    from bitwright.targets.folding import FoldingValues
     from bitwright.targets.generator import Generated
     from bitwright.targets.toolchain.shape_rules import ShapeRules
 
@@ -130,6 +131,7 @@ class Compilation:
         golden: Samples of those sizes.
         tuning: Which kernels were chosen by measuring.
         lowering: Objects and kernel table.
+        foldings: How much of each layer of a circuit is computed in a cycle.
         generated: What a family that lowers nothing by TVM wrote instead.
         shipped: Files of the artifact that a program needs at run time.
         verification: The executed artifact against the reference.
@@ -170,6 +172,7 @@ class Compilation:
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)
     tuning: Tuning | None = None
     lowering: LoweringResult | None = None
+    foldings: dict[str, FoldingValues] = field(default_factory=dict)
     generated: Generated | None = None
     shipped: tuple[ShippedFile, ...] = ()
     verification: Verification | None = None
@@ -182,6 +185,8 @@ class Compilation:
     @property
     def allocates(self) -> bool:
         """Whether formats are to be chosen: the recipe says so, or the user or the profile sets a budget."""
+        if self.profile.family in FOLDED_FAMILIES:  # budgets bound the foldings, whatever the formats
+            return self.recipe.recipe.choose == "allocate"
         default = self.profile.budgets
         limits = (default.latency_s, default.weights_bytes, default.peak_ram_bytes)
         return self.recipe.recipe.choose == "allocate" or bool(self.options.budget) or any(limits)

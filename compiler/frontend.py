@@ -17,11 +17,13 @@ from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open
 from bitwright.compiler.ingest.dataset_views import Held, Limited
 from bitwright.compiler.ingest.evaluator import load_eval
 from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.options import BUDGETS, CIRCUIT_BUDGETS, CIRCUIT_OBJECTIVES
 from bitwright.compiler.ort.audit import audit
 from bitwright.compiler.ort.equality import relative_difference
 from bitwright.compiler.ort.layer_error import layer_errors
 from bitwright.compiler.ort.own_error import own_errors
-from bitwright.compiler.ort.session import SessionConfig, config_for
+from bitwright.compiler.ort.placement import audit_placement
+from bitwright.compiler.ort.session import SessionConfig, config_for, local_config, runs_here
 from bitwright.compiler.ort.what_if import what_if_float
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.planner import (
@@ -42,7 +44,7 @@ from bitwright.passes.normalize import normalize
 from bitwright.passes.quantize_tables import QuantizeTables
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.round_nearest import RoundNearest
-from bitwright.targets.schema import SHORT_FORMATS, Runtime
+from bitwright.targets.schema import FOLDED_FAMILIES, SHORT_FORMATS, Runtime
 
 # Folding BatchNorm and biases reorders float32 sums; a real mistake shows up as errors of order one.
 NORMALIZE_BOUND = 1e-3
@@ -139,8 +141,9 @@ def check_recipe(c: Compilation, runtime: RuntimeName) -> list[str]:
     """Refuse a recipe the target has no kernels for; return notes about formats that are left out.
 
     Raises:
-        UsageError: None of the recipe's formats runs on the target.
+        UsageError: None of the recipe's formats runs on the target, or a budget means nothing there.
     """
+    _check_budgets(c, circuit=runtime == "artifact" and c.profile.family in FOLDED_FAMILIES)
     recipe, table = c.recipe.recipe, runtime_of(c.profile, runtime)
     available = table.formats()
     wanted = [f for f in dict.fromkeys((*recipe.formats, *recipe.nodes.values())) if f != "float"]
@@ -150,11 +153,28 @@ def check_recipe(c: Compilation, runtime: RuntimeName) -> list[str]:
     return [f"format {f} has no kernel on {c.profile.name}: left out" for f in missing]
 
 
+def _check_budgets(c: Compilation, *, circuit: bool) -> None:
+    """Refuse bounds and objectives that only circuits have, or that circuits do not have."""
+    own = (*CIRCUIT_BUDGETS, *CIRCUIT_OBJECTIVES)
+    asked = [("--budget", name) for name in c.options.budget]
+    if c.options.objective is not None:
+        asked.append(("--minimise", c.options.objective))
+    for option, name in asked:
+        if name == "loss" or (name in own) == circuit:
+            continue
+        what = f"'{name}' bounds circuits, and nothing else" if name in own else f"a circuit has no '{name}'"
+        known = own if circuit else [n for n in BUDGETS if n not in own]
+        raise UsageError(what, where=option, fix=f"for {c.profile.name}: {', '.join(dict.fromkeys(known))}")
+
+
 def _refused(c: Compilation, runtime: RuntimeName, missing: str) -> UsageError:
     other: RuntimeName = "onnxruntime" if runtime == "artifact" else "artifact"
     place = {"artifact": "the compiled artifact", "onnxruntime": "ONNX Runtime"}
     verb = {"artifact": "compile", "onnxruntime": "quantize"}
     what = f"{place[runtime]} has no kernel for the format {missing} on {c.profile.name}"
+    why = runtime_of(c.profile, runtime).refused.get(missing)  # type: ignore[call-overload]
+    if why is not None:
+        what = f"{what}: {why}"
     fix = f"formats there: {', '.join(runtime_of(c.profile, runtime).formats())}"
     if missing in runtime_of(c.profile, other).formats():
         fix += f"; {place[other]} has it: bitwright {verb[other]} --recipe {c.recipe.recipe.name}"
@@ -283,10 +303,17 @@ def quantized_model(c: Compilation, plan: Plan) -> ir.Model:
 
 
 def audit_model(c: Compilation, notes: list[str]) -> None:
-    """Run the Q/DQ model: it must load, its error is measured layer by layer."""
+    """Run the Q/DQ model: it must load, its error is measured layer by layer.
+
+    What a provider for other hardware would fuse cannot be seen here: its rules are checked instead.
+    """
     assert c.model is not None and c.quantized is not None and c.plan is not None and c.dataset is not None
-    config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
-    c.audit = audit(c.quantized, config)
+    runtime = c.profile.runtimes.onnxruntime
+    if runs_here(runtime):
+        c.audit = audit(c.quantized, config_for(runtime, threads=c.options.threads))
+    elif c.plan.runtime == "onnxruntime":
+        c.audit = audit_placement(c.quantized, runtime)
+    config = local_config(runtime, threads=c.options.threads)
     _measure_errors(c, c.plan, list(islice(c.dataset.batches(1), ERROR_SAMPLES)), config)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from bitwright.compiler import folding
 from bitwright.compiler.bundle.bundle import (
     GOLDEN_FOLDER,
     LIBRARY_FOLDER,
@@ -22,7 +24,7 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.targets.generator import Request, generator_for
-from bitwright.targets.schema import Profile
+from bitwright.targets.schema import FOLDED_FAMILIES, Profile
 
 
 def request_of(options: Options) -> Request:
@@ -65,7 +67,11 @@ def generate(c: Compilation, folder: Path, notes: list[str]) -> None:
     place = folder / LIBRARY_FOLDER
     place.mkdir()
     generator = generator_for(c.profile.family)
-    c.generated = generator.generate(c.static, c.profile, place, request_of(c.options), c.progress.step)
+    request = request_of(c.options)
+    if c.profile.family in FOLDED_FAMILIES:
+        c.foldings = folding.choose_foldings(c, notes)
+        request = replace(request, foldings=c.foldings)
+    c.generated = generator.generate(c.static, c.profile, place, request, c.progress.step)
     notes.extend(c.generated.notes)
     notes.extend(f"not on the target: '{node}': {why}" for node, why in c.generated.not_generated.items())
     notes.extend(found.sentence() for found in c.generated.measurements)
@@ -81,6 +87,7 @@ def emit(c: Compilation, folder: Path, notes: list[str]) -> None:
     save_model(c.quantized, folder / MODEL_FILE)
     save_model(c.static, folder / STATIC_MODEL_FILE)
     (folder / SESSION_FILE).write_text(config_for(c.profile.runtimes.onnxruntime).to_json() + "\n")
+    c.plan.foldings = {layer: dict(values) for layer, values in c.foldings.items()}
     (folder / PLAN_FILE).write_text(plan_to_yaml(c.plan, c.recipe.as_plain()))
     session = open_session(c.static, SessionConfig(optimize=False))
     for number, feeds in enumerate(c.golden):

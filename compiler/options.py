@@ -29,8 +29,10 @@ PHASES = (
     "specialize",
     "tune",
 )
-BUDGETS = ("latency", "size", "bits", "ram", "energy", "loss")
-OBJECTIVES = ("loss", "latency", "size", "ram", "energy")
+CIRCUIT_BUDGETS = ("fps", "luts", "ffs", "dsps", "brams")
+BUDGETS = ("latency", "size", "bits", "ram", "energy", "loss", *CIRCUIT_BUDGETS)
+CIRCUIT_OBJECTIVES = ("interval", "luts", "ffs", "dsps", "brams")
+OBJECTIVES = ("loss", "latency", "size", "ram", "energy", *CIRCUIT_OBJECTIVES)
 LOSSES = ("sqnr", "cosine", "kl", "eval")
 
 
@@ -65,7 +67,8 @@ class Options:
         golden: Samples kept in the bundle and used for verification.
         budget: Upper bounds: ``latency`` (seconds), ``size`` (bytes of constants) or ``bits`` (of a weight, on
             average), ``ram`` (bytes of activations),
-            ``energy`` (joules) of one call; ``loss``: a quality bound.
+            ``energy`` (joules) of one call; ``loss``: a quality bound. Of circuits: ``luts``, ``ffs``, ``dsps``,
+            ``brams``, and ``fps``, the least frames a second.
         objective: What to minimise under these bounds; None: the loss, or the latency under a quality bound.
         loss: What the allocator predicts the loss by: ``sqnr``, ``cosine``, ``kl`` or ``eval``.
         scheduler: Address of a dask scheduler that sensitivities are measured on; None: processes of this machine.

@@ -13,6 +13,7 @@ from bitwright.compiler import (
     allocation,
     artifact,
     buckets,
+    folding,
     frontend,
     generated,
     migration,
@@ -31,7 +32,7 @@ from bitwright.compiler.report.content import report_content
 from bitwright.compiler.shape_choice import refuse_dynamic_outputs
 from bitwright.compiler.tune.outcome import Tuning
 from bitwright.targets.loader import load_profile
-from bitwright.targets.schema import GENERATED_FAMILIES, Profile
+from bitwright.targets.schema import FOLDED_FAMILIES, GENERATED_FAMILIES, Profile
 
 
 def shapes(c: Compilation, notes: list[str]) -> None:
@@ -66,7 +67,12 @@ def calibrate(c: Compilation, notes: list[str]) -> None:
 def allocate(c: Compilation, notes: list[str]) -> None:
     """Give every site its format and scales."""
     if c.allocates:
-        allocation.choose_formats(c, "artifact", notes)
+        if c.recipe.foldings:
+            notes.append(f"formats and foldings taken from {c.options.recipe}")
+        elif c.profile.family in FOLDED_FAMILIES:
+            folding.choose_formats(c, notes)
+        else:
+            allocation.choose_formats(c, "artifact", notes)
     assert c.selection is not None
     c.plan = frontend.allocate(c, c.selection, "artifact")
 
@@ -89,8 +95,7 @@ def audit(c: Compilation, notes: list[str]) -> None:
     frontend.audit_model(c, notes)
     advising.choose_changes(c, "artifact")
     c.moments = {}  # the largest thing in memory, read by quantization only; lowering needs the room
-    assert c.audit is not None
-    if c.audit.unexpected:
+    if c.audit is not None and c.audit.unexpected:
         notes.append(
             f"{len(c.audit.unexpected)} quantized operators run in float in ONNX Runtime: this model is planned for "
             "the compiled artifact; `bitwright quantize` plans for ONNX Runtime"

@@ -56,12 +56,14 @@ class Request:
         timeout_s: Longest time of one tool.
         steps: Optional steps by name, e.g. ``"synth"`` and ``"pnr"``.
         cache: Folder that keeps results of slow tools, or None for the user's own.
+        foldings: Of circuits: layer -> how much of it is computed in a cycle; empty: the smallest circuit.
     """
 
     threads: int = 1
     timeout_s: float = 1800.0
     steps: frozenset[str] = frozenset()
     cache: Path | None = None
+    foldings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ COMPILED_FAMILIES = ("x86_cpu", "arm_cpu", "cortex_m", "nvidia_gpu")
 GENERATED_FAMILIES = ("fpga", "ethos_u", "npu")
 """Families that generate something else from the integer program: ``generator.py``."""
 FAMILIES = (*COMPILED_FAMILIES, *GENERATED_FAMILIES)
+FOLDED_FAMILIES = ("fpga",)
+"""Generated families whose layers can be folded, chosen together with formats: ``folding.py``."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 ScalarType = Literal[

@@ -20,9 +20,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from bitwright.compiler.allocate.problem import Metric, Problem
+from bitwright.compiler.allocate.problem import CELLS, Metric, Problem
 
-LINEAR: tuple[Metric, ...] = ("loss", "latency_s", "weight_bytes", "energy_j")
+LINEAR: tuple[Metric, ...] = ("loss", *CELLS, "latency_s", "weight_bytes", "energy_j")
 _CROSSING = ("latency_s", "weight_bytes", "energy_j")
 
 Vector = NDArray[np.float64]
@@ -96,7 +96,9 @@ def formulate(problem: Problem) -> Formulation:
     crossing = np.concatenate([np.zeros((0, len(_CROSSING))), *(c.costs for c in crossings)])
     allowed = np.concatenate([np.ones(len(costs)), np.isfinite(crossing).all(axis=1).astype(np.float64)])
     crossing = np.where(np.isfinite(crossing), crossing, 0.0)
-    linear = np.concatenate([costs, np.column_stack([np.zeros(len(crossing)), crossing])]).T
+    linear = np.concatenate(
+        [costs, np.column_stack([np.zeros((len(crossing), len(LINEAR) - len(_CROSSING))), crossing])]
+    ).T
     widths = [len(g.choices) for g in problem.groups] + [len(c.costs) for c in crossings]
     steps, step_constants = _steps(problem, index, starts, len(allowed))
     rows, constants = _shifted(

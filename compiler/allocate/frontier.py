@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitwright.compiler.allocate.problem import METRICS, Budget, Metric, Problem, Totals
+from bitwright.compiler.allocate.problem import CELLS, METRICS, Budget, Metric, Problem, Totals
 from bitwright.compiler.allocate.solve import GAP, TIME_LIMIT_S, Allocation, allocate
 from bitwright.compiler.errors import UsageError
 
@@ -120,9 +120,10 @@ def front_csv(points: Sequence[FrontPoint]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     built = bool(points) and all(point.measured is not None for point in points)
-    writer.writerow([*METRICS, "gap", *(("measured_loss", "file_bytes") if built else ()), *groups])
+    metrics = [m for m in METRICS if m not in CELLS or any(p.totals.of(m) for p in points)]
+    writer.writerow([*metrics, "gap", *(("measured_loss", "file_bytes") if built else ()), *groups])
     for point in points:
-        numbers = [repr(point.totals.of(m)) for m in METRICS] + [repr(point.gap)]
+        numbers = [repr(point.totals.of(m)) for m in metrics] + [repr(point.gap)]
         if built and point.measured is not None:
             numbers += [repr(point.measured.loss), repr(point.measured.file_bytes)]
         writer.writerow([*numbers, *(point.formats[g] for g in groups)])

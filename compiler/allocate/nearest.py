@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bitwright.compiler.allocate.formulation import Formulation
 from bitwright.compiler.allocate.highs import minimise
-from bitwright.compiler.allocate.problem import Budget, Metric, Problem, Totals, totals
+from bitwright.compiler.allocate.problem import CELLS, Budget, Metric, Problem, Totals, totals
 from bitwright.compiler.allocate.program import budgeted, elastic
 from bitwright.compiler.errors import InfeasibleBudgetError
 
@@ -17,6 +17,10 @@ NAMES: dict[Metric, str] = {
     "weight_bytes": "weights",
     "peak_ram_bytes": "RAM",
     "energy_j": "energy",
+    "luts": "LUTs",
+    "ffs": "flip-flops",
+    "dsps": "DSP blocks",
+    "brams": "block RAMs",
 }
 
 
@@ -73,6 +77,8 @@ def figure(metric: Metric, value: float) -> str:
     """Return a value in its unit, rounded up, so that it can be given as a limit."""
     if metric in ("weight_bytes", "peak_ram_bytes"):
         return f"{math.ceil(value - 1e-6)} bytes"
+    if metric in CELLS:
+        return f"{math.ceil(value - 1e-6)}"
     if metric == "latency_s":
         return f"{_up(value * 1e3)} ms"
     return f"{_up(value)} J" if metric == "energy_j" else _up(value)

@@ -9,8 +9,12 @@ from typing import Literal, get_args
 
 from bitwright.compiler.errors import InternalError
 
-Metric = Literal["loss", "latency_s", "weight_bytes", "peak_ram_bytes", "energy_j"]
+Metric = Literal[
+    "loss", "latency_s", "weight_bytes", "peak_ram_bytes", "energy_j", "luts", "ffs", "dsps", "brams"
+]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+CELLS: tuple[Metric, ...] = ("luts", "ffs", "dsps", "brams")
+"""What only circuits are made of."""
 FLOAT = "float"
 
 
@@ -24,6 +28,7 @@ class Choice:
         latency_s: Seconds that the group's members take in it.
         weight_bytes: Bytes of their constants in the file.
         energy_j: Joules of one inference.
+        luts, ffs, dsps, brams: Cells of the circuit that computes the group.
     """
 
     format: str
@@ -31,6 +36,10 @@ class Choice:
     latency_s: float = 0.0
     weight_bytes: float = 0.0
     energy_j: float = 0.0
+    luts: float = 0.0
+    ffs: float = 0.0
+    dsps: float = 0.0
+    brams: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,10 @@ class Totals:
     weight_bytes: float = 0.0
     peak_ram_bytes: float = 0.0
     energy_j: float = 0.0
+    luts: float = 0.0
+    ffs: float = 0.0
+    dsps: float = 0.0
+    brams: float = 0.0
 
     def of(self, metric: Metric) -> float:
         """Return one of the metrics."""
@@ -124,6 +137,10 @@ class Budget:
     weight_bytes: float | None = None
     peak_ram_bytes: float | None = None
     energy_j: float | None = None
+    luts: float | None = None
+    ffs: float | None = None
+    dsps: float | None = None
+    brams: float | None = None
 
     def __post_init__(self) -> None:
         for metric, limit in self.limits().items():
@@ -231,6 +248,7 @@ def totals(problem: Problem, formats: Mapping[str, str]) -> Totals:
         peak_ram_bytes=fixed.peak_ram_bytes
         + max((_live_bytes(s, formats) for s in problem.live_sets), default=0.0),
         energy_j=fixed.energy_j + math.fsum(c.energy_j for c in paid),
+        **{m: fixed.of(m) + math.fsum(getattr(c, m) for c in chosen) for m in CELLS},
     )
 
 

@@ -125,6 +125,14 @@ def allocate(
     return Allocation(formats, paid, objective, value, bound, costs, dropped, time.monotonic() - start)
 
 
+def reachable(problem: Problem, budget: Budget, *, time_limit_s: float = TIME_LIMIT_S) -> bool:
+    """Tell whether some assignment meets a budget."""
+    usable, _ = drop_unusable(problem)
+    form = formulate(usable)
+    found = _within(usable, form, budget, "luts", gap=1.0, time_limit_s=time_limit_s)
+    return found is not None
+
+
 def _check_ram(problem: Problem, budget: Budget, objective: Metric) -> None:
     if problem.live_sets or ("peak_ram_bytes" not in budget.limits() and objective != "peak_ram_bytes"):
         return

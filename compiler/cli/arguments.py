@@ -45,7 +45,8 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="NAME=AMOUNT",
-        help="Bounds: latency=8ms,size=2MB,ram=512KB,energy=1mJ, bits=6 of a weight, loss=0.01 predicted.",
+        help="Bounds: latency=8ms,size=2MB,ram=512KB,energy=1mJ, bits=6 of a weight, loss=0.01 predicted; "
+        "of circuits fps=1000 at least, luts=20000, ffs, dsps, brams at most.",
     ),
 ]
 Minimise = Annotated[
@@ -53,7 +54,7 @@ Minimise = Annotated[
     typer.Option(
         "--minimise",
         metavar="WHAT",
-        help="Under the budget: loss (the default), latency, size, ram or energy.",
+        help="Under the budget: loss (the default), latency, size, ram or energy; of circuits interval, luts, dsps.",
     ),
 ]
 Loss = Annotated[

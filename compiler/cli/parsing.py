@@ -105,7 +105,9 @@ _UNITS = {
     "energy": {"j": 1.0, "mj": 1e-3, "uj": 1e-6, "nj": 1e-9},
 }
 _UNITS["ram"] = _UNITS["size"]
-_UNITS["loss"] = _UNITS["bits"] = {"": 1.0}
+_UNITS |= {name: {"": 1.0} for name in ("loss", "bits", "fps", "luts", "ffs", "dsps", "brams")}
+# Circuits can do without these.
+_MAY_BE_NONE = ("dsps", "brams")
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:[eE]-[0-9]+)?\s*([A-Za-z]*)")
 
 
@@ -137,7 +139,7 @@ def _quantity(name: str, amount: str) -> float:
             what, where="--budget", fix=f"units: {', '.join(units)}, e.g. {name}=8{next(iter(units))}"
         )
     value = float(found[1]) * units[found[2].lower()]
-    if value <= 0:
+    if value <= 0 and name not in _MAY_BE_NONE:
         what = f"{name} must be more than nothing"
         raise UsageError(what, where="--budget", fix="write a positive number")
     return value

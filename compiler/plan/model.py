@@ -113,6 +113,7 @@ class Plan:
         nodes: Decision by node name.
         activations: By tensor name.
         weights: By initializer name.
+        foldings: Of circuits: layer -> how much of it is computed in a cycle, by parameter.
     """
 
     target: str
@@ -120,3 +121,4 @@ class Plan:
     nodes: dict[str, NodeDecision] = field(default_factory=dict)
     activations: dict[str, ActivationQuant] = field(default_factory=dict)
     weights: dict[str, WeightQuant] = field(default_factory=dict)
+    foldings: dict[str, dict[str, int]] = field(default_factory=dict)

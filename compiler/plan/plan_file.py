@@ -16,6 +16,7 @@ HEADER = """\
 #   nodes        'format' is what an operator runs in ('float' leaves it alone); entries without a role have no choice
 #   activations  'low' and 'high' are the range; 'scale' and 'zero_point' follow from them and are not read
 #   weights      for information: scales and integers are computed anew from the recipe
+#   foldings     of circuits: how much of a layer is computed in one cycle; without the section they are chosen anew
 """
 
 
@@ -79,6 +80,7 @@ def plan_to_dict(plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
             }
             for w in plan.weights.values()
         ],
+        **({"foldings": [{"layer": k, **v} for k, v in plan.foldings.items()]} if plan.foldings else {}),
     }
 
 

@@ -25,12 +25,14 @@ class LoadedRecipe:
     Attributes:
         recipe: The recipe.
         ranges: Tensor -> (low, high) in real units.
+        foldings: Layer of a circuit -> its folding.
         target: Name of the target a plan was made for, or "".
         runtime: Runtime a plan was made for, or "".
     """
 
     recipe: Recipe
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    foldings: dict[str, dict[str, int]] = field(default_factory=dict)
     target: str = ""
     runtime: str = ""
 
@@ -97,7 +99,11 @@ def _from_plan(root: Mapping) -> LoadedRecipe:
         a["tensor"]: (float(a["low"]), float(a["high"]))
         for a in _rows(root, data, "activations", ("tensor", "low", "high"))
     }
-    return LoadedRecipe(recipe, ranges, str(data.get("target", "")), str(data.get("runtime", "")))
+    foldings = {
+        f["layer"]: {name: int(value) for name, value in f.items() if name != "layer"}
+        for f in _rows(root, data, "foldings", ("layer",))
+    }
+    return LoadedRecipe(recipe, ranges, foldings, str(data.get("target", "")), str(data.get("runtime", "")))
 
 
 def _rows(root: Mapping, data: dict[str, Any], section: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
