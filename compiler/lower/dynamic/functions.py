@@ -216,7 +216,7 @@ class _Rewriter:
         places: list[tuple[int, ...]] = []
         for part in larger:
             own = range(len(part.kernel.function.params) - 1 - len(part.kernel.constants))
-            places.append((*own, *(_place(constant, known) for constant in part.kernel.constants)))
+            places.append((*own, *(place_of(constant, known) for constant in part.kernel.constants)))
         outputs = len(one.params) - len(arguments)
         last = tuple(range(len(known), len(known) + outputs))
         bodies = [
@@ -251,7 +251,7 @@ class _Rewriter:
         self.occurrences[name] += 1
 
 
-def _place(constant: np.ndarray, known: list[np.ndarray | None]) -> int:
+def place_of(constant: np.ndarray, known: list[np.ndarray | None]) -> int:
     """Return where a constant is among the operands; it is added if it is not."""
     for place, array in enumerate(known):
         if array is not None and array.dtype == constant.dtype and np.array_equal(array, constant):

@@ -136,11 +136,11 @@ def matmul_function(
     shapes = [("a", geometry.a.shape), ("b", b_shape)]
     shapes += [("bias", (geometry.n,))] if geometry.bias else []
     parameters = [Parameter(name, shape, "float32") for name, shape in (*shapes, ("c", geometry.c.shape))]
-    return build_function(parameters, _Matmul(geometry, unit, params).body)
+    return build_function(parameters, MatmulWriter(geometry, unit, params).body)
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
     """Columns of the right-hand side as a tile reads them.
 
     Attributes:
@@ -159,7 +159,9 @@ class _Panel:
 
 
 @dataclass(frozen=True)
-class _Matmul:
+class MatmulWriter:
+    """Writes the loops of a product."""
+
     geometry: MatmulGeometry
     unit: VectorUnit
     params: MatmulParams
@@ -202,7 +204,7 @@ class _Matmul:
         for extent in reversed(g.batch):
             index.insert(0, batch % extent)
             batch = batch // extent
-        a_at, c_at = (keep(_offset(index, operand)) for operand in (g.a, g.c))
+        a_at, c_at = (keep(offset(index, operand)) for operand in (g.a, g.c))
         panel = self.panel(buffers[1], index, column, columns)
         full, tail = divmod(g.m, self.params.rows)
         number_of, parts = chunk
@@ -222,19 +224,19 @@ class _Matmul:
             with T.If(number_of == parts - 1), T.Then():
                 self.tile(buffers, panel, (a_at, c_at), last, tail, column)
 
-    def panel(self, b: Buffer, index: list[Expr], column: Expr, columns: int) -> _Panel:
+    def panel(self, b: Buffer, index: list[Expr], column: Expr, columns: int) -> Panel:
         """Return where the columns are read, turned around if need be."""
         g = self.geometry
         width = columns + -columns % self.unit.lanes
         if g.b is None:
             # Blocks before this one are whole.
-            return _Panel(b, keep(column * g.k), width, columns, width)
-        start = keep(_offset(index, g.b) + column * g.b.column)
+            return Panel(b, keep(column * g.k), width, columns, width)
+        start = keep(offset(index, g.b) + column * g.b.column)
         if not self.copied:
-            return _Panel(b, start, g.b.row, columns, columns)
+            return Panel(b, start, g.b.row, columns, columns)
         scratch = allocate((g.k * width,), "float32")
         self.copy(b, start, scratch, columns, width)
-        return _Panel(scratch, 0, width, columns, width)
+        return Panel(scratch, 0, width, columns, width)
 
     def copy(self, b: Buffer, start: Expr, scratch: Buffer, columns: int, width: int) -> None:
         """Copy b[k, column] to scratch, whose rows are the columns' vectors."""
@@ -267,7 +269,7 @@ class _Matmul:
     def tile(
         self,
         buffers: list[Buffer],
-        panel: _Panel,
+        panel: Panel,
         bases: tuple[Expr, Expr],
         row: Expr,
         rows: int,
@@ -306,5 +308,6 @@ class _Matmul:
         return T.max(value, number(0, lanes)) if g.relu else value
 
 
-def _offset(index: list[Expr], operand: Operand) -> Expr:
+def offset(index: list[Expr], operand: Operand) -> Expr:
+    """Return where the matrix of one batch index begins."""
     return sum((i * s for i, s in zip(index, operand.batch, strict=True)), T.int32(0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,20 +27,23 @@ from bitwright.compiler.program.ops import Tensor
 
 
 @dataclass(frozen=True)
-class _Replacement:
+class Replacement:
     """What stands for some operators.
 
     Attributes:
         name: Of the function.
-        key: Functions with equal keys are the same.
+        key: Functions with equal keys are the same. It says all of the function: a geometry or a row program, or a
+            tuple.
         make: Returns the function.
-        arguments: What is read: variables, constants, arrays.
+        operands: Returns what is read: variables, constants, arrays.
+        product: The matrix product that it is, or None.
     """
 
     name: str
     key: object
-    function: Any
-    arguments: tuple[Any, ...]
+    make: Callable[[], tirx.PrimFunc]
+    operands: Callable[[], Sequence[Any]]
+    product: Product | None = None
 
 
 def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
@@ -52,48 +57,43 @@ def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IR
     """
     unit = vector_unit(target)
     module = channels_last(module)
-    replaced: dict[Any, _Replacement] = {}
+    replaced: dict[Any, Replacement] = {}
     dropped: set[Any] = set()
-    functions: dict[object, tirx.PrimFunc] = {}
     for _, function in _relax_functions(module):
-        _find(Bindings(function), unit, replaced, dropped, functions)
-    return _Replace(module, replaced, dropped - replaced.keys()).run()
+        found, without = find_replacements(function, unit)
+        replaced |= found
+        dropped |= without
+    return _Replace(module, replaced, dropped).run()
 
 
 def _relax_functions(module: tvm.IRModule) -> list[tuple[Any, Any]]:
     return [(v, f) for v, f in module.functions_items() if isinstance(f, relax.Function)]
 
 
-def _find(
-    bindings: Bindings,
-    unit: VectorUnit,
-    replaced: dict[Any, _Replacement],
-    dropped: set[Any],
-    functions: dict[object, tirx.PrimFunc],
-) -> None:
-    """Add what stands for operators of one Relax function, and what it makes superfluous."""
+def find_replacements(function: Any, unit: VectorUnit) -> tuple[dict[Any, Replacement], set[Any]]:
+    """Return what stands for operators of one Relax function, by variable, and the variables it makes superfluous."""
+    bindings = Bindings(function)
+    replaced: dict[Any, Replacement] = {}
+    dropped: set[Any] = set()
     for operation in find_images(bindings):
-        replaced[operation.root] = _of_image(operation, unit, functions)
+        replaced[operation.root] = _of_image(operation, unit)
         dropped.update(operation.members)
     for product in find_products(bindings):
-        replaced[product.root] = _of_product(product, unit, functions)
+        replaced[product.root] = _of_product(product, unit)
         dropped.update(product.members)
     for group in find_groups(bindings):
         group.members -= dropped
         if group.root in group.members:
-            replaced[group.root] = _of_group(bindings, group, unit, functions)
+            replaced[group.root] = _of_group(bindings, group, unit)
             dropped.update(group.members)
-    _find_transposes(bindings, replaced, dropped, functions)
+    _find_transposes(bindings, replaced, dropped)
+    return replaced, dropped - replaced.keys()
 
 
-def _find_transposes(
-    bindings: Bindings,
-    replaced: dict[Any, _Replacement],
-    dropped: set[Any],
-    functions: dict[object, tirx.PrimFunc],
-) -> None:
+def _find_transposes(bindings: Bindings, replaced: dict[Any, Replacement], dropped: set[Any]) -> None:
     """Add what stands for the transposes that something still reads: many kernels read what was not turned."""
-    arguments = {a for r in replaced.values() for a in r.arguments if isinstance(a, ir.Var)}
+    read = [r.operands() if r.product is None else r.product.arguments for r in replaced.values()]
+    arguments = {a for operands in read for a in operands if isinstance(a, ir.Var)}
     for variable in bindings.order:
         call = bindings.call(variable, "relax.permute_dims")
         if call is None or variable in dropped or float_shape(call.args[0]) is None:
@@ -102,50 +102,49 @@ def _find_transposes(
             continue  # it copies rows
         others = any(user not in dropped for user in bindings.users(variable))
         if others or variable in arguments or bindings.is_result(variable):
-            replaced[variable] = _of_transpose(call, functions)
+            replaced[variable] = _of_transpose(call)
 
 
-def _of_product(product: Product, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]) -> _Replacement:
-    key = product.geometry
-    if key not in functions:
-        functions[key] = matmul_function(product.geometry, unit)
-    return _Replacement("float_matmul", key, functions[key], (*product.arguments, *product.constants(unit)))
+def _of_product(product: Product, unit: VectorUnit) -> Replacement:
+    return Replacement(
+        "float_matmul",
+        product.geometry,
+        lambda: matmul_function(product.geometry, unit),
+        cache(lambda: (*product.arguments, *product.constants(unit))),
+        product,
+    )
 
 
-def _of_image(
-    operation: ImageOperation, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]
-) -> _Replacement:
-    key = operation.key
-    if key not in functions:
-        functions[key] = operation.function(unit)
+def _of_image(operation: ImageOperation, unit: VectorUnit) -> Replacement:
     name = {None: "float_convolution", "multiply": "float_depthwise"}.get(operation.operation, "float_pool")
-    return _Replacement(name, key, functions[key], operation.operands(unit))
+    operands = cache(lambda: operation.operands(unit))
+    return Replacement(name, operation.key, lambda: operation.function(unit), operands)
 
 
-def _of_transpose(call: Any, functions: dict[object, tirx.PrimFunc]) -> _Replacement:
+def _of_transpose(call: Any) -> Replacement:
     shape, axes = float_shape(call.args[0]), permuted(call)
     assert shape is not None
-    key = ("transpose", shape, axes)
-    if key not in functions:
-        functions[key] = reorder(Tensor("x", shape, "float32"), row_major(len(shape)), axes).function
-    return _Replacement("float_transpose", key, functions[key], (call.args[0],))
+    tensor = Tensor("x", shape, "float32")
+    return Replacement(
+        "float_transpose",
+        ("transpose", shape, axes),
+        lambda: reorder(tensor, row_major(len(shape)), axes).function,
+        lambda: (call.args[0],),
+    )
 
 
-def _of_group(
-    bindings: Bindings, group: Group, unit: VectorUnit, functions: dict[object, tirx.PrimFunc]
-) -> _Replacement:
+def _of_group(bindings: Bindings, group: Group, unit: VectorUnit) -> Replacement:
     builder = RowBuilder(bindings, group)
     program = builder.program()
-    if program not in functions:
-        functions[program] = row_function(program, unit)
-    return _Replacement("float_rows", program, functions[program], tuple(builder.sources))
+    sources = tuple(builder.sources)
+    return Replacement("float_rows", program, lambda: row_function(program, unit), lambda: sources)
 
 
 @mutator
 class _Replace(PyExprMutator):  # type: ignore[misc]
     """Rebuilds every Relax function with the replacements; what they stand for is left out."""
 
-    def __init__(self, module: tvm.IRModule, replaced: dict[Any, _Replacement], dropped: set[Any]) -> None:
+    def __init__(self, module: tvm.IRModule, replaced: dict[Any, Replacement], dropped: set[Any]) -> None:
         super().__init__(module)
         self.module, self.replaced, self.dropped = module, replaced, dropped
         self.symbols: dict[object, ir.GlobalVar] = {}
@@ -166,7 +165,7 @@ class _Replace(PyExprMutator):  # type: ignore[misc]
         assert shape is not None
         arguments = [
             relax.const(a, a.dtype.name) if isinstance(a, np.ndarray) else self.visit_expr(a)
-            for a in replacement.arguments
+            for a in replacement.operands()
         ]
         call = relax.call_tir(
             self.symbol(replacement), relax.Tuple(arguments), out_ty=relax.TensorType(shape, "float32")
@@ -177,8 +176,8 @@ class _Replace(PyExprMutator):  # type: ignore[misc]
             binding.var, self.builder_.emit(value) if inside else self.builder_.emit_output(value)
         )
 
-    def symbol(self, replacement: _Replacement) -> ir.GlobalVar:
+    def symbol(self, replacement: Replacement) -> ir.GlobalVar:
         if replacement.key not in self.symbols:
-            marked = replacement.function.with_attr("op_pattern", OPAQUE)
+            marked = replacement.make().with_attr("op_pattern", OPAQUE)
             self.symbols[replacement.key] = self.builder_.add_func(marked, replacement.name)
         return self.symbols[replacement.key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -94,11 +94,11 @@ def _emit_row(program: RowProgram, unit: VectorUnit, buffers: list[Buffer], row:
         keep(sum((i * s for i, s in zip(index, a.strides, strict=False)), T.int32(0)))
         for a in (*program.sources, program.output)
     ]
-    _Row(program, unit, buffers, bases).run()
+    RowWriter(program, unit, buffers, bases).run()
 
 
 @dataclass
-class _Row:
+class RowWriter:
     """Writes the passes over one row.
 
     Attributes:
@@ -109,7 +109,7 @@ class _Row:
         slots: Vectors of values in use, then the numbers of the row.
         used: Slots handed out so far; they are reused in turn.
         numbers: Values of the nodes that have one a row.
-        scratch: Rows of stored nodes.
+        scratch: Rows of stored nodes, and where they begin.
         filled: Stored nodes that an earlier pass has computed.
     """
 
@@ -120,7 +120,7 @@ class _Row:
     slots: Buffer = None
     used: int = 0
     numbers: dict[int, Expr] = field(default_factory=dict)
-    scratch: dict[int, Buffer] = field(default_factory=dict)
+    scratch: dict[int, tuple[Buffer, Expr]] = field(default_factory=dict)
     filled: set[int] = field(default_factory=set)
 
     @property
@@ -135,8 +135,7 @@ class _Row:
     def run(self) -> None:
         nodes = self.program.nodes
         self.slots = allocate((self.slot_count * self.unit.lanes + len(nodes),), "float32", "local")
-        for position in sorted(stored_nodes(nodes)):
-            self.scratch[position] = allocate((self.length,), "float32", "local")
+        self.scratch = self.scratch_rows(sorted(stored_nodes(nodes)))
         for position, node in enumerate(nodes):
             if node.operation in REDUCTIONS:
                 self.numbers[position] = self.settled_number(position, self.reduced(position))
@@ -151,6 +150,10 @@ class _Row:
         self.over_columns(
             lambda at, lanes, _: store(out, self.value(last, at, lanes, {}), [base + at], lanes)
         )
+
+    def scratch_rows(self, stored: Sequence[int]) -> dict[int, tuple[Buffer, Expr]]:
+        """Return where the rows of stored nodes are kept; one that is left out is computed again."""
+        return {position: (allocate((self.length,), "float32", "local"), 0) for position in stored}
 
     def reached(self, end: int) -> set[int]:
         """Return all nodes a pass may have computed."""
@@ -200,12 +203,14 @@ class _Row:
             source = int(node.number)
             return load(self.buffers[source], [self.bases[source] + at], lanes)
         if position in self.filled:
-            return load(self.scratch[position], [at], lanes)
+            row, first = self.scratch[position]
+            return load(row, [first + at], lanes)
         result = apply(node, [self.value(k, at, lanes, known) for k in node.operands], lanes)
         if node.operation in EXPENSIVE:
             result = self.settled(result, lanes)
         if position in self.scratch:
-            store(self.scratch[position], result, [at], lanes)
+            row, first = self.scratch[position]
+            store(row, result, [first + at], lanes)
         return result
 
     def over_columns(self, emit: Callable[[Expr, int, int], None]) -> None:
