@@ -15,7 +15,7 @@ from bitwright.compiler.allocation import allocation_problem, apply_formats, bud
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.ingest.evaluator import load_eval
 from bitwright.compiler.ort.accuracy import Accuracy, Metric, measure
-from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, local_config, open_session, run
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
 
 
@@ -46,7 +46,7 @@ def hold(c: Compilation, runtime: RuntimeName, notes: list[str], keep: frozenset
     assert c.model is not None and c.quantized is not None
     metric, config = (
         load_eval(c.options.evaluate),
-        config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads),
+        local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads),
     )
     c.accuracy = measure(metric, c.model, c.quantized, config)
     notes.append(_line(c.accuracy))
@@ -66,7 +66,7 @@ def _improve(
     problem = allocation_problem(c, runtime, notes)
     start = _formats_now(c, problem)
     moves = upgrades(problem, start, budget=budget_of(c, problem))
-    config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
+    config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
 
     def build(formats: Mapping[str, str]) -> None:
         apply_formats(c, runtime, problem, formats)

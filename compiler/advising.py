@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bitwright.compiler import frontend, quantizing
 from bitwright.compiler.compilation import Change, Compilation
 from bitwright.compiler.errors import DataError
-from bitwright.compiler.ort.session import config_for, open_session, run
+from bitwright.compiler.ort.session import local_config, open_session, run
 from bitwright.compiler.ort.what_if import WORTHWHILE_DB, output_noise
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
 from bitwright.compiler.plan.support import why_weight_unfit
@@ -98,7 +98,7 @@ class _Trials:
     def __init__(self, c: Compilation, runtime: RuntimeName, keep: frozenset[str]) -> None:
         assert c.model is not None and c.dataset is not None
         self._c, self._runtime, self._keep = c, runtime, keep
-        self._config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
+        self._config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
         self._feeds = list(islice(c.dataset.batches(1), frontend.ERROR_SAMPLES))
         reference = open_session(c.model, self._config)
         self._exact = [run(reference, sample) for sample in self._feeds]

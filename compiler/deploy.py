@@ -15,7 +15,7 @@ from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
 from bitwright.compiler.ort.no_regret import WORTHWHILE, kinds, no_regret
-from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
+from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, runs_here
 from bitwright.compiler.ort.timing import PairedTiming, time_reopened
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import observed_tensors, runtime_of
@@ -85,7 +85,10 @@ def run_phases(c: Compilation) -> None:
         if c.allocates:
             allocation.choose_formats(c, "onnxruntime", notes)
     with c.recorded("gate") as notes:
-        c.selection = _gated(c, notes)
+        if runs_here(runtime_of(c.profile, "onnxruntime")):
+            c.selection = _gated(c, notes)
+        else:
+            notes.append(_not_timed(c))
     with c.recorded("quantize") as notes:
         c.plan = quantizing.with_searched_scales(c, frontend.allocate(c, c.selection, "onnxruntime"))
         c.quantized = quantizing.quantized_model(c, c.plan, notes)
@@ -96,9 +99,21 @@ def run_phases(c: Compilation) -> None:
     with c.recorded("audit") as notes:
         frontend.audit_model(c, notes)
         advising.choose_changes(c, "onnxruntime", _kept(c))
-        assert c.audit is not None
-        notes.extend(f"{f.kind} '{f.node}': {f.why}" for f in c.audit.unexpected)
-        _time(c, notes)
+        if c.audit is not None:
+            notes.extend(f"{f.kind} '{f.node}': {f.why}" for f in c.audit.unexpected)
+            if c.audit.patterns:
+                notes.append(
+                    f"{len(c.audit.patterns)} patterns are expected to fuse, by published rules: not executed"
+                )
+        if runs_here(runtime_of(c.profile, "onnxruntime")):
+            _time(c, notes)
+        else:
+            notes.append(_not_timed(c))
+
+
+def _not_timed(c: Compilation) -> str:
+    provider = c.profile.runtimes.onnxruntime.execution_provider
+    return f"not timed: {provider} needs other hardware, and this processor's times say nothing about it"
 
 
 def _keep_the_input_unless_faster(c: Compilation, notes: list[str]) -> None:

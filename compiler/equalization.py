@@ -18,7 +18,7 @@ from bitwright.compiler.calibrate.channels import collect_channels
 from bitwright.compiler.calibrate.stream import Dataset
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.ort.layer_error import layer_errors
-from bitwright.compiler.ort.session import config_for
+from bitwright.compiler.ort.session import local_config
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.shape_choice import static_shapes
@@ -108,5 +108,5 @@ def _quality(
         if u in trial.selection.integer and u.role == "anchor"
     ]
     judges = list(islice(EveryOther(samples, 1).batches(1), JUDGES))
-    config = config_for(c.profile.runtimes.onnxruntime)
+    config = local_config(c.profile.runtimes.onnxruntime)
     return layer_errors(model, quantized, layers[-1:], judges, config=config, power=1)

@@ -25,7 +25,7 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.ingest.evaluator import load_eval
-from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, local_config, open_session, run
 from bitwright.compiler.plan.latency import predict
 from bitwright.compiler.plan.planner import RuntimeName, runtime_of
 from bitwright.compiler.plan.units import FormatChoice
@@ -83,7 +83,7 @@ class _Bench:
 
     def __init__(self, c: Compilation, runtime: RuntimeName, problem: Problem, folder: Path) -> None:
         self._c, self._runtime, self._problem, self._folder = c, runtime, problem, folder
-        self._config = config_for(c.profile.runtimes.onnxruntime, threads=c.options.threads)
+        self._config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
         assert c.model is not None
         path = folder / "float.onnx"
         save_model(c.model, path)

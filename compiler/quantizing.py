@@ -87,8 +87,10 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
     dynamic = {n: _GRANULARITY[d.format] for n, d in plan.nodes.items() if d.format in _GRANULARITY}
     if dynamic:
         yield QuantizeDynamic(dynamic)
-    yield InsertQDQ(plan)
-    if plan.runtime == "onnxruntime":
+    table = c.profile.runtimes.onnxruntime
+    foreign = plan.runtime == "onnxruntime" and table.contrib_ops
+    yield InsertQDQ(plan, float_bias=plan.runtime == "onnxruntime" and table.bias == "f32")
+    if foreign:
         yield FuseGelu()
     for fmt, dtype in _HALF.items():
         nodes = frozenset(n for n, d in plan.nodes.items() if d.format == fmt)
@@ -97,8 +99,9 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
             yield NarrowFloats(dtype, nodes, ranges)
     # On processors without VNNI that option makes ONNX Runtime give blocked weights a scalar zero point, which it
     # then refuses: there the products are written out. An artifact's model is executed by ONNX Runtime, too.
-    spelled_out = "session.x64quantprecision" in c.profile.runtimes.onnxruntime.session_config
-    yield PackNBits(everywhere=spelled_out)
-    if plan.runtime == "onnxruntime":
+    spelled_out = "session.x64quantprecision" in table.session_config
+    if foreign or plan.runtime == "artifact":
+        yield PackNBits(everywhere=spelled_out)
+    if foreign:
         yield PackBnb4()
     yield RemoveUnused()

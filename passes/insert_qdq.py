@@ -38,9 +38,11 @@ class InsertQDQ:
 
     Attributes:
         plan: Names tensors by their name in this model.
+        float_bias: Leave biases in float, for runtimes that take no integer bias.
     """
 
     plan: Plan
+    float_bias: bool = False
 
     @property
     def name(self) -> str:
@@ -58,7 +60,7 @@ class InsertQDQ:
         if any(_is_dequantized(v) for n in integer for v in activations_of(n)):
             return PassResult(model, 0, ("the activations are quantized already",))
         fresh = FreshNames(model)
-        for node, decision in integer.items():
+        for node, decision in () if self.float_bias else integer.items():
             _quantize_bias(model, node, decision, self.plan, fresh)
         values = {v.name: v for v in _all_values(model)}
         for quant in self.plan.activations.values():

@@ -36,6 +36,7 @@ PROVENANCE_KEYS = (
 )
 DEFAULT_PROVENANCE = {"source": "default of the profile schema", "confidence": "estimate"}
 
+CUDA_PROVIDER = "CUDAExecutionProvider"
 _RANGES = {
     "s2": (-2, 1),
     "u2": (0, 3),
@@ -186,6 +187,7 @@ def _spaces(profile: Profile) -> Iterator[Broken]:
 
 def _runtime(name: str, runtime: Runtime, profile: Profile) -> Iterator[Broken]:
     base: Path = ("runtimes", name)
+    yield from _refused(base, runtime, profile)
     if name == "onnxruntime" and runtime.execution_provider is None:
         yield base, "missing key 'execution_provider'", "write 'execution_provider: CPUExecutionProvider'"
     for index, chain in enumerate(runtime.fusions):
@@ -207,6 +209,27 @@ def _runtime(name: str, runtime: Runtime, profile: Profile) -> Iterator[Broken]:
             yield from names
             if not names:
                 yield from _combo(rule, combo, path, profile)
+
+
+def _refused(base: Path, runtime: Runtime, profile: Profile) -> Iterator[Broken]:
+    """Yield kernels that the runtime is slower with than without."""
+    cuda = runtime.execution_provider == CUDA_PROVIDER
+    for op, rule in runtime.ops.items():
+        for index, combo in enumerate(rule.combos):
+            path = (*base, "ops", op, "combos", index)
+            if combo.format in runtime.refused:
+                why = runtime.refused[combo.format]
+                yield (
+                    path,
+                    f"a kernel of the refused format '{combo.format}' ({why})",
+                    "remove one of the two",
+                )
+            space = profile.qspaces.get(combo.act)
+            if cuda and space is not None and space.calibrated:
+                what = (
+                    f"{CUDA_PROVIDER} has no kernels for 8-bit activations: conversions around float products"
+                )
+                yield path, what, "use TensorrtExecutionProvider, or the format fp16"
 
 
 def _unknown_names(combo: Combo, path: Path, profile: Profile) -> Iterator[Broken]:

@@ -193,10 +193,10 @@ class Bundle:
         return read_segments(self.path / LIBRARY_FOLDER)
 
     def _run_segment(self, path: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from bitwright.compiler.ort.session import config_for, open_session, run
+        from bitwright.compiler.ort.session import local_config, open_session, run
 
         if path.name not in self._segment_sessions:
-            config = config_for(self.profile.runtimes.onnxruntime, threads=self.profile.cores)
+            config = local_config(self.profile.runtimes.onnxruntime, threads=self.profile.cores)
             self._segment_sessions[path.name] = open_session(path, config)
         return run(self._segment_sessions[path.name], feeds)
 
@@ -212,9 +212,9 @@ class Bundle:
     @cached_property
     def _session(self) -> Any:
         """The deployed model, opened as model.session.json says."""
-        from bitwright.compiler.ort.session import config_for, open_session
+        from bitwright.compiler.ort.session import local_config, open_session
 
-        config = config_for(self.profile.runtimes.onnxruntime, threads=self.profile.cores)
+        config = local_config(self.profile.runtimes.onnxruntime, threads=self.profile.cores)
         return open_session(self.path / MODEL_FILE, config)
 
     def _text(self, name: str) -> str:

@@ -35,16 +35,33 @@ class AuditFinding:
 
 
 @dataclass(frozen=True)
+class FusedPattern:
+    """What a runtime that is not at hand is expected to make one kernel of, by its published rules.
+
+    Attributes:
+        node: The quantized node.
+        pattern: The nodes around it, e.g. ``"[INT8 activation, INT8 weight] -> Conv -> Relu -> Q"``.
+        kernel: The kernel that should come of it.
+    """
+
+    node: str
+    pattern: str
+    kernel: str
+
+
+@dataclass(frozen=True)
 class Audit:
     """The audit of one model.
 
     Attributes:
         operators: Operator -> count in the optimized graph.
         findings: Everything that is not an integer kernel.
+        patterns: Where nothing could be executed: what is expected to be fused.
     """
 
     operators: dict[str, int]
     findings: tuple[AuditFinding, ...]
+    patterns: tuple[FusedPattern, ...] = ()
 
     @property
     def unexpected(self) -> tuple[AuditFinding, ...]:

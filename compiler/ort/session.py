@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from bitwright.compiler.errors import DataError, ModelError
+from bitwright.compiler.errors import DataError, ModelError, ToolchainError
 from bitwright.compiler.graph.saving import loadable
 from bitwright.targets.schema import Runtime
 
@@ -23,6 +23,7 @@ ORT_ERRORS = (
     ort.capi.onnxruntime_pybind11_state.NotImplemented,
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
 )
+CPU_PROVIDER = "CPUExecutionProvider"
 FATAL_ONLY = 4  # every error is raised as an exception; ONNX Runtime need not print it as well
 
 
@@ -36,19 +37,23 @@ class SessionConfig:
         session_config_entries: Key -> value.
         disabled_optimizers: Names of optimizers to leave out.
         provider: Execution provider.
+        provider_options: Its options.
     """
 
     threads: int = 1
     optimize: bool = True
     session_config_entries: Mapping[str, str] | None = None
     disabled_optimizers: Sequence[str] = ()
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU_PROVIDER
+    provider_options: Mapping[str, str] | None = None
 
     def to_json(self) -> str:
         """Return the text of a .session.json."""
+        options = {"provider_options": [dict(self.provider_options)]} if self.provider_options else {}
         return json.dumps(
             {
                 "providers": [self.provider],
+                **options,
                 "graph_optimization_level": "ORT_ENABLE_ALL" if self.optimize else "ORT_DISABLE_ALL",
                 "session_config_entries": dict(self.session_config_entries or {}),
                 "disabled_optimizers": list(self.disabled_optimizers),
@@ -61,10 +66,28 @@ def config_for(runtime: Runtime, *, threads: int = 1) -> SessionConfig:
     """Return the session options that the profile's table wants."""
     return SessionConfig(
         threads=threads,
+        optimize=runtime.optimize,
         session_config_entries=runtime.session_config,
         disabled_optimizers=runtime.disabled_optimizers,
-        provider=runtime.execution_provider or "CPUExecutionProvider",
+        provider=runtime.execution_provider or CPU_PROVIDER,
+        provider_options=runtime.provider_options,
     )
+
+
+def runs_here(runtime: Runtime) -> bool:
+    """Tell whether a runtime's models can be executed and timed on this machine: on its processor."""
+    return runtime.execution_provider in (None, CPU_PROVIDER)
+
+
+def local_config(runtime: Runtime, *, threads: int = 1) -> SessionConfig:
+    """Return the session options that a runtime's models are executed with on this machine.
+
+    Where the target's provider needs other hardware, the processor executes the model node by node, as the standard
+    defines it: its results say what the numbers cost, its time says nothing.
+    """
+    if runs_here(runtime):
+        return config_for(runtime, threads=threads)
+    return SessionConfig(threads=threads, optimize=False)
 
 
 def _options(
@@ -107,20 +130,37 @@ def open_session(
     config = config or SessionConfig()
     arguments = {
         "sess_options": _options(config, optimized_path, profile_prefix),
-        "providers": [config.provider],
+        "providers": [(config.provider, dict(config.provider_options or {}))],
         "disabled_optimizers": list(config.disabled_optimizers) or None,
     }
+    _require_provider(config.provider)
     try:
         if isinstance(model, Path):
-            return ort.InferenceSession(str(model), **arguments)
-        with loadable(model) as source:
-            return ort.InferenceSession(source, **arguments)
+            session = ort.InferenceSession(str(model), **arguments)
+        else:
+            with loadable(model) as source:
+                session = ort.InferenceSession(source, **arguments)
     except ORT_ERRORS as error:
         where = str(model) if isinstance(model, Path) else (model.graph.name or "model")
         msg = f"ONNX Runtime cannot load the model: {error}"
         raise ModelError(
             msg, where=where, fix="run it in ONNX Runtime first; only models it executes can be compiled"
         ) from error
+    if config.provider not in session.get_providers():
+        raise _no_provider(config.provider)
+    return session
+
+
+def _require_provider(provider: str) -> None:
+    if provider not in ort.get_available_providers():
+        raise _no_provider(provider)
+
+
+def _no_provider(provider: str) -> ToolchainError:
+    """ONNX Runtime would log a warning and compute on the processor."""
+    what = f"ONNX Runtime cannot use {provider} on this machine"
+    fix = "install onnxruntime-gpu, its CUDA libraries and a driver, or run the model where they are"
+    return ToolchainError(what, fix=fix)
 
 
 def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

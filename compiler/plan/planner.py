@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -19,7 +20,7 @@ from bitwright.compiler.plan.selection import Selection, select
 from bitwright.compiler.plan.ties import tie_groups
 from bitwright.compiler.plan.units import INT8, FormatChoice, Unit, build_units
 from bitwright.compiler.plan.weights import plan_weight
-from bitwright.targets.schema import Profile, Runtime
+from bitwright.targets.schema import OpRule, Profile, Runtime
 
 RuntimeName = Literal["artifact", "onnxruntime"]
 Ranges = Mapping[str, tuple[float, float]]
@@ -51,9 +52,21 @@ def plan_selection(
     """
     table = runtime_of(profile, runtime)
     units = build_units(model, table, profile, formats)
-    first = select(units, profile, keep_float=keep_float)
-    small = frozenset(u.name for u in first.integer if u.rule and macs_of(u, shapes) < u.rule.min_macs)
-    return select(units, profile, keep_float=keep_float | small) if small else first
+    first = select(units, profile, keep_float=keep_float, integer_only=table.integer_only)
+    small = frozenset(u.name for u in first.integer if u.rule and _is_small(u, u.rule, shapes))
+    if not small:
+        return first
+    return select(units, profile, keep_float=keep_float | small, integer_only=table.integer_only)
+
+
+def _is_small(unit: Unit, rule: OpRule, shapes: Shapes) -> bool:
+    """Tell whether an anchor is smaller than the target's kernel is worth."""
+    if macs_of(unit, shapes) < rule.min_macs:
+        return True
+    rows, columns = shapes.get(unit.head.inputs[0].name or ""), shapes.get(unit.output.name or "")  # type: ignore[union-attr]
+    if rule.min_rows == 1 or unit.head.op_type == "Conv" or not rows or not columns:
+        return False
+    return min(math.prod(rows[:-1]), columns[-1]) < rule.min_rows
 
 
 def macs_of(unit: Unit, shapes: Shapes) -> int:
@@ -135,13 +148,12 @@ def _reading_space(name: str, selection: Selection) -> str:
 def _activations(
     selection: Selection, ranges: Ranges, profile: Profile, method: str
 ) -> dict[str, ActivationQuant]:
-    groups = tie_groups(selection)
+    groups, prescribed = tie_groups(selection), _prescribed(selection, profile)
     result: dict[str, ActivationQuant] = {}
     for value in selection.quantized:
         name = value.name or ""
         members = groups[name]
-        low = min(ranges[m][0] for m in members)
-        high = max(ranges[m][1] for m in members)
+        low, high = _range(members, ranges, prescribed)
         dtype, scale, zero_point = activation_params(
             low, high, profile.qspace(_reading_space(members[0], selection))
         )
@@ -157,6 +169,23 @@ def _activations(
             float_copy=value in selection.float_readers,
         )
     return result
+
+
+def _prescribed(selection: Selection, profile: Profile) -> Ranges:
+    """Return the ranges that the target prescribes for what some operators write."""
+    found = {}
+    for unit in selection.units:
+        if unit in selection.integer and unit.combo is not None:
+            fixed = profile.qspace(unit.combo.out[0]).fixed_range
+            if fixed is not None:
+                found[unit.output.name or ""] = fixed
+    return found
+
+
+def _range(members: tuple[str, ...], ranges: Ranges, prescribed: Ranges) -> tuple[float, float]:
+    """Return the range of tensors that share a scale: the prescribed one, else what covers them all."""
+    fixed = next((prescribed[m] for m in members if m in prescribed), None)
+    return fixed or (min(ranges[m][0] for m in members), max(ranges[m][1] for m in members))
 
 
 def _decide(

@@ -16,7 +16,7 @@ from bitwright.compiler.plan.units import Unit
 from bitwright.targets.schema import Profile
 
 # Roles whose kernels can leave a float result; the others write the integers they were given.
-WRITES_FLOAT = ("anchor", "table")
+WRITES_FLOAT = ("anchor", "table", "residual")
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,22 @@ def _carrier_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours) -> st
     return None
 
 
+def _residual_lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours) -> str | None:
+    assert unit.added_to is not None
+    if neighbours.producer.get(unit.added_to) not in chosen:
+        return "the product in front of it is computed in float"
+    if not any(reader in chosen for reader in neighbours.readers(unit.output)):
+        return "nothing behind it reads integers"
+    return None
+
+
 def _lacks(unit: Unit, chosen: set[Unit], neighbours: _Neighbours, profile: Profile) -> str | None:
     if unit.role == "follower":
         return _follower_lacks(unit, chosen, neighbours, profile)
     if unit.role == "carrier":
         return _carrier_lacks(unit, chosen, neighbours)
+    if unit.role == "residual":
+        return _residual_lacks(unit, chosen, neighbours)
     return None
 
 
@@ -155,21 +166,29 @@ def _values_in_order(units: list[Unit]) -> list[ir.Value]:
     return list(seen)
 
 
-def select(units: list[Unit], profile: Profile, *, keep_float: frozenset[str] = frozenset()) -> Selection:
+def select(
+    units: list[Unit],
+    profile: Profile,
+    *,
+    keep_float: frozenset[str] = frozenset(),
+    integer_only: bool = False,
+) -> Selection:
     """Choose the integer units.
 
     Args:
         units: From :func:`bitwright.compiler.plan.units.build_units`.
         profile: The target.
         keep_float: Names of heads that must stay in float (a user's recipe, a gate's verdict).
+        integer_only: What has an integer kernel runs on it, whatever its neighbours do.
     """
     neighbours = _Neighbours(units)
     reasons = {u.name: u.why_float for u in units if u.combo is None}
     reasons |= dict.fromkeys(keep_float, "kept in float on request")
     chosen = {u for u in units if u.combo is not None and u.name not in keep_float}
-    _fixed_point(units, chosen, neighbours, profile, reasons)
+    if not integer_only:
+        _fixed_point(units, chosen, neighbours, profile, reasons)
     for unit in chosen:
-        reasons[unit.name] = _why_integer(unit)
+        reasons[unit.name] = "the target computes integers only" if integer_only else _why_integer(unit)
     values = _values_in_order(units)
     quantized = tuple(v for v in values if _needs_quantizer(v, chosen, neighbours, profile))
     copies = frozenset(v for v in quantized if _keeps_float_copy(v, chosen, neighbours, profile))
@@ -186,6 +205,8 @@ def _why_integer(unit: Unit) -> str:
         return f"a constant-weight operator with a kernel for the format {unit.combo.format}"
     if unit.role == "anchor":
         return "a constant-weight operator with an integer kernel"
+    if unit.role == "residual":
+        return "the kernel of the product in front of it adds its other operand in 8 bits"
     if unit.role == "follower":
         return "its operands are integers already and an integer operator reads it"
     return "moves integers between integer operators unchanged"

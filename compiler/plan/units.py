@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from bitwright.compiler.graph.model import constant_array, node_label, only_consumer
+from bitwright.compiler.graph.model import constant_array, int_attribute, node_label, only_consumer
 from bitwright.compiler.graph.operands import activations_of, weight_array, weight_of
 from bitwright.compiler.plan.support import why_unsupported, why_weight_unfit
 from bitwright.targets.schema import Combo, OpRule, Profile, Runtime
@@ -58,6 +58,7 @@ class Unit:
         why_float: Why ``combo`` is None.
         reads_integers: The kernel reads activations whose scale is known beforehand.
         float_format: Without a combo: ``"float"``, or the half-precision format it is computed in.
+        added_to: For a residual Add: what the product in front of it writes; the kernel adds the other operand.
     """
 
     head: ir.Node
@@ -67,6 +68,7 @@ class Unit:
     why_float: str = ""
     reads_integers: bool = True
     float_format: str = "float"
+    added_to: ir.Value | None = None
 
     @property
     def output(self) -> ir.Value:
@@ -76,7 +78,8 @@ class Unit:
     @property
     def activations(self) -> tuple[ir.Value, ...]:
         """The values the unit would read as integers: none if its kernel takes float activations."""
-        return activations_of(self.head) if self.reads_integers else ()
+        found = activations_of(self.head) if self.reads_integers else ()
+        return tuple(v for v in found if v is not self.added_to)
 
     @property
     def role(self) -> str:
@@ -137,8 +140,56 @@ def _unit(node: ir.Node, runtime: Runtime, profile: Profile, formats: FormatChoi
     if combo is None:
         why = why or _why_no_kernel(node, allowed, narrow)
         return Unit(node, (), rule, None, why, float_format=narrow)
+    misaligned = _misaligned(node, combo)
+    if misaligned:
+        return Unit(node, (), rule, None, misaligned, float_format=narrow)
     reads_integers = profile.qspace(combo.act).calibrated
     return Unit(node, fused_tail(node, runtime.fusions), rule, combo, reads_integers=reads_integers)
+
+
+def _misaligned(node: ir.Node, combo: Combo) -> str:
+    """Return why a convolution's channels do not fit its kernel, "" if they do."""
+    weight, multiple = weight_of(node), combo.channel_multiple
+    if weight is None or node.op_type != "Conv" or multiple == 1:
+        return ""
+    group = int_attribute(node, "group", 1)
+    outputs, inputs = weight_array(weight).shape[:2]
+    if inputs % multiple or (outputs // group) % multiple:
+        return f"its {combo.format} kernel takes channels in multiples of {multiple} ({node_label(node)})"
+    return ""
+
+
+# What may stand between a product and the residual Add that its kernel takes in.
+_BEFORE_RESIDUAL = ("Add",)
+
+
+def _as_residual(unit: Unit, writers: Mapping[ir.Value, Unit]) -> Unit:
+    """Return the unit of an Add with the product it is fused behind, the last one if both operands are products."""
+    found = [v for v in activations_of(unit.head) if _ends_product(writers.get(v), v)]
+    if unit.combo is None or not found or len(set(activations_of(unit.head))) < 2:
+        why = (
+            unit.why_float or f"no quantized product writes an operand of it alone ({node_label(unit.head)})"
+        )
+        return replace(unit, tail=(), combo=None, why_float=why)
+    order = list(writers)
+    main = max(found, key=order.index)
+    product = writers[main].combo
+    combo = unit.rule.combo_for((product.format,)) if product is not None and unit.rule is not None else None
+    if combo is None:
+        why = f"the product in front of it has another format ({node_label(unit.head)})"
+        return replace(unit, tail=(), combo=None, why_float=why)
+    return replace(unit, combo=combo, added_to=main)
+
+
+def _ends_product(writer: Unit | None, value: ir.Value) -> bool:
+    return (
+        writer is not None
+        and writer.role == "anchor"
+        and writer.combo is not None
+        and writer.reads_integers
+        and only_consumer(value) is not None
+        and all(node.op_type in _BEFORE_RESIDUAL for node in writer.tail)
+    )
 
 
 def _kernel(
@@ -177,10 +228,14 @@ def build_units(
     """
     units: list[Unit] = []
     fused: set[ir.Node] = set()
+    writers: dict[ir.Value, Unit] = {}
     for node in model.graph:
         if node in fused:
             continue
         unit = _unit(node, runtime, profile, formats)
+        if unit.role == "residual":
+            unit = _as_residual(unit, writers)
         fused.update(unit.tail)
+        writers[unit.output] = unit
         units.append(unit)
     return units

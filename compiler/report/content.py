@@ -146,7 +146,11 @@ def _summary(c: Compilation, plan: Plan) -> dict[str, Any]:
 
 def _audit(c: Compilation) -> dict[str, Any]:
     assert c.audit is not None
-    return {"operators": c.audit.operators, "findings": [asdict(f) for f in c.audit.findings]}
+    return {
+        "operators": c.audit.operators,
+        "findings": [asdict(f) for f in c.audit.findings],
+        "patterns": [asdict(p) for p in c.audit.patterns],
+    }
 
 
 def _gate(c: Compilation) -> dict[str, Any]:

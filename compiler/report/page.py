@@ -215,7 +215,9 @@ def _gate(gate: Mapping[str, Any] | None) -> Section:
 def _audit(audit: Mapping[str, Any] | None) -> Section:
     if audit is None:
         return "ONNX Runtime audit", None
-    lead = "The graph that ONNX Runtime really executes, read back after its optimizations."
+    executed = "The graph that ONNX Runtime really executes, read back after its optimizations."
+    expected = "Nothing was executed: what TensorRT's published rules say of the file, and what breaks them."
+    lead = expected if audit.get("patterns") else executed
     return section("ONNX Runtime audit", lead, *tables.audit_tables(audit))
 
 

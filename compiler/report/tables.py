@@ -210,6 +210,13 @@ def audit_tables(audit: Mapping[str, Any]) -> list[Markup]:
         rows = [_finding_row(f) for f in findings]
         columns = ("Finding", "Node", "Tensor", "Why", "Planned")
         found.append(table(columns, rows, tall=len(rows) > SHOWN_ROWS))
+    patterns = audit.get("patterns", [])
+    if patterns:
+        shown = [
+            [element("td", code(p["node"]), class_="name"), code(p["pattern"]), p["kernel"]] for p in patterns
+        ]
+        columns = ("Quantized node", "Pattern that is expected to fuse", "Into")
+        found.append(table(columns, shown, tall=len(shown) > SHOWN_ROWS))
     return found
 
 
