@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitwright.targets.fpga.network import Engine
+from bitwright.targets.fpga.network import Engine, Memory
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,31 @@ class Window:
         """Whether there is one window, the image."""
         return self.output == (1, 1) and self.kernel == self.image and self.pads == (0, 0, 0, 0)
 
+    def retained(self) -> list[tuple[int, int]]:
+        """Return for every output row which rows [first, end) it keeps; the last one waits for the whole image."""
+        height, reach = self.image[0], max(self.kernel[0], self.strides[0])
+        tops = [row * self.strides[0] - self.pads[0] for row in range(self.output[0])]
+        ends = [min(top + reach, height) for top in tops[:-1]] + [height]
+        return [(min(max(top, 0), height), end) for top, end in zip(tops, ends, strict=True)]
+
     @property
     def rows(self) -> int:
         """Rows that the circuit stores: a kernel's, what the next position adds, and none waits between frames."""
-        first = min(self.kernel[0] - self.pads[0], self.image[0])
-        start = (self.output[0] - 1) * self.strides[0] - self.pads[0]
-        last = max(self.image[0] - max(start, 0), 1)
-        return max(min(self.kernel[0], self.image[0]) + self.strides[0], first + last)
+        kept = [end - first for first, end in self.retained()]
+        return max(*kept, min(self.kernel[0], self.image[0]) + self.strides[0], kept[-1] + kept[0])
+
+    def plan(self) -> Memory:
+        """Return for every output row ``{rows the next one needs more, rows given back}``; the last starts a frame."""
+        height, kept = self.image[0], self.retained()
+        following = [*kept[1:], (height + kept[0][0], height + kept[0][1])]
+        pairs = zip(kept, following, strict=True)
+        return Memory(32, tuple((b[1] - a[1]) << 16 | (b[0] - a[0]) for a, b in pairs))
 
     def cycles(self, lanes: int) -> int:
         """Return the cycles of a frame: every pixel is written once and read once a window."""
         groups = self.channels // lanes
-        read = self.output[0] * self.output[1] * self.taps * groups
+        row = self.output[1] * self.taps * groups
+        read = self.output[0] * (row if row > 1 else 2)
         return max(self.image[0] * self.image[1] * groups, read)
 
     def engine(self, name: str, node: str, lanes: int, *, taps_inside: bool) -> Engine:
@@ -87,10 +100,12 @@ class Window:
                 "OH": self.output[0],
                 "OW": self.output[1],
                 "ROWS": self.rows,
+                "NEED": self.retained()[0][1],
                 "FILL": self.fill,
                 "TAPS_INSIDE": int(taps_inside),
             },
             cycles=self.cycles(lanes),
             capacity=(self.rows + 1) * self.image[1] * self.channels,
+            memories={"ROW_FILE": self.plan},
             note=f"windows {self.kernel[0]}x{self.kernel[1]} of {self.image[0]}x{self.image[1]}x{self.channels}",
         )
