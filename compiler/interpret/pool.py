@@ -21,19 +21,19 @@ def pool(step: QPool, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np
     """
     if step.kind == "max":
         lowest = int(np.iinfo(x.dtype).min)
-        return np.asarray(_windows(step, x, lowest, output).max(axis=(4, 5)), output.dtype)
+        return np.asarray(windows(step, x, lowest, output).max(axis=(4, 5)), output.dtype)
     return _average(step, x, x_quant, output)
 
 
 def _average(step: QPool, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np.ndarray:
     assert output.quant is not None
-    total = _windows(step, x.astype(np.int32) - x_quant.zero_point, 0, output).sum(
+    total = windows(step, x.astype(np.int32) - x_quant.zero_point, 0, output).sum(
         axis=(4, 5), dtype=np.int64
     )
     count = np.full((1, 1, 1, 1), step.kernel[0] * step.kernel[1])
     if not step.count_include_pad:
         inside = np.ones((1, 1, *x.shape[2:]), np.int64)
-        count = _windows(step, inside, 0, output).sum(axis=(4, 5))
+        count = windows(step, inside, 0, output).sum(axis=(4, 5))
     ratio = np.float32(x_quant.scale) / np.float32(output.quant.scale)
     steps = np.rint(total.astype(np.float32) * (ratio / count.astype(np.float32)))
     low, high = output.quant.bounds
@@ -41,7 +41,7 @@ def _average(step: QPool, x: np.ndarray, x_quant: QuantParams, output: Tensor) -
     return np.asarray(np.clip(shifted, low, high), output.dtype)
 
 
-def _windows(step: QPool, x: np.ndarray, fill: int, output: Tensor) -> np.ndarray:
+def windows(step: QPool, x: np.ndarray, fill: int, output: Tensor) -> np.ndarray:
     """Return all windows: [N, C, OH, OW, KH, KW], ``fill`` outside the image."""
     top, left, bottom, right = step.pads
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)

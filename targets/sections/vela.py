@@ -16,6 +16,7 @@ class Vela(Strict):
         system: ``system-config`` in that file.
         memory_mode: ``memory-mode`` in that file.
         optimise: What Vela optimises for.
+        cpu_operators: Whether operators that the accelerator cannot compute may stay on the processor beside it.
     """
 
     accelerator: str
@@ -23,3 +24,4 @@ class Vela(Strict):
     system: str
     memory_mode: str
     optimise: Literal["Performance", "Size"] = "Performance"
+    cpu_operators: Literal["refused", "allowed"] = "refused"
