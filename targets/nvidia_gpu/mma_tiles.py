@@ -8,6 +8,7 @@ from itertools import product
 from math import gcd, prod
 
 from bitwright.compiler.lower.templates.geometry import DotGeometry
+from bitwright.targets.nvidia_gpu.ptxas import registers_left
 from bitwright.targets.sections.gpu import Gpu
 
 WARP = 32
@@ -18,10 +19,38 @@ MMA_BYTES = 32
 MMA_M, MMA_N = 16, 8
 # Registers for addresses, loop counters and the epilogue beside accumulators and fragments.
 OTHER_REGISTERS = 56
-REGISTER_FILE = 65536
+# Cycles of a copy from DRAM, between two barriers at least, and around the reduction; bytes and elements a cycle.
+# Guesses that only order candidates.
+COPY_LATENCY, BARRIER, START = 700.0, 60.0, 900.0
+COPIED_PER_CYCLE, STORED_PER_CYCLE = 32.0, 64.0
 MAX_RASTER = 8
 OUTPUT_PADDING = 16
 LINE = 128
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What multiplies: the steps in which a warp's tile can be cut, and how fast it is.
+
+    Attributes:
+        rows, columns: A warp's tile is a multiple of these.
+        fragment_rows, fragment_columns: Registers of operands for each step of rows and of columns.
+        macs_per_cycle: int8 multiply-accumulates of a multiprocessor.
+        blocks_m: Rows of a block that are worth a try.
+    """
+
+    rows: int
+    columns: int
+    fragment_rows: int
+    fragment_columns: int
+    macs_per_cycle: float
+    blocks_m: tuple[int, ...]
+
+
+# A tensor core's fragments: 4 registers for 16 rows, 4 for 16 columns.
+MMA_UNIT = Unit(16, 16, 4, 4, 2048, (16, 32, 64, 128, 256))
+# A thread's 16 bytes of a row, for every fourth row, and of two columns, for every sixteen.
+DP4A_UNIT = Unit(4, 16, 4, 8, 256, (4, 8, 16, 32, 64))
 
 
 @dataclass(frozen=True)
@@ -67,21 +96,20 @@ class Tiling:
         output = self.block_m * (self.block_n * output_bytes + OUTPUT_PADDING) if output_bytes else 0
         return max(self.stages * self.stage_bytes, output)
 
-    @property
-    def registers(self) -> int:
-        """Estimated registers of a thread."""
-        fragments = 4 * (self.warp_m // MMA_M) + 2 * (self.warp_n // MMA_N)
+    def registers(self, unit: Unit) -> int:
+        """Return the estimated registers of a thread."""
+        fragments = self.warp_m // unit.rows * unit.fragment_rows + self.warp_n // unit.columns * unit.fragment_columns
         return self.warp_m * self.warp_n // WARP + fragments + OTHER_REGISTERS
 
-    def is_legal(self, gpu: Gpu, output_bytes: int) -> bool:
+    def is_legal(self, unit: Unit, gpu: Gpu, output_bytes: int) -> bool:
         """Tell whether a block fits the processor and its threads can share the loads evenly."""
         steps = self.threads // self.chunks
         return (
             self.threads <= gpu.threads_per_block
             and self.shared_bytes(output_bytes) <= gpu.shared_bytes_per_block
-            and self.registers <= min(gpu.registers_per_thread, REGISTER_FILE // self.threads)
+            and self.registers(unit) <= min(gpu.registers_per_thread, registers_left(self.threads))
             and self.block_m % self.warp_m == self.block_n % self.warp_n == 0
-            and self.warp_n % (2 * MMA_N) == self.warp_m % MMA_M == 0
+            and self.warp_m % unit.rows == self.warp_n % unit.columns == 0
             and (self.block_m % steps == 0 or steps % self.block_m == 0)
             and (self.block_n % steps == 0 or steps % self.block_n == 0)
         )
@@ -117,51 +145,61 @@ def extent_of(geometry: DotGeometry, element_bytes: int = 1) -> Extent:
     return Extent(geometry.pixels, geometry.group_outputs, depth, geometry.group)
 
 
-BLOCKS = (16, 32, 64, 128, 256)
-WARPS_M, WARPS_N = (16, 32, 64), (16, 32, 64)
+BLOCKS_N = (16, 32, 64, 128, 256)
+WARP_ROWS, WARPS_N = (4, 8, 16, 32, 64), (16, 32, 64)
 DEPTHS, STAGES = (32, 64, 128), (2, 3, 4)
+MAX_WARPS = 8
 
 
-def space(extent: Extent, gpu: Gpu, output_bytes: int) -> Iterator[Tiling]:
-    """Yield the legal tilings, the least estimated time first."""
+def space(extent: Extent, gpu: Gpu, output_bytes: int, unit: Unit = MMA_UNIT) -> Iterator[Tiling]:
+    """Yield the legal tilings, the least estimated time first.
+
+    Args:
+        extent: The product.
+        gpu: What a block may take.
+        output_bytes: Bytes of an output element collected in shared memory, 0 if there are none.
+        unit: What multiplies.
+    """
     cuts = (
         Tiling(bm, bn, bk, wm, wn, stages)
-        for bm, bn, bk, wm, wn, stages in product(BLOCKS, BLOCKS, DEPTHS, WARPS_M, WARPS_N, STAGES)
-        if wm <= bm and wn <= bn
+        for bm, bn, bk, wm, wn, stages in product(unit.blocks_m, BLOCKS_N, DEPTHS, WARP_ROWS, WARPS_N, STAGES)
+        if wm <= bm and wn <= bn and wm % unit.rows == 0
     )
-    legal = [t for t in cuts if t.warps <= 8 and t.is_legal(gpu, output_bytes) and _is_useful(t, extent)]
-    smallest = Tiling(16, 16, 32, 16, 16, 2)
-    yield from sorted(legal, key=lambda t: (_cost(t, extent, gpu), t.shared_bytes(0))) or [smallest]
+    few = (t for t in cuts if t.warps <= MAX_WARPS and _is_useful(t, extent, unit))
+    legal = [t for t in few if t.is_legal(unit, gpu, output_bytes)]
+    yield from sorted(legal, key=lambda t: (_cost(t, extent, gpu, unit), t.shared_bytes(0)))
 
 
-def _is_useful(tiling: Tiling, extent: Extent) -> bool:
+def _is_useful(tiling: Tiling, extent: Extent, unit: Unit) -> bool:
     """Tell whether a tile is not twice as large as what it covers, and has enough steps for its stages."""
-    sides = ((tiling.block_m, extent.rows, 16), (tiling.block_n, extent.columns, 16), (tiling.block_k, extent.depth, 32))
-    fits = all(tile < 2 * max(size, least) for tile, size, least in sides)
+    sides = (
+        (tiling.block_m, extent.rows, unit.blocks_m[0]),
+        (tiling.block_n, extent.columns, BLOCKS_N[0]),
+        (tiling.block_k, extent.depth, DEPTHS[0]),
+    )
+    fits = all(tile <= least or tile < 2 * size for tile, size, least in sides)
     return fits and tiling.stages <= max(2, extent.tiles(tiling)[2] + 1)
 
 
-def _cost(tiling: Tiling, extent: Extent, gpu: Gpu) -> float:
+def _cost(tiling: Tiling, extent: Extent, gpu: Gpu, unit: Unit) -> float:
     """Return estimated cycles: waves of blocks, each bound by multiplications, shared memory or latency.
 
-    A multiprocessor of these families does about 2048 int8 multiply-accumulates of mma.sync a cycle and reads 128
-    bytes of shared memory; a step of the reduction cannot take less than its share of a copy's latency.
+    A multiprocessor reads 128 bytes of shared memory a cycle; a step of the reduction cannot take less than its
+    share of a copy's latency.
     """
     along_m, along_n, steps = extent.tiles(tiling)
-    by_shared = gpu.shared_bytes_per_block // max(tiling.shared_bytes(1), 1)
-    by_registers = REGISTER_FILE // (tiling.threads * tiling.registers)
-    resident = max(1, min(by_shared, by_registers, 2048 // tiling.threads))
+    by_shared = gpu.shared_bytes_per_multiprocessor // max(tiling.shared_bytes(1), 1)
+    by_registers = gpu.registers_per_multiprocessor // (tiling.threads * tiling.registers(unit))
+    resident = max(1, min(by_shared, by_registers, gpu.threads_per_multiprocessor // tiling.threads))
     blocks = along_m * along_n * extent.groups
     waves = -(-blocks // (gpu.multiprocessors * resident))
     together = min(resident, -(-blocks // gpu.multiprocessors))
-    multiply = tiling.block_m * tiling.block_n * tiling.block_k / 2048
-    read = tiling.block_k * (
-        tiling.block_m * tiling.block_n / tiling.warp_n + tiling.block_n * tiling.block_m / tiling.warp_m
-    ) / 128
-    latency = 700 / (tiling.stages - 1)
-    few_warps = max(1.0, 8 / (tiling.warps * together))
-    step = max(together * max(multiply * few_warps, read, tiling.stage_bytes / 32), latency, 60.0)
-    return waves * (steps * step + 900 + tiling.block_m * tiling.block_n * together / 64)
+    area = tiling.block_m * tiling.block_n
+    multiply = area * tiling.block_k / unit.macs_per_cycle * max(1.0, MAX_WARPS / (tiling.warps * together))
+    read = tiling.block_k * area * (1 / tiling.warp_n + 1 / tiling.warp_m) / LINE
+    latency = COPY_LATENCY / (tiling.stages - 1)
+    step = max(together * max(multiply, read, tiling.stage_bytes / COPIED_PER_CYCLE), latency, BARRIER)
+    return waves * (steps * step + START + area * together / STORED_PER_CYCLE)
 
 
 def raster(tiles_m: int) -> int:

@@ -1,0 +1,92 @@
+"""The dot-product kernels of NVIDIA GPUs: which template and which instruction a step gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitwright.compiler.errors import ProfileError
+from bitwright.compiler.lower.templates.choice import (
+    as_choice,
+    available_intrinsics,
+    dot_of,
+    interleaved,
+    no_kernel,
+    params_of,
+    require_candidate,
+)
+from bitwright.compiler.lower.templates.geometry import DotGeometry
+from bitwright.compiler.program.ops import Dot, Program, Step, WeightOnlyDot
+from bitwright.targets.backend import Kernel, KernelChoice
+from bitwright.targets.nvidia_gpu import dp4a_depthwise
+from bitwright.targets.nvidia_gpu.dp4a import Dp4aEngine
+from bitwright.targets.nvidia_gpu.mma import tiled_kernel
+from bitwright.targets.nvidia_gpu.mma_engine import s8_engine
+from bitwright.targets.nvidia_gpu.mma_tiles import DP4A_UNIT, MMA_UNIT, Tiling, extent_of, space
+from bitwright.targets.schema import Profile
+from bitwright.targets.sections.gpu import Gpu
+
+MMA_S8, DP4A = "mma_s8", "dp4a"
+IMPLICIT_GEMM, DEPTHWISE = "implicit_gemm", "depthwise"
+UNITS = {MMA_S8: MMA_UNIT, DP4A: DP4A_UNIT}
+MAX_CANDIDATES = 300
+# Below these a tensor core's tile is mostly padding.
+FEW_ROWS, FEW_COLUMNS = 4, 8
+
+
+def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
+    """Return the ways to compute a QGemm, QConv or WeightOnlyDot step, the default first.
+
+    Raises:
+        InternalError: The step is not a dot product.
+        ProfileError: The profile describes no GPU, or allows no instruction known here.
+    """
+    gpu = gpu_of(profile)
+    available = available_intrinsics(step, program, profile)
+    known = [name for name in available if name in UNITS]
+    if not known:
+        raise no_kernel(available, UNITS)
+    dot, geometry = dot_of(step, program)
+    if geometry.is_depthwise:
+        return tuple(as_choice(DEPTHWISE, DP4A, params) for params in dp4a_depthwise.space(geometry))
+    small = geometry.pixels <= FEW_ROWS or geometry.group_outputs < FEW_COLUMNS
+    ordered = sorted(known, key=lambda name: (name == DP4A) != small)
+    spaces = (_tilings(dot, program, geometry, gpu, name) for name in ordered)
+    return tuple(interleaved(spaces, MAX_CANDIDATES))
+
+
+def _tilings(
+    step: Dot, program: Program, geometry: DotGeometry, gpu: Gpu, intrinsic: str
+) -> Iterator[KernelChoice]:
+    output = 0 if program.tensor(step.output).quant is None else 1
+    for tiling in space(extent_of(geometry), gpu, output, UNITS[intrinsic]):
+        yield as_choice(IMPLICIT_GEMM, intrinsic, tiling)
+
+
+def gpu_of(profile: Profile) -> Gpu:
+    """Return the profile's GPU.
+
+    Raises:
+        ProfileError: It has none.
+    """
+    if profile.gpu is None:
+        msg = f"profile '{profile.name}' does not say what its GPU has"
+        raise ProfileError(msg, where="gpu", fix="give the profile a section 'gpu'")
+    return profile.gpu
+
+
+def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None) -> Kernel:
+    """Return the kernel of a QGemm, QConv or WeightOnlyDot step of any shape.
+
+    Raises:
+        InternalError: The step is not a dot product.
+        ProfileError: The profile allows no instruction known here, or ``choice`` is not a candidate.
+    """
+    known = candidates(step, program, profile)
+    chosen = known[0] if choice is None else require_candidate(choice, known, step)
+    dot, geometry = dot_of(step, program)
+    if chosen.template == DEPTHWISE:
+        plan = params_of(chosen, dp4a_depthwise.DepthwiseParams)
+        return dp4a_depthwise.depthwise_kernel(dot, program, geometry, plan, chosen.intrinsic)
+    tiling = params_of(chosen, Tiling)
+    engine = Dp4aEngine(tiling) if chosen.intrinsic == DP4A else s8_engine(tiling)
+    return tiled_kernel(dot, program, geometry, engine, chosen.intrinsic)
