@@ -25,7 +25,7 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import ToolchainError, UsageError, VerificationError
 from bitwright.compiler.graph.model import static_shape
 from bitwright.compiler.graph.saving import save_model
-from bitwright.compiler.lower.job import LoweringResult, lower_in_worker
+from bitwright.compiler.lower.job import LengthModels, LoweringResult, lower_in_worker
 from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.options import Options
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
@@ -80,6 +80,7 @@ def lower(c: Compilation, folder: Path, notes: list[str]) -> None:
         variants=function_models(c),
         choices=c.choices,
         batched=buckets.batched_inputs(c),
+        lengths=length_models(c),
         planned=lambda plans: c.progress.note(planned_text(plans, c.profile.limits)),
     )
     notes.extend(c.lowering.notes)
@@ -105,6 +106,18 @@ def function_models(c: Compilation) -> dict[str, ir.Model]:
     for name, dims in buckets.function_dims(c).items():
         found[name] = c.quantized.clone()
         specialize(found[name], dims)
+    return found
+
+
+def length_models(c: Compilation) -> dict[str, LengthModels]:
+    """Return the models, at several lengths, of every function for any length."""
+    assert c.quantized is not None
+    found = {}
+    for name, sizes in buckets.length_dims(c).items():
+        models = {length: c.quantized.clone() for length in sizes}
+        for length, dims in sizes.items():
+            specialize(models[length], dims)
+        found[name] = LengthModels(models, bounded=c.options.longest is not None)
     return found
 
 

@@ -22,7 +22,7 @@ from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ort.equality import largest_difference
 from bitwright.compiler.ort.mixing import first_mixing_node
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
-from bitwright.compiler.shape_choice import EXAMINED_SAMPLES, static_shapes
+from bitwright.compiler.shape_choice import EXAMINED_SAMPLES, is_batch, static_shapes
 from bitwright.targets.toolchain.shape_rules import MAIN, Dispatch, FunctionRule, PortRule, ShapeRules
 
 # Sums in another order through a few dozen layers differ by some 1e-6; a position that leaks, by 1e-2 and more.
@@ -33,6 +33,12 @@ TRIED_SAMPLES = 6
 VERIFIED_SIZES = (2, 3, 7, 17, 33, 100)
 # Of all tensors of such a batch together: what the reference computes in seconds.
 MOST_VERIFIED_VALUES = 20_000_000
+
+# Lengths at which a function for any length is lowered: shapes are fitted to what is found at each.
+LOWERED_LENGTHS = (5, 7, 11, 13, 17, 19, 23)
+FEWEST_LENGTHS = 4
+# Lengths that it is verified with: one position, less and more than a vector, whole blocks of rows, several of each.
+VERIFIED_LENGTHS = (1, 7, 16, 33, 128)
 
 Sample = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
@@ -56,6 +62,10 @@ def plan_shapes(c: Compilation, notes: list[str]) -> None:
         option = "--dynamic" if asked.dynamic else "--bucket" if asked.buckets else "--loop"
         raise UsageError(msg, where=option, fix="compile it for one shape, with --dim")
     c.rules = _rules(c)
+    if c.rules.has_lengths:
+        # The function computes what the model does at that length: there is nothing to prove.
+        notes.append("shapes: " + "; ".join(map(c.rules.words, c.rules.functions)))
+        return
     session = open_session(c.model, SessionConfig(threads=c.options.threads))
     worst = 0.0
     tried = _tried_rules(c.rules)
@@ -80,7 +90,7 @@ def check_quantized(c: Compilation, notes: list[str]) -> None:
     Raises:
         VerificationError: It changes more, e.g. because a dynamic quantizer sees the padding.
     """
-    if c.rules is None:
+    if c.rules is None or c.rules.has_lengths:
         return
     assert c.model is not None and c.quantized is not None
     exact = partial(run, open_session(c.model, SessionConfig(threads=c.options.threads)))
@@ -103,12 +113,32 @@ def function_dims(c: Compilation) -> dict[str, dict[str, int]]:
     if c.rules is None:
         return {}
     one = {c.rules.dynamic: 1} if c.rules.dynamic is not None else {}
-    return {f.name: c.dims | one | f.sizes for f in c.rules.functions if f.name != MAIN}
+    others = [f for f in c.rules.functions if f.name != MAIN and f.name not in length_dims(c)]
+    return {f.name: c.dims | one | f.sizes for f in others}
+
+
+def length_dims(c: Compilation) -> dict[str, dict[int, dict[str, int]]]:
+    """Return, for every function for any length, at which lengths it is lowered, with the sizes of all dimensions.
+
+    Raises:
+        UsageError: Too few lengths are possible.
+    """
+    if c.rules is None or not c.rules.has_lengths:
+        return {}
+    name, longest = c.rules.dynamic, c.rules.longest
+    assert name is not None
+    lengths = [n for n in LOWERED_LENGTHS if longest is None or n < longest][-FEWEST_LENGTHS:]
+    if len(lengths) < FEWEST_LENGTHS:
+        msg = f"up to {longest} there are few lengths"
+        raise UsageError(msg, where="--dynamic", fix=f"give each its function: --bucket {name}=1,2,...")
+    lengths += [longest] if longest is not None else []
+    dynamic = [f for f in c.rules.functions if c.rules.is_dynamic(f)]
+    return {f.name: {n: c.dims | f.sizes | {name: n} for n in lengths} for f in dynamic}
 
 
 def batched_inputs(c: Compilation) -> dict[str, list[str]]:
     """Return, for every function for any number of elements, its inputs that hold elements."""
-    if c.rules is None:
+    if c.rules is None or c.rules.has_lengths:
         return {}
     return {f.name: c.rules.batched_inputs() for f in c.rules.functions if c.rules.is_dynamic(f)}
 
@@ -120,6 +150,8 @@ def golden_samples(c: Compilation, count: int) -> list[dict[str, np.ndarray]]:
         DataError: A function serves no sample.
     """
     assert c.rules is not None and c.dataset is not None
+    if c.rules.has_lengths:
+        return list(_sequences(c, c.rules, count))
     if c.rules.dynamic is not None:
         return list(_batches(c, c.rules, count))
     served: dict[str, list[dict[str, np.ndarray]]] = {f.name: [] for f in reversed(c.rules.functions)}
@@ -159,6 +191,48 @@ def _batches(c: Compilation, rules: ShapeRules, count: int) -> Iterator[dict[str
         known = max(shapes[serving.name].values(), key=len)
         for number, size in enumerate(_batch_sizes(c, rules, function, count)):
             yield _joined(one, [known[(number + k) % len(known)] for k in range(size)])
+
+
+def _sequences(c: Compilation, rules: ShapeRules, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield samples, repeated or cut to the lengths of every function, and to lengths that nothing is made for.
+
+    Raises:
+        DataError: No sample has the sizes of the other dimensions.
+    """
+    name = rules.dynamic
+    assert name is not None
+    fitting = (s for s in c.dataset.batches(1) if _has_sizes(rules, s)) if c.dataset is not None else iter(())
+    known = list(islice(fitting, EXAMINED_SAMPLES))[-count:]
+    if not known:
+        sizes = ", ".join(f"{dim}={size}" for dim, size in rules.fixed.items())
+        msg = f"no sample has the sizes {sizes}, so nothing can be verified"
+        raise DataError(msg, where="--dynamic", fix="choose the other sizes with --dim, or add such a sample")
+    exact = rules.buckets[name]
+    others = [n for n in VERIFIED_LENGTHS if n not in exact and (rules.longest is None or n <= rules.longest)]
+    for number, length in enumerate(others):
+        yield _of_length(rules, known[number % len(known)], length)
+    for function in reversed(rules.functions):
+        if not rules.is_dynamic(function):
+            yield from (_of_length(rules, sample, function.sizes[name]) for sample in known)
+
+
+def _has_sizes(rules: ShapeRules, sample: Sample) -> bool:
+    try:
+        rules.sizes_of(sample)
+    except DataError:
+        return False
+    return True
+
+
+def _of_length(rules: ShapeRules, sample: Sample, length: int) -> dict[str, np.ndarray]:
+    """Return a sample as a sequence of another length: repeated, or cut."""
+    found = dict(sample)
+    for port in rules.inputs:
+        for axis, dim in enumerate(port.dims):
+            if dim == rules.dynamic:
+                array = found[port.name]
+                found[port.name] = np.take(array, np.arange(length) % array.shape[axis], axis)
+    return found
 
 
 def _batch_sizes(c: Compilation, rules: ShapeRules, function: FunctionRule, count: int) -> list[int]:
@@ -316,16 +390,19 @@ def _rules(c: Compilation) -> ShapeRules:
     functions += [FunctionRule(name=f"{MAIN}_{k}", sizes=sizes) for k, sizes in enumerate(others, 1)]
     free = [*buckets, *([loop] if loop else [])]
     inputs = tuple(_input_rule(c, value, free) for value in c.model.graph.inputs)
-    if dynamic is not None:
-        _check_outermost(dynamic, inputs)
     outputs = _output_rules(c, free)
-    if dynamic is not None:
+    if dynamic is not None and is_batch(c.model, dynamic):
         _check_outermost(dynamic, outputs)
+    elif dynamic is not None and set(buckets) != {dynamic}:
+        other = next(name for name in buckets if name != dynamic)
+        msg = f"'{dynamic}' is a length, and '{other}' is to have several sizes, too"
+        raise UsageError(msg, where="--bucket", fix=f"fix '{other}' with --dim, or bucket both")
     _check_pads(c, inputs)
     return ShapeRules(
         buckets=buckets,
         loop=loop,
         dynamic=dynamic,
+        longest=c.options.longest,
         fixed={name: size for name, size in c.dims.items() if name not in buckets},
         inputs=inputs,
         outputs=outputs,
@@ -397,7 +474,8 @@ def _output_rules(c: Compilation, free: Sequence[str]) -> tuple[PortRule, ...]:
                         msg, where="--dynamic" if dim == c.options.dynamic else "--bucket", fix=fix
                     )
                 dims[name][axis] = dim
-        if dim in (c.options.loop, c.options.dynamic) and any(dim not in dims[name] for name in names):
+        elements = dim == c.options.loop or (dim == c.options.dynamic and is_batch(c.model, dim))
+        if elements and any(dim not in dims[name] for name in names):
             lacking = next(name for name in names if dim not in dims[name])
             msg = (
                 f"output '{lacking}' has no dimension '{dim}', so results of single elements cannot be joined"
@@ -413,7 +491,7 @@ def _another_size(c: Compilation, dim: str) -> int:
     others = [size for size in c.options.buckets.get(dim, ()) if size != c.dims[dim]]
     if others:
         return others[0]
-    joined = dim in (c.options.loop, c.options.dynamic)
+    joined = dim in (c.options.loop, c.options.dynamic) and c.dims[dim] != c.options.longest
     return c.dims[dim] + 1 if joined else max(1, c.dims[dim] - 1)
 
 

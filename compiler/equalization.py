@@ -29,23 +29,28 @@ from bitwright.targets.schema import SHORT_FORMATS
 Observe = Callable[[Compilation, Selection], None]
 
 FEWEST_SAMPLES = 8
+# So many samples quantize the two models that are compared, and so many judge them.
+TRIALS = 64
 JUDGES = 128
 WORTHWHILE_DB = 1.0
 
 
 class EveryOther:
-    """Every second sample of a dataset."""
+    """Every second sample of a dataset, at most so many."""
 
-    def __init__(self, dataset: Dataset, start: int) -> None:
+    def __init__(self, dataset: Dataset, start: int, most: int | None = None) -> None:
         self._dataset, self._start = dataset, start
+        count = (len(dataset) - start + 1) // 2
+        self._count = count if most is None else min(most, count)
 
     def __len__(self) -> int:
-        return (len(self._dataset) - self._start + 1) // 2
+        return self._count
 
     def batches(self, size: int) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the samples one by one, whatever the wanted size."""
         del size  # samples are joined by the dataset itself, which cannot leave out every other one
-        return islice(self._dataset.batches(1), self._start, None, 2)
+        every_other = islice(self._dataset.batches(1), self._start, None, 2)
+        return islice(every_other, self._count)
 
 
 def equalize(c: Compilation, runtime: RuntimeName, observe_inputs: Observe) -> PassResult:
@@ -96,7 +101,8 @@ def _quality(
     """
     trial = copy.copy(c)
     trial.model, trial.shapes = model, static_shapes(model, c.dims)
-    trial.dataset, trial.statistics, trial.moments = EveryOther(samples, 0), {}, {}  # type: ignore[assignment]
+    trial.dataset = EveryOther(samples, 0, TRIALS)  # type: ignore[assignment]
+    trial.statistics, trial.moments = {}, {}
     trial.selection = frontend.reselect(trial, runtime)
     frontend.calibrate(trial, observed_tensors(trial.selection), [])
     observe_inputs(trial, trial.selection)
@@ -107,6 +113,6 @@ def _quality(
         for u in trial.selection.units
         if u in trial.selection.integer and u.role == "anchor"
     ]
-    judges = list(islice(EveryOther(samples, 1).batches(1), JUDGES))
+    judges = list(EveryOther(samples, 1, JUDGES).batches(1))
     config = local_config(c.profile.runtimes.onnxruntime)
     return layer_errors(model, quantized, layers[-1:], judges, config=config, power=1)

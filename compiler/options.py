@@ -54,8 +54,9 @@ class Options:
             (compile only).
         pad: Input -> what fills it up to a bucket's size.
         loop: Named dynamic dimension (the batch) that the artifact serves one element at a time (compile only).
-        dynamic: Named dynamic dimension, the outermost of inputs and outputs, of which the artifact serves any size by
-            one function (compile only). Its buckets are sizes with functions of their own.
+        dynamic: Named dynamic dimension (the batch, or the length of a sequence) of which the artifact serves any
+            size by one function (compile only). Its buckets are sizes with functions of their own.
+        longest: The largest size of ``dynamic`` that is served; None: any.
         static: Name of a static archive with the model, to be linked into programs (compile only).
         keep_float: Nodes that must stay in float.
         evaluate: ``FILE.py:FUNC`` metric, higher is better.
@@ -96,6 +97,7 @@ class Options:
     pad: Mapping[str, float] = field(default_factory=dict)
     loop: str | None = None
     dynamic: str | None = None
+    longest: int | None = None
     static: str | None = None
     keep_float: frozenset[str] = frozenset()
     evaluate: str | None = None
@@ -149,6 +151,9 @@ class Options:
         self._check_shapes()
 
     def _check_dynamic(self, name: str) -> None:
+        if self.longest is not None and self.longest < 1:
+            msg = f"{self.longest} is no size"
+            raise UsageError(msg, where="--dynamic", fix=f"e.g. --dynamic {name}=512")
         if name in self.dims:
             msg = f"dimension '{name}' is named by --dim and by --dynamic"
             raise UsageError(msg, where="--dynamic", fix="leave one out")
@@ -165,6 +170,9 @@ class Options:
         ways = [(set(self.dims), "--dim"), (set(self.buckets), "--bucket"), (looped, "--loop")]
         if self.dynamic is not None:
             self._check_dynamic(self.dynamic)
+        elif self.longest is not None:
+            msg = "the largest size of which dimension?"
+            raise UsageError(msg, where="--dynamic", fix="name it, e.g. --dynamic T=512")
         for (first, one), (second, other) in combinations(ways, 2):
             for name in sorted(first & second):
                 msg = f"dimension '{name}' is named by {one} and by {other}"

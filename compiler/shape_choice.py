@@ -25,9 +25,26 @@ def dims_of_sample(model: ir.Model, sample: Mapping[str, np.ndarray]) -> dict[st
     for value in model.graph.inputs:
         array = sample[value.name or ""]
         for axis, dim in enumerate(value.shape or ()):
-            if isinstance(dim, ir.SymbolicDim):
-                sizes[dim.value if dim.value is not None else f"{value.name}:{axis}"] = array.shape[axis]
+            label = _label(value, axis, dim)
+            if label is not None:
+                sizes[label] = array.shape[axis]
     return sizes
+
+
+def is_batch(model: ir.Model, dim: str) -> bool:
+    """Tell whether a dimension is the outermost of every input that has it: its elements lie one behind the other."""
+    for value in model.graph.inputs:
+        axes = [k for k, d in enumerate(value.shape or ()) if _label(value, k, d) == dim]
+        if axes not in ([], [0]):
+            return False
+    return True
+
+
+def _label(value: ir.Value, axis: int, dim: object) -> str | None:
+    """Return the name of an input's dynamic dimension."""
+    if not isinstance(dim, ir.SymbolicDim):
+        return None
+    return dim.value if dim.value is not None else f"{value.name}:{axis}"
 
 
 def choose_dims(
@@ -48,7 +65,8 @@ def choose_dims(
             combination first, the largest among equals.
         buckets: Dimension -> ascending sizes; a sample counts for the smallest that holds it.
         loop: Dimension that is served one element at a time: its size is 1.
-        dynamic: Dimension of any size; planned for its smallest bucket, 1 if it has none.
+        dynamic: Dimension of any size; planned for its smallest bucket. Without one a batch is planned for 1, a length
+            for what the data shows.
 
     Raises:
         UsageError: An option names no dynamic dimension.
@@ -73,7 +91,7 @@ def choose_dims(
     counts: Counter[tuple[int, ...]] = Counter()
     for sample in islice(samples, EXAMINED_SAMPLES):
         sizes = dims_of_sample(model, sample) | dict(wanted) | ({loop: 1} if loop else {})
-        if dynamic:
+        if dynamic and (dynamic in buckets or is_batch(model, dynamic)):
             sizes[dynamic] = min(buckets.get(dynamic, (1,)))
         held = {n: next((b for b in sorted(buckets[n]) if b >= sizes[n]), None) for n in buckets}
         if None not in held.values():

@@ -61,7 +61,7 @@ def _static(interface: Interface) -> Iterator[str]:
 def _dynamic(rules: ShapeRules) -> Iterator[str]:
     names = [*rules.buckets, *([rules.loop] if rules.loop else [])]
     for name in rules.buckets:
-        kind = "any" if name == rules.dynamic else "bucket"
+        kind = _kind(name, rules)
         yield f"dim {quote(name)} {kind} {' '.join(map(str, rules.buckets[name]))}"
     if rules.loop:
         yield f"dim {quote(rules.loop)} loop"
@@ -71,6 +71,12 @@ def _dynamic(rules: ShapeRules) -> Iterator[str]:
     for function in rules.functions:
         sizes = [function.sizes.get(name, 1 if name == rules.loop else 0) for name in names]
         yield " ".join(["function", function.name, *map(str, sizes)])
+
+
+def _kind(name: str, rules: ShapeRules) -> str:
+    if name != rules.dynamic:
+        return "bucket"
+    return "any" if rules.longest is None else f"upto {rules.longest}"
 
 
 def _port(kind: str, port: PortRule, numbers: Mapping[str, int]) -> str:

@@ -101,9 +101,9 @@ Dynamic = Annotated[
     str | None,
     typer.Option(
         "--dynamic",
-        metavar="NAME",
-        help="A dynamic dimension (the batch, outermost) of which one function serves any size; its buckets keep "
-        "functions of their own.",
+        metavar="NAME[=LARGEST]",
+        help="A dynamic dimension (the batch, or the length of a sequence) of which one function serves any size, or "
+        "any up to the largest; its buckets keep functions of their own.",
     ),
 ]
 Static = Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
-from bitwright.compiler.cli.parsing import check_place, parse_buckets, parse_pads
+from bitwright.compiler.cli.parsing import check_place, parse_buckets, parse_dynamic, parse_pads
 from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.cli.quantization import Quantization
 from bitwright.compiler.cli.tuning import Tune, TuningPlaces
@@ -42,6 +42,7 @@ def compile_verb(
     timeout: arg.Timeout = 1800.0,
 ) -> None:
     """Compile a model for one or more targets: library, runner, Q/DQ model, report, proof."""
+    free, longest = parse_dynamic(dynamic)
     values = {
         **quantization.values(),
         **places.values(),
@@ -50,7 +51,8 @@ def compile_verb(
         "buckets": parse_buckets(bucket or ()),
         "pad": parse_pads(pad or ()),
         "loop": loop,
-        "dynamic": dynamic,
+        "dynamic": free,
+        "longest": longest,
         "static": static,
         "steps": frozenset(name for name, wanted in (("synth", synth or pnr), ("pnr", pnr)) if wanted),
         "stop_after": stop_after,

@@ -57,6 +57,23 @@ def parse_dims(entries: Iterable[str]) -> dict[str, int]:
     return dims
 
 
+def parse_dynamic(entry: str | None) -> tuple[str | None, int | None]:
+    """Return the dimension of ``NAME`` or ``NAME=SIZE``, and its largest size.
+
+    Raises:
+        UsageError: It has another form.
+    """
+    if entry is None:
+        return None, None
+    name, equals, size = entry.rpartition("=")
+    if not equals:
+        return entry, None
+    if not name or not (size.isascii() and size.isdigit()) or len(size) > 9 or int(size) < 1:
+        what = f"'{entry}' is not NAME or NAME=SIZE with a positive whole number"
+        raise UsageError(what, where="--dynamic", fix="e.g. --dynamic T=512")
+    return name, int(size)
+
+
 def parse_buckets(entries: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Return the sizes of ``NAME=SIZE,SIZE,...`` entries, ascending and each once.
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import tvm
 from tvm import relax
 
+from bitwright.compiler.lower.device import Device, host_reorder, host_step
 from bitwright.compiler.lower.float.replace import use_float_kernels
 from bitwright.compiler.lower.island import import_model
 from bitwright.compiler.lower.schedule import schedule_float
@@ -35,6 +36,7 @@ def compile_module(
     target: dict[str, Any],
     planned: Callable[[tvm.IRModule], None] | None = None,
     scheduled: Callable[[tvm.IRModule], tvm.IRModule] = lambda module: module,
+    device: Device | None = None,
 ) -> Any:
     """Compile a module whose integer kernels are call_tir and whose float rest is Relax operators.
 
@@ -43,13 +45,15 @@ def compile_module(
         target: Fields of ``tvm.target.Target``.
         planned: Is shown the module in which every tensor has its storage.
         scheduled: May change the module when every operator is a scheduled kernel.
+        device: How float operators become kernels; None: on the host's processor.
 
     Returns:
         ``tvm.runtime.Executable``-like object with ``export_library``.
     """
     found = tvm.target.Target(target)
-    ready = scheduled(optimize(module, found))
-    return tvm.compile(ready, target=found, relax_pipeline=_lower_to_vm(planned))
+    device = device or HOST
+    ready = scheduled(device.optimize(module, found))
+    return tvm.compile(ready, target=found, relax_pipeline=_lower_to_vm(planned, device.finish))
 
 
 def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
@@ -75,7 +79,10 @@ def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     return schedule_float(module, target)
 
 
-def _lower_to_vm(planned: Callable[[tvm.IRModule], None] | None = None) -> Any:
+HOST = Device(host_step, host_reorder, optimize)
+
+
+def _lower_to_vm(planned: Callable[[tvm.IRModule], None] | None = None, finish: Sequence[Any] = ()) -> Any:
     def show(module: tvm.IRModule, _: Any) -> tvm.IRModule:
         if planned is not None:
             planned(module)
@@ -88,6 +95,7 @@ def _lower_to_vm(planned: Callable[[tvm.IRModule], None] | None = None) -> Any:
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
             tvm.transform.module_pass(show, opt_level=0, name="ShowMemoryPlan"),
+            *finish,
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),

@@ -74,6 +74,22 @@ class Job:
         return found
 
     @property
+    def lengths(self) -> Path:
+        """Functions for any length: ``name``: ``lengths`` and ``bounded``."""
+        return self.folder / "lengths.json"
+
+    def length_functions(self) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """Return the content of :attr:`lengths`: name -> lengths, and whether the last is the longest."""
+        if not self.lengths.exists():
+            return {}
+        found = json.loads(self.lengths.read_text())
+        return {name: (tuple(entry["lengths"]), bool(entry["bounded"])) for name, entry in found.items()}
+
+    def length_model(self, name: str, length: int) -> Path:
+        """The model of a function for any length, at one length."""
+        return self.folder / "lengths" / name / f"{length}.onnx"
+
+    @property
     def profile(self) -> Path:
         """The target profile as JSON."""
         return self.folder / "profile.json"
@@ -130,6 +146,19 @@ class Job:
     def segment_model(self) -> Path:
         """The model of a segment that is left to ONNX Runtime."""
         return self.folder / f"{self.folder.name}.onnx"
+
+
+@dataclass(frozen=True)
+class LengthModels:
+    """What a function for sequences of any length is made from.
+
+    Attributes:
+        models: Length -> the Q/DQ model with that length in its static shapes, ascending.
+        bounded: The last length is the longest that will be asked for.
+    """
+
+    models: Mapping[int, ir.Model]
+    bounded: bool
 
 
 @dataclass(frozen=True)
@@ -190,6 +219,7 @@ def lower_in_worker(
     variants: Mapping[str, ir.Model] = MappingProxyType({}),
     choices: Mapping[str, KernelChoice] = MappingProxyType({}),
     batched: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    lengths: Mapping[str, LengthModels] = MappingProxyType({}),
     planned: Planned = lambda _: None,
 ) -> LoweringResult:
     """Compile a Q/DQ model to object files in a child process.
@@ -207,6 +237,7 @@ def lower_in_worker(
         choices: Workload key -> its kernel; every other workload gets its template's default.
         batched: Variant -> its inputs that hold elements in their outermost dimension. It computes one element, and
             becomes a function for any number of them.
+        lengths: Further functions of the library, for sequences of any length.
         planned: Is called once, while the child goes on to generate code; never if there are segments.
 
     Raises:
@@ -220,6 +251,7 @@ def lower_in_worker(
         save_model(variant, job.variant(name))
     job.profile.write_text(json.dumps(profile.dump()))
     job.batched.write_text(json.dumps({name: list(inputs) for name, inputs in batched.items()}))
+    _write_lengths(job, lengths)
     job.choices.write_text(json.dumps({key: choice.as_plain() for key, choice in choices.items()}))
     code = _run(job, timeout_s, worker, planned)
     if job.error.exists():
@@ -231,6 +263,16 @@ def lower_in_worker(
     result = _collect(job, out)
     shutil.rmtree(job.folder)
     return result
+
+
+def _write_lengths(job: Job, lengths: Mapping[str, LengthModels]) -> None:
+    for name, found in lengths.items():
+        for length, model in found.models.items():
+            path = job.length_model(name, length)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_model(model, path)
+    plain = {name: {"lengths": list(f.models), "bounded": f.bounded} for name, f in lengths.items()}
+    job.lengths.write_text(json.dumps(plain))
 
 
 def _run(job: Job, timeout_s: float, worker: Sequence[str], planned: Planned) -> int:
@@ -309,7 +351,8 @@ def _collect(job: Job, out: Path) -> LoweringResult:
         return LoweringResult((), table, seconds, notes, segments, left)
     objects = _copy_objects(job, result["objects"], out)
     shutil.copy2(job.kernels, out / job.kernels.name)
-    tables = {path.stem: load_table(job.kernel_table(path.stem).read_text()) for path in job.variants()}
+    names = [*(path.stem for path in job.variants()), *job.length_functions()]
+    tables = {name: load_table(job.kernel_table(name).read_text()) for name in names}
     table = load_table(job.kernels.read_text())
     memory = load_plans(job.memory.read_text()) if job.memory.exists() else {}
     return LoweringResult(objects, table, seconds, notes, variants=tables, memory=memory)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
+from tvm.sym import Analyzer
+from tvm.tirx.analysis import undefined_vars
 
 from bitwright.compiler.lower.memory_plan import MemoryPlan, Storage, plan_memory
 
@@ -18,12 +21,15 @@ _ALLOC_TENSOR = tvm.ir.Op.get("relax.memory.alloc_tensor")
 _ALLOC_OUTPUT = tvm.ir.Op.get("relax.builtin.alloc_tensor")
 
 
-def memory_plans(module: tvm.IRModule, threads: int) -> dict[str, MemoryPlan]:
-    """Return the plan of every Relax function whose tensors have fixed sizes.
+def memory_plans(
+    module: tvm.IRModule, threads: int, longest: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, MemoryPlan]:
+    """Return the plan of every Relax function whose tensors have fixed sizes, or a largest one.
 
     Args:
         module: After ``StaticPlanBlockMemory``.
         threads: Threads that a kernel with a parallel loop runs on, each with scratch memory of its own.
+        longest: Function for sequences of any length -> the length that its plan is for.
     """
     workspaces = {
         variable.name_hint: _workspace(function, threads)
@@ -31,9 +37,9 @@ def memory_plans(module: tvm.IRModule, threads: int) -> dict[str, MemoryPlan]:
         if isinstance(function, tirx.PrimFunc)
     }
     return {
-        variable.name_hint: _Reader(workspaces).read(function)
+        variable.name_hint: _Reader(workspaces, longest.get(variable.name_hint, 0)).read(function)
         for variable, function in module.functions_items()
-        if isinstance(function, relax.Function) and _is_static(function)
+        if isinstance(function, relax.Function) and (_is_static(function) or variable.name_hint in longest)
     }
 
 
@@ -44,8 +50,9 @@ def _is_static(function: relax.Function) -> bool:
 class _Reader:
     """Walks one function: which call touches which tensor, and in which storage that lies."""
 
-    def __init__(self, workspaces: dict[str, int]) -> None:
+    def __init__(self, workspaces: dict[str, int], length: int) -> None:
         self.workspaces = workspaces
+        self.length = length  # of sequences, where shapes follow it
         self.calls: list[tuple[str, int]] = []
         self.storage_bytes: dict[Any, int] = {}
         self.home: dict[Any, Any] = {}  # tensor -> storage
@@ -73,11 +80,12 @@ class _Reader:
         if not isinstance(value, tvm.ir.Call):
             self.behind[variable] = self.tensors_in(value)
         elif value.op == _ALLOC_STORAGE:
-            self.storage_bytes[variable] = _product(value.args[0])
+            self.storage_bytes[variable] = self.product(value.args[0])
         elif value.op == _ALLOC_TENSOR:
-            self.add_tensor(variable, value.args[0], _product(value.args[2]) * _item_bytes(value.args[3]))
+            size = self.product(value.args[2]) * _item_bytes(value.args[3])
+            self.add_tensor(variable, value.args[0], size)
         elif value.op == _ALLOC_OUTPUT:
-            size = _product(value.args[0]) * _item_bytes(value.args[1])
+            size = self.product(value.args[0]) * _item_bytes(value.args[1])
             self.storage_bytes[variable] = size
             self.add_tensor(variable, variable, size)
         elif isinstance(value.op, tvm.ir.GlobalVar):
@@ -87,6 +95,10 @@ class _Reader:
         else:  # a view, or a packed function whose result may be one
             self.touch(self.tensors_in(value), max(len(self.calls) - 1, 0))
             self.behind[variable] = self.tensors_in(value)
+
+    def product(self, shape: Any) -> int:
+        """Return the product of a shape's sizes."""
+        return int(prod(_at(size, self.length) for size in shape.values))
 
     def add_tensor(self, variable: Any, storage: Any, size: int) -> None:
         """A tensor begins to live in a storage."""
@@ -110,8 +122,12 @@ class _Reader:
                 lives[owner] = (min(first, at), max(last, at))
 
 
-def _product(shape: Any) -> int:
-    return int(prod(int(d) for d in shape.values))
+def _at(size: Any, length: int) -> int:
+    """Return a size that may follow the length of a sequence."""
+    analyzer = Analyzer()
+    for variable in undefined_vars(size):
+        analyzer.bind(variable, tirx.const(length, "int64"))
+    return int(analyzer.simplify(size))
 
 
 def _item_bytes(dtype: Any) -> int:
@@ -120,7 +136,8 @@ def _item_bytes(dtype: Any) -> int:
 
 def _workspace(function: tirx.PrimFunc, threads: int) -> int:
     statements = list(statements_of(function.body))
-    sizes = [_buffer_bytes(buffer) for statement in statements for buffer in _allocated(statement)]
+    found_in = [buffer for statement in statements for buffer in _allocated(statement)]
+    sizes = [_buffer_bytes(b) for b in found_in if not b.scope().startswith("shared")]
     found = sum(size for size in sizes if size > LARGEST_STACK_BYTES)
     parallel = any(isinstance(s, tirx.For) and int(s.kind) == tirx.ForKind.PARALLEL for s in statements)
     return found * (threads if parallel else 1)

@@ -11,13 +11,10 @@ import numpy as np
 from tvm import relax
 
 from bitwright.compiler.errors import InternalError
+from bitwright.compiler.lower.device import Reorder, StepKernel, host_reorder, host_step
 from bitwright.compiler.lower.island import emit_copy, import_model
 from bitwright.compiler.lower.kernel_table import KernelCall, Stored
-from bitwright.compiler.lower.kernels.edge import dequantize, quantize
-from bitwright.compiler.lower.kernels.elementwise import add, look_up, multiply
 from bitwright.compiler.lower.kernels.loops import OPAQUE
-from bitwright.compiler.lower.kernels.move import concat, move, reorder
-from bitwright.compiler.lower.kernels.pool import pool
 from bitwright.compiler.lower.layout import (
     CHANNELS_LAST,
     Order,
@@ -53,12 +50,7 @@ from bitwright.targets.schema import Profile
 DotKernel: TypeAlias = Callable[[Step, Program, Profile], Kernel]
 Progress: TypeAlias = Callable[[str], None]
 
-_ELEMENTWISE: dict[type[Step], tuple[str, Callable[..., Kernel]]] = {
-    QAdd: ("add", add),
-    QMul: ("multiply", multiply),
-    QLut: ("lut", look_up),
-    QConcat: ("concat", concat),
-}
+_ELEMENTWISE: dict[type[Step], str] = {QAdd: "add", QMul: "multiply", QLut: "lut", QConcat: "concat"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +113,9 @@ def build_functions(
     profile: Profile,
     dot_kernel: DotKernel,
     progress: Progress = lambda _: None,
+    *,
+    step_kernel: StepKernel = host_step,
+    reorder: Reorder = host_reorder,
 ) -> LoweredFunctions:
     """Assemble one Relax module from several programs, e.g. those of one model for several shapes.
 
@@ -131,12 +126,14 @@ def build_functions(
         profile: As for :func:`build_module`, as are ``dot_kernel``, ``progress`` and the errors.
         dot_kernel: Gives the kernel of a QGemm or QConv step.
         progress: Called with each step's name before it is lowered.
+        step_kernel: Gives the kernel of every other integer step.
+        reorder: Gives the kernel of a change of storage order.
     """
     builder = relax.BlockBuilder()
     kernels: dict[str, Any] = {}
     tables = {}
     for name, program in programs.items():
-        assembler = _Assembler(program, profile, dot_kernel, builder, kernels)
+        assembler = _Assembler(program, profile, (dot_kernel, step_kernel, reorder), builder, kernels)
         assembler.assemble(name, progress)
         tables[name] = tuple(assembler.calls)
     return LoweredFunctions(builder.get(), tables)
@@ -159,11 +156,12 @@ class _Assembler:
         self,
         program: Program,
         profile: Profile,
-        dot_kernel: DotKernel,
+        kernels: tuple[DotKernel, StepKernel, Reorder],
         builder: relax.BlockBuilder,
         functions: dict[str, Any],
     ) -> None:
-        self.program, self.profile, self.dot_kernel = program, profile, dot_kernel
+        self.program, self.profile = program, profile
+        self.dot_kernel, self.step_kernel, self.reorder = kernels
         self.builder, self.functions = builder, functions
         self.values: dict[str, _Value] = {}
         self.reordered: dict[tuple[str, Order], _Value] = {}
@@ -217,7 +215,7 @@ class _Assembler:
         if same_storage(tensor.shape, value.order, order):
             return _Value(value.expr, order)
         if (name, order) not in self.reordered:
-            kernel = reorder(tensor, value.order, order)
+            kernel = self.reorder(tensor, value.order, order)
             call = (None, "Layout", kernel, {name: value.order})
             self.reordered[name, order] = _Value(self.call(*call, (name,), name, order), order)
         return self.reordered[name, order]
@@ -233,8 +231,7 @@ class _Assembler:
         elif isinstance(step, Move):
             self.move(step)
         else:
-            name, build = _ELEMENTWISE[type(step)]
-            self.any_order(step, name, build)
+            self.any_order(step, _ELEMENTWISE[type(step)])
 
     def island(self, step: FloatIsland) -> None:
         """Copy the nodes of a float island into main."""
@@ -280,7 +277,7 @@ class _Assembler:
         order = dot_order(step, len(self.program.tensor(source).shape))
         orders = {source: order, step.output: dot_order(step, len(shape))}
         if isinstance(step, QPool):
-            kernel, name = pool(step, self.program, orders), "pool"
+            kernel, name = self.step_kernel(step, self.program, orders), "pool"
         else:
             kernel = self.dot_kernel(step, self.program, self.profile)
             name = "conv" if order == CHANNELS_LAST else "gemm"
@@ -292,12 +289,12 @@ class _Assembler:
         orders = {name: self.values[name].order for name in step.inputs}
         if isinstance(step, Quantize):
             orders[step.output] = self.demand.get(step.output, row_major(rank))
-            self.finish(step, "quantize", quantize(step, self.program, orders), orders)
+            self.finish(step, "quantize", self.step_kernel(step, self.program, orders), orders)
         else:
             (source,) = step.inputs
             wanted = self.demand.get(step.output, row_major(rank))
             orders[step.output] = wanted if wanted == orders[source] else row_major(rank)
-            self.finish(step, "dequantize", dequantize(step, self.program, orders), orders)
+            self.finish(step, "dequantize", self.step_kernel(step, self.program, orders), orders)
 
     def move(self, step: Move) -> None:
         """Transposes and reshapes relabel bytes; the rest are kernels."""
@@ -311,14 +308,14 @@ class _Assembler:
                 value.expr, row_major(len(self.program.tensor(step.output).shape))
             )
         else:
-            self.any_order(step, step.kind, move)
+            self.any_order(step, step.kind)
 
-    def any_order(self, step: Step, name: str, build: Callable[..., Kernel]) -> None:
+    def any_order(self, step: Step, name: str) -> None:
         """Emit a step whose kernel reads every input in the order it is in."""
         orders = {tensor: self.values[tensor].order for tensor in step.inputs}
         out = elementwise_order(step.inputs, step.output, self.program, orders, self.demand)
         orders[step.output] = out
-        self.finish(step, name, build(step, self.program, orders), orders)
+        self.finish(step, name, self.step_kernel(step, self.program, orders), orders)
 
     def finish(self, step: Step, name: str, kernel: Kernel, orders: Mapping[str, Order]) -> None:
         """Call a step's kernel and remember its output."""

@@ -20,6 +20,7 @@ from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.compile import compile_module, export_objects
 from bitwright.compiler.lower.dynamic.blocks import call_costs, dot_blocks
 from bitwright.compiler.lower.dynamic.functions import DynamicFunction, make_dynamic
+from bitwright.compiler.lower.dynamic.lengths import AnyLength, add_any_length
 from bitwright.compiler.lower.float.image_order import SlowerOrder
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
@@ -70,7 +71,7 @@ def run(job: Job, backend: Backend | None = None) -> None:
         split = split_program(extract_program(ir.load(job.model)), importable)
         if not split.not_lowered:
             raise
-        if job.variants():
+        if job.variants() or job.length_functions():
             raise _no_variants(split) from None
         result = _lower_segments(job, split, profile, backend)
     _finish(job, notes, result, start)
@@ -116,7 +117,7 @@ def _lower_library(
     ``programs`` is left with those that are needed to the end: code generation needs the room of the others' weights.
     """
     dot_kernel = _chosen_kernels(job, backend)
-    if len(programs) > 1:
+    if len(programs) > 1 or job.length_functions():
         dot_kernel = sharing(dot_kernel, backend)
     # Before the others: the largest kernel of a step chooses how its weight is packed.
     blocks = {name: dot_blocks(programs[name], profile, dot_kernel) for name in job.batched_inputs()}
@@ -128,6 +129,7 @@ def _lower_library(
     gc.collect()  # what assembled them is a ring of references
     for name, table in lowered.kernel_tables.items():
         part.kernel_table(name).write_text(dump_table(table))
+    module = _with_lengths(job, part, lowered.ir_module, profile, dot_kernel, backend)
     _enter(job, COMPILING)
 
     def scheduled(module: Any) -> Any:
@@ -142,9 +144,9 @@ def _lower_library(
     with warnings.catch_warnings(record=True) as slower:
         warnings.simplefilter("always", SlowerOrder)
         executable = compile_module(
-            lowered.ir_module,
+            module,
             backend.tvm_target(profile),
-            planned=_note_memory(part, profile),
+            planned=_note_memory(job, part, profile),
             scheduled=scheduled,
         )
     part.objects.mkdir()
@@ -153,9 +155,31 @@ def _lower_library(
     return {"objects": [p.name for p in objects], "notes": list(notes)}
 
 
-def _note_memory(part: Job, profile: Profile) -> Callable[[Any], None]:
+def _with_lengths(
+    job: Job, part: Job, module: Any, profile: Profile, dot_kernel: DotKernel, backend: Backend
+) -> Any:
+    """Return the module with the functions for sequences of any length; write their kernel tables."""
+    for name, (lengths, bounded) in job.length_functions().items():
+        _enter(job, f"'{name}' at {len(lengths)} lengths")
+        # Read one after the other: the weights of the first are enough.
+        programs = (extract_program(ir.load(job.length_model(name, length))) for length in lengths)
+        module, table = add_any_length(
+            module,
+            AnyLength(name, lengths, programs, bounded),
+            profile,
+            dot_kernel,
+            backend.tvm_target(profile),
+            lambda step: _enter(job, f"'{step}'"),
+        )
+        part.kernel_table(name).write_text(dump_table(table))
+    return module
+
+
+def _note_memory(job: Job, part: Job, profile: Profile) -> Callable[[Any], None]:
+    longest = {name: lengths[-1] for name, (lengths, bounded) in job.length_functions().items() if bounded}
+
     def note(module: Any) -> None:
-        write_plans(memory_plans(module, profile.cores), part.memory)
+        write_plans(memory_plans(module, profile.cores, longest), part.memory)
 
     return note
 

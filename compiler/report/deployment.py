@@ -52,7 +52,10 @@ def deployment_section(c: Compilation) -> dict[str, Any] | None:
 
 def _functions(c: Compilation) -> list[dict[str, Any]]:
     assert c.lowering is not None
-    sizes = {f.name: f.sizes for f in c.rules.functions} if c.rules is not None else {}
+    sizes = {f.name: dict(f.sizes) for f in c.rules.functions} if c.rules is not None else {}
+    if c.rules is not None and c.rules.dynamic is not None and c.rules.longest is not None:
+        for function in filter(c.rules.is_dynamic, c.rules.functions):
+            sizes[function.name][c.rules.dynamic] = c.rules.longest  # what its memory is planned for
     found = []
     for name, plan in c.lowering.memory.items():
         table = c.lowering.variants.get(name, c.lowering.kernel_table)

@@ -11,6 +11,11 @@ _X86_NUMBERS = ("cpu family", "model", "stepping")
 _ARM_NUMBERS = ("CPU implementer", "CPU part", "CPU variant")
 
 
+def native_triple() -> str:
+    """Return this machine's triple, e.g. ``x86_64-linux-gnu``."""
+    return f"{platform.machine()}-linux-gnu"
+
+
 @cache
 def processor_name() -> str:
     """Return the processor's name as the operating system gives it."""

@@ -34,12 +34,18 @@ class Launch:
         environment: Variables for the runner.
         executed: ``"native"`` or ``"emulated"``: what an Execution says.
         timeout_s: Seconds after which a run is given up.
+        options: For the runner itself, e.g. the device.
+        runner: The program; None is the one in the bundle.
+        library: In the place of the bundle's own, if it is there: its path in the folder of the bundle's library.
     """
 
     prefix: tuple[str, ...]
     environment: Mapping[str, str]
     executed: str
     timeout_s: float
+    options: tuple[str, ...] = ()
+    runner: Path | None = None
+    library: Path | None = None
 
 
 def copy_sources(sources: Path, folder: Path) -> None:
@@ -101,7 +107,8 @@ def execute(
         ToolchainError: The bundle has no runner, or the run failed.
     """
     lib = bundle.resolve() / "lib"
-    if not (lib / RUNNER_FILE).exists():
+    runner = launch.runner or lib / RUNNER_FILE
+    if not runner.exists():
         msg = "the bundle has no runner for its target"
         raise ToolchainError(
             msg,
@@ -114,7 +121,9 @@ def execute(
         folder = Path(work)
         own = part / LIBRARY_FILE  # a folder without a library describes a further function of the bundle's
         code = own if own.exists() else lib / LIBRARY_FILE
-        command = [*launch.prefix, str(lib / RUNNER_FILE), str(code), str(folder)]
+        if launch.library is not None and (code.parent / launch.library).exists():
+            code = code.parent / launch.library
+        command = [*launch.prefix, str(runner), str(code), str(folder), *launch.options]
         command += ["--function", interface.function] if interface.function != MAIN else []
         command += ["--repeat", str(repeat)] if repeat > 0 else []
         timed = trace and launch.executed == "native"

@@ -16,11 +16,13 @@ from bitwright.targets.toolchain.linker import is_native, machine_of
 from bitwright.targets.toolchain.process import run_tool
 
 LIBRARY_NAMES = ("tvm_runtime", "tvm_ffi")
+CUDA_LIBRARY = "libtvm_runtime_cuda.so"
 # Package that holds each library, and the library's path inside its wheel.
 MEMBERS = {
     "apache-tvm": "tvm/lib/libtvm_runtime.so",
     "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so",
 }
+CUDA_MEMBER = f"tvm/lib/{CUDA_LIBRARY}"
 # pip matches a wheel's glibc tag exactly, so every tag that the two projects use is named.
 GLIBC_TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux2014", "manylinux_2_17")
 DOWNLOAD_TIMEOUT_S = 900.0

@@ -83,6 +83,7 @@ class ShapeRules(BaseModel):
         buckets: Dimension -> its sizes, ascending.
         loop: Dimension that is served one element at a time, or None.
         dynamic: Dimension of any size, or None. ``buckets`` has the sizes of it that have functions of their own.
+        longest: The largest size of the dynamic dimension; None: there is no bound.
         fixed: Every other dynamic dimension of the model, and the looped one -> size the library is compiled for.
         inputs: In the model's order.
         outputs: In the model's order.
@@ -94,6 +95,7 @@ class ShapeRules(BaseModel):
     buckets: dict[str, tuple[int, ...]]
     loop: str | None
     dynamic: str | None = None
+    longest: int | None = None
     fixed: dict[str, int]
     inputs: tuple[PortRule, ...]
     outputs: tuple[PortRule, ...]
@@ -140,6 +142,10 @@ class ShapeRules(BaseModel):
         Raises:
             DataError: A size is beyond the largest bucket; the message names the buckets.
         """
+        if self.dynamic is not None and self.longest is not None and sizes[self.dynamic] > self.longest:
+            msg = f"{self.dynamic}={sizes[self.dynamic]} is larger than {self.longest}, the largest that is served"
+            fix = f"shorten the input, or compile with --dynamic {self.dynamic}={sizes[self.dynamic]}"
+            raise DataError(msg, fix=fix)
         for name, buckets in self.buckets.items():
             if name != self.dynamic and sizes[name] > buckets[-1]:
                 msg = f"{name}={sizes[name]} is larger than the largest bucket; {name} has {list(buckets)}"
@@ -154,9 +160,16 @@ class ShapeRules(BaseModel):
         """Tell whether a function computes any size of the dynamic dimension."""
         return self.dynamic is not None and self.dynamic not in function.sizes
 
+    @property
+    def has_lengths(self) -> bool:
+        """The dynamic dimension is no batch, whose elements lie one behind the other, but a length inside."""
+        ports = [p for p in (*self.inputs, *self.outputs) if self.dynamic in p.dims]
+        return any(p.dims[0] != self.dynamic or p.dims.count(self.dynamic) > 1 for p in ports)
+
     def words(self, function: FunctionRule) -> str:
         """Return the sizes of a function in words."""
-        any_size = [f"any {self.dynamic}"] if self.is_dynamic(function) else []
+        bound = f" up to {self.longest}" if self.longest is not None else ""
+        any_size = [f"any {self.dynamic}{bound}"] if self.is_dynamic(function) else []
         return ", ".join([*(f"{d}={n}" for d, n in function.sizes.items()), *any_size])
 
     def batched_inputs(self) -> list[str]:

@@ -417,6 +417,12 @@ bw_status MatchInput(const Text& text, const Port& port, const bw_tensor& input,
 bw_status ChooseFunction(const Text& text, const int64_t* sizes, int* chosen) {
   double least = 0;
   *chosen = -1;
+  for (int d = 0; d < text.dim_count; ++d) {
+    const Dim& dim = text.dims[d];
+    if (dim.largest == 0 || sizes[d] <= dim.largest) continue;
+    return Fail(BW_ERROR_INPUT, "%s=%lld is larger than %lld, the largest that is served", dim.name,
+                static_cast<long long>(sizes[d]), static_cast<long long>(dim.largest));
+  }
   for (int f = 0; f < text.function_count; ++f) {
     bool holds = true;
     double volume = 1;

@@ -6,6 +6,7 @@
 //   processor FLAG ...                of /proc/cpuinfo
 //   threads COUNT
 //   dim NAME bucket SIZE ...          or: dim NAME loop; or, for any size: dim NAME any SIZE ...
+//                                     or, for any size up to a largest one: dim NAME upto LARGEST SIZE ...
 //   input NAME TYPE PAD RANK SIZE ... a SIZE of $K is dimension K; PAD is - or a number
 //   output NAME TYPE - RANK SIZE ...
 //   function NAME SIZE ...            the size of every dimension, 1 for a looped one, 0 for any
@@ -42,6 +43,7 @@ struct Dim {
   int count;
   bool loop;
   bool any;  // of any size; `sizes` are those with a function of their own
+  int64_t largest;  // size that `any` has; 0 if there is none
 };
 
 struct Port {
@@ -162,7 +164,9 @@ inline bool ParseDim(Line* line, Text* text) {
   const char* kind = line->Word();
   dim->loop = kind != nullptr && strcmp(kind, "loop") == 0;
   if (dim->loop) return line->Done();
-  dim->any = kind != nullptr && strcmp(kind, "any") == 0;
+  bool bounded = kind != nullptr && strcmp(kind, "upto") == 0;
+  if (bounded && !line->Number(1, kLargestSize, &dim->largest)) return false;
+  dim->any = bounded || (kind != nullptr && strcmp(kind, "any") == 0);
   return kind != nullptr && (dim->any || strcmp(kind, "bucket") == 0) && ParseSizes(line, &dim->sizes, &dim->count);
 }
 

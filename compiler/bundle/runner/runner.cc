@@ -1,8 +1,11 @@
 // Runs a compiled model without Python: loads the library, feeds .npy files, writes .npy files.
 //
-//   runner LIBRARY OUTPUT_FOLDER [--function NAME] [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT_0.npy ...
+//   runner LIBRARY OUTPUT_FOLDER [--device cuda] [--function NAME] [--repeat N] [--times FILE] [--trace FILE ROLES]
+//       INPUT_0.npy ...
 //
 // Inputs are given in the order of the model's inputs; output K is written to OUTPUT_FOLDER/output_K.npy.
+// --device     run on the first CUDA device; libtvm_runtime_cuda.so lies beside the runner, and libcudart.so.13 and the
+//              driver are found by the system. Inputs are copied there once, times include waiting for the device.
 // --function   call this function of the library; "main" by default.
 // --repeat N   after one warm-up call, time N calls; prints "best_us B mean_us M".
 // --times      after that, N more calls (at least one) in which every call of a kernel is timed; FILE gets one
@@ -16,6 +19,7 @@
 // Exit status: 0 done, 2 bad arguments or files, 3 the model's runtime reported an error.
 //
 // It is the instrument that bundles are verified with; programs of your own use bitwright_runtime.h.
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -40,6 +44,9 @@ using tvm_calls::Release;
 using tvm_calls::String;
 
 constexpr int kNameBytes = 256;
+constexpr const char* kCudaLibrary = "libtvm_runtime_cuda.so";
+
+int device = kDLCPU;
 
 // Ends the process with the runtime's message unless the call succeeded.
 void Must(bool succeeded, const Message& message) {
@@ -62,6 +69,73 @@ TVMFFIObjectHandle Method(const TVMFFIAny& module, const char* name) {
   return function;
 }
 
+TVMFFIAny CallGlobal(const char* name, TVMFFIAny* arguments, int count) {
+  Message message;
+  TVMFFIAny result;
+  Must(tvm_calls::CallGlobal(name, arguments, count, &result, name, &message), message);
+  return result;
+}
+
+// ---- devices -------------------------------------------------------------------------------------------
+
+TVMFFIAny Device() {
+  TVMFFIAny any = None();
+  any.type_index = kTVMFFIDevice;
+  any.v_device = {static_cast<DLDeviceType>(device), 0};
+  return any;
+}
+
+TVMFFIAny Pointer(void* at) {
+  TVMFFIAny any = None();
+  any.type_index = kTVMFFIOpaquePtr;
+  any.v_ptr = at;
+  return any;
+}
+
+// Waits until the device has done everything.
+void Wait() {
+  if (device == kDLCPU) return;
+  TVMFFIAny arguments[] = {Device(), Int(0)};
+  CallGlobal("runtime.Device_StreamSync", arguments, 2);
+}
+
+// Returns a copy of a tensor in the device's memory; the tensor itself where that is the processor's.
+TVMFFIAny ToDevice(TVMFFIAny tensor) {
+  if (device == kDLCPU) return tensor;
+  DLTensor& host = *CellOf<DLTensor>(tensor.v_obj);
+  TVMFFIAny sizes[16];
+  if (host.ndim > 16) Fail(2, "cannot copy an input to the device", "it has more than 16 dimensions");
+  for (int i = 0; i < host.ndim; ++i) sizes[i] = Int(host.shape[i]);
+  TVMFFIAny type = None();
+  type.type_index = kTVMFFIDataType;
+  type.v_dtype = host.dtype;
+  TVMFFIAny allocate[] = {CallGlobal("ffi.Shape", sizes, host.ndim), type, Device(), None()};
+  TVMFFIAny copy = CallGlobal("runtime.TVMTensorAllocWithScope", allocate, 4);
+  TVMFFIAny fill[] = {copy, Pointer(host.data), Int(static_cast<int64_t>(npy::BytesOf(host)))};
+  CallGlobal("runtime.TVMTensorCopyFromBytes", fill, 3);
+  return copy;
+}
+
+// Lets `use` see a tensor whose data is in the processor's memory.
+template <typename Use>
+void OnHost(const TVMFFIAny& value, const Use& use) {
+  DLTensor tensor = value.type_index == kTVMFFITensor ? *CellOf<DLTensor>(value.v_obj)
+                                                      : *static_cast<DLTensor*>(value.v_ptr);
+  if (tensor.device.device_type == kDLCPU) {
+    use(tensor);
+    return;
+  }
+  if (value.type_index != kTVMFFITensor) Fail(3, "cannot read a tensor", "it is a mere view of a device's memory");
+  void* data = npy::Allocate(npy::BytesOf(tensor));
+  TVMFFIAny arguments[] = {value, Pointer(data), Int(static_cast<int64_t>(npy::BytesOf(tensor)))};
+  CallGlobal("runtime.TVMTensorCopyToBytes", arguments, 3);
+  tensor.data = data;
+  tensor.byte_offset = 0;
+  tensor.device = {kDLCPU, 0};
+  use(tensor);
+  free(data);
+}
+
 TVMFFIAny ReadArray(const char* path) {
   // Lives until the process ends, as the tensor made of it does.
   DLManagedTensor* managed = static_cast<DLManagedTensor*>(npy::Allocate(sizeof(DLManagedTensor)));
@@ -71,7 +145,7 @@ TVMFFIAny ReadArray(const char* path) {
   TVMFFIObjectHandle handle = nullptr;
   int code = TVMFFITensorFromDLPack(managed, npy::kAlignment, 1, &handle);
   Must(tvm_calls::Succeeded(code, path, &message), message);
-  return Object(handle);
+  return ToDevice(Object(handle));
 }
 
 int WriteOutputs(const TVMFFIAny& value, const char* folder, int number) {
@@ -83,7 +157,7 @@ int WriteOutputs(const TVMFFIAny& value, const char* folder, int number) {
     return number;
   }
   if (value.type_index != kTVMFFITensor) Fail(3, "unexpected result", "the model returned something that is no tensor");
-  npy::WriteOutput(folder, number, *CellOf<DLTensor>(value.v_obj));
+  OnHost(value, [&](const DLTensor& tensor) { npy::WriteOutput(folder, number, tensor); });
   return number + 1;
 }
 
@@ -148,13 +222,10 @@ const Role* FindRole(const Trace& trace, const char* name) {
 }
 
 void WriteArgument(FILE* file, const TVMFFIAny& value) {
-  if (value.type_index == kTVMFFITensor) {
-    npy::Write(file, *CellOf<DLTensor>(value.v_obj));
-  } else if (value.type_index == kTVMFFIDLTensorPtr) {
-    npy::Write(file, *static_cast<DLTensor*>(value.v_ptr));
-  } else {
+  if (value.type_index != kTVMFFITensor && value.type_index != kTVMFFIDLTensorPtr) {
     Fail(3, "cannot trace a kernel", "an argument is no tensor");
   }
+  OnHost(value, [&](const DLTensor& tensor) { npy::Write(file, tensor); });
 }
 
 // Called before and after every call as (function, name, before, result, argument...). Inputs are written
@@ -192,6 +263,7 @@ struct Times {
 
 // Called like Instrument; keeps the best time of the call at each position of the sequence.
 int TimeCall(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
+  Wait();
   double now = Microseconds();
   Times& times = *static_cast<Times*>(self);
   *result = None();
@@ -237,17 +309,19 @@ TVMFFIAny Load(const char* path) {
   Message message;
   TVMFFIAny argument = String(path), library, machine;
   Must(tvm_calls::CallGlobal("ffi.ModuleLoadFromFile", &argument, 1, &library, path, &message), message);
-  Must(tvm_calls::MakeMachine(library, &machine, &message), message);
+  Must(tvm_calls::MakeMachine(library, &machine, &message, device), message);
   return machine;
 }
 
 TVMFFIAny Measure(TVMFFIObjectHandle function, TVMFFIAny* inputs, int count, int repeat) {
   double best = 1e300, total = 0;
   TVMFFIAny result = Call(function, inputs, count, "main");
+  Wait();
   for (int i = 0; i < repeat; ++i) {
     Release(&result);
     double start = Microseconds();
     result = Call(function, inputs, count, "main");
+    Wait();
     double elapsed = Microseconds() - start;
     total += elapsed;
     if (elapsed < best) best = elapsed;
@@ -281,12 +355,17 @@ struct Options {
 };
 
 Options Parse(int argc, char** argv) {
-  const char* usage = "LIBRARY OUTPUT_FOLDER [--function NAME] [--repeat N] [--times FILE] [--trace FILE ROLES] INPUT.npy ...";
+  const char* usage =
+      "LIBRARY OUTPUT_FOLDER [--device cuda] [--function NAME] [--repeat N] [--times FILE] [--trace FILE ROLES] "
+      "INPUT.npy ...";
   Options options = {"main", 0, nullptr, nullptr, nullptr, 3};
   if (argc < 3) Fail(2, "usage", usage);
   while (options.first_input < argc && strncmp(argv[options.first_input], "--", 2) == 0) {
     int at = options.first_input;
-    if (strcmp(argv[at], "--function") == 0 && at + 1 < argc) {
+    if (strcmp(argv[at], "--device") == 0 && at + 1 < argc && strcmp(argv[at + 1], "cuda") == 0) {
+      device = kDLCUDA;
+      options.first_input += 2;
+    } else if (strcmp(argv[at], "--function") == 0 && at + 1 < argc) {
       options.function = argv[at + 1];
       options.first_input += 2;
     } else if (strcmp(argv[at], "--repeat") == 0 && at + 1 < argc) {
@@ -311,6 +390,7 @@ Options Parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   Options options = Parse(argc, argv);
   AskForTiles();
+  if (device == kDLCUDA && dlopen(kCudaLibrary, RTLD_NOW | RTLD_GLOBAL) == nullptr) Fail(3, kCudaLibrary, dlerror());
   TVMFFIAny machine = Load(argv[1]);
   TVMFFIObjectHandle function = Method(machine, options.function);
   int count = argc - options.first_input;

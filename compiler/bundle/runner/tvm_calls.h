@@ -115,13 +115,14 @@ inline bool CallMethod(const TVMFFIAny& module, const char* name, TVMFFIAny* arg
   return done;
 }
 
-// Makes a virtual machine for a loaded library, on the processor.
-inline bool MakeMachine(const TVMFFIAny& library, TVMFFIAny* machine, Message* message) {
+// Makes a virtual machine for a loaded library, on the processor or on a device.
+inline bool MakeMachine(const TVMFFIAny& library, TVMFFIAny* machine, Message* message, int device = kDLCPU) {
   if (!CallMethod(library, "vm_load_executable", nullptr, 0, machine, message)) return false;
   constexpr int kPooledAllocator = 2;
-  TVMFFIAny devices[] = {Int(kDLCPU), Int(0), Int(kPooledAllocator)};
+  // A device comes first; the processor, which calls its kernels, behind it.
+  TVMFFIAny devices[] = {Int(device), Int(0), Int(kPooledAllocator), Int(kDLCPU), Int(0), Int(kPooledAllocator)};
   TVMFFIAny nothing;
-  if (CallMethod(*machine, "vm_initialization", devices, 3, &nothing, message)) return true;
+  if (CallMethod(*machine, "vm_initialization", devices, device == kDLCPU ? 3 : 6, &nothing, message)) return true;
   Release(machine);
   return false;
 }

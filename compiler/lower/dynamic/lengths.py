@@ -9,7 +9,7 @@ and passes over rows have loops of bounds known at run time, and TVM writes what
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -48,14 +48,14 @@ class AnyLength:
     Attributes:
         name: Of the function.
         lengths: At which the model was lowered: at least three, ascending.
-        programs: The model's program at each.
+        programs: The model's program at each; read once, one after the other.
         bounded: The last length is the longest that will be asked for: constants that grow with the length are
             stored for it.
     """
 
     name: str
     lengths: tuple[int, ...]
-    programs: tuple[Program, ...]
+    programs: Iterable[Program]
     bounded: bool
 
 
@@ -64,7 +64,7 @@ class _Version:
     """The model at one length.
 
     Attributes:
-        program: Its program.
+        program: Its program, of the first length only.
         module: With its Relax function, and stand-ins for dot products.
         bindings: Of the function: variables and values.
         replaced: Position of a binding -> the float kernel that computes it.
@@ -73,7 +73,7 @@ class _Version:
         function: The Relax function.
     """
 
-    program: Program
+    program: Program | None
     module: tvm.IRModule
     bindings: list[tuple[Any, Any]]
     replaced: dict[int, Replacement]
@@ -87,7 +87,7 @@ def add_any_length(
     wanted: AnyLength,
     profile: Profile,
     dot_kernel: DotKernel,
-    target: tvm.target.Target,
+    target: dict[str, Any],
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[tvm.IRModule, tuple[KernelCall, ...]]:
     """Add a function for sequences of any length to a module whose operators are not legalized yet.
@@ -97,7 +97,7 @@ def add_any_length(
         wanted: The function.
         profile: Passed on to ``dot_kernel``.
         dot_kernel: Gives the kernels of dot products. Is asked for the largest of a step first.
-        target: For the width of its vectors.
+        target: Fields of ``tvm.target.Target``, for the width of its vectors.
         progress: Called with each step's name.
 
     Returns:
@@ -106,9 +106,14 @@ def add_any_length(
     Raises:
         UsageError: Something cannot be computed for any length; the message names the node.
     """
-    versions = [_version(wanted.name, program, profile, target) for program in wanted.programs]
-    unifier = _Unifier(wanted, versions, profile, dot_kernel, vector_unit(target), relax.BlockBuilder(module))
-    unifier.progress = progress
+    found = tvm.target.Target(target)
+    versions: list[_Version] = []
+    for program in wanted.programs:
+        version = _version(wanted.name, program, profile, found)
+        # What is asked of the others is in their modules and tables.
+        versions.append(replace(version, program=None) if versions else version)
+    builder = relax.BlockBuilder(module)
+    unifier = _Unifier(wanted, versions, profile, dot_kernel, vector_unit(found), builder, progress)
     unifier.unify()
     return unifier.builder.get(), tuple(unifier.calls)
 
@@ -346,7 +351,7 @@ class _Unifier:
             return self.foreign(variables, values)
         self.done += 1
         calls = [table[at] for table in tables]
-        steps = [self.step(v.program, c) for v, c in zip(self.versions, calls, strict=True)]
+        step = self.step(calls[0])
         what = f"node '{calls[0].step}' ({calls[0].operation})" if calls[0].step else f"'{calls[0].output.tensor}'"
         self.progress(calls[0].step or calls[0].output.tensor)
         count = len(calls[0].inputs)
@@ -354,21 +359,24 @@ class _Unifier:
         shapes = [[s.shape for s in (*c.inputs, c.output)] for c in calls]
         if all(shape == shapes[0] for shape in shapes[1:]):
             rest = operands[0][count:]
-            return self.fixed(calls[0], steps[0], values[0].args[0], arguments, rest, variables[0])
+            return self.fixed(calls[0], step, values[0].args[0], arguments, rest, variables[0])
         try:
-            rows = row_step(
-                self.wanted.lengths, calls, [v.program for v in self.versions], steps
-            )
+            rows = row_step(self.wanted.lengths, calls, self.program, step)
         except NoRows as reason:
             refuse(what, str(reason))
         return self.any_rows(rows, arguments, self.shape(variables, what))
 
-    @staticmethod
-    def step(program: Program, call: KernelCall) -> Step | None:
-        """Return the step of a kernel call."""
+    @property
+    def program(self) -> Program:
+        """The program at the first length."""
+        assert self.first.program is not None
+        return self.first.program
+
+    def step(self, call: KernelCall) -> Step | None:
+        """Return the step of a kernel call of the first version."""
         if call.step is None:
             return None
-        return next(s for s in program.steps if call.output.tensor in s.outputs)
+        return next(s for s in self.program.steps if call.output.tensor in s.outputs)
 
     def foreign(self, variables: Sequence[Any], values: Sequence[Any]) -> Any:
         """Return the call of a function that TVM's import wrote."""
@@ -393,7 +401,7 @@ class _Unifier:
         """Return what a kernel computes whose tensors do not follow the length."""
         function = self.first.module[symbol]
         if isinstance(step, Dot | WeightOnlyDot):
-            made = self.dot_kernel(step, self.first.program, self.profile)
+            made = self.dot_kernel(step, self.program, self.profile)
             function, constants = made.function, [relax.const(c, c.dtype.name) for c in made.constants]
         added = self.builder.add_func(function.with_attr("op_pattern", OPAQUE), symbol.name_hint)
         self.note(call, added.name_hint, len(arguments) + len(constants))

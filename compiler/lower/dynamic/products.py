@@ -94,13 +94,15 @@ class _AnyMatmul(MatmulWriter):
             index.insert(0, batch % extent)
             batch = batch // extent
         n, block = self.geometry.n, self.block
-        with loop(n // block) as number_of:
-            self.columns(buffers, index, keep(number_of * block), block)
         if self.follows:
-            with T.If(n % block > 0), T.Then():
-                self.columns(buffers, index, keep(n // block * block), keep(n % block))
-        elif n % block:
-            self.columns(buffers, index, n // block * block, n % block)
+            with loop((n + block - 1) // block) as number_of:
+                column = keep(number_of * block)
+                self.columns(buffers, index, column, keep(T.min(n - column, T.int64(block))))
+            return
+        for blocks, first, width in ((n // block, 0, block), (1, n // block * block, n % block)):
+            if blocks and width:
+                with loop(blocks) as number_of:
+                    self.columns(buffers, index, keep(first + number_of * block), width)
 
     def columns(self, buffers: list[Buffer], index: list[Expr], column: Expr, columns: Any) -> None:
         """Emit all rows of some columns: whole tiles, one that begins inside the last, or tiles of half the size."""
@@ -125,25 +127,20 @@ class _AnyMatmul(MatmulWriter):
 
     def any_panel(self, b: Buffer, index: list[Expr], column: Expr, columns: Any) -> Panel:
         """Return where the columns are read: in place, or from a copy that has whole vectors."""
-        g = self.geometry
-        if g.b is None or (g.b.column == 1 and isinstance(columns, int)):
-            return self.in_place(b, index, column, columns)
-        width = self.block if self.follows else columns + -columns % self.unit.lanes
-        start = keep(offset(index, g.b) + column * g.b.column)
-        scratch = allocate((g.k * width,), "float32")
-        if isinstance(columns, int):
-            self.copy(b, start, scratch, columns, width)
-            return Panel(scratch, 0, width, columns, width)
-        self.copy_some(b, start, scratch, columns)
-        return Panel(scratch, 0, width, columns, width)
-
-    def in_place(self, b: Buffer, index: list[Expr], column: Expr, columns: int) -> Panel:
-        """Return the columns where they are."""
-        g = self.geometry
+        g, block = self.geometry, self.block
         if g.b is None:
             width = columns + -columns % self.unit.lanes
             return Panel(b, keep(column * g.k), width, columns, width)
-        return Panel(b, keep(offset(index, g.b) + column), g.b.row, columns, columns)
+        start = keep(offset(index, g.b) + column * g.b.column)
+        if isinstance(columns, int):
+            return Panel(b, start, g.b.row, columns, columns)
+        scratch = allocate((g.k * block,), "float32")
+        with T.If(columns == block):
+            with T.Then():
+                self.copy(b, start, scratch, block, block)
+            with T.Else():
+                self.copy_some(b, start, scratch, columns)
+        return Panel(scratch, 0, block, columns, block)
 
     def copy_some(self, b: Buffer, start: Expr, scratch: Buffer, columns: Expr) -> None:
         """Copy fewer columns than a tile has; zeros fill the rest."""
@@ -182,9 +179,24 @@ class _AnyMatmul(MatmulWriter):
                 for vector, (at, w) in zip(vectors, parts, strict=True):
                     total = multiply_add(splat(left, w), vector, load(sums, [i, at], w), w)
                     store(sums, total, [i, at], w)
-        line = allocate((panel.width,), "float32")
-        for i in range(rows):
-            for at, w in parts:
-                store(line, self.finished(buffers, load(sums, [i, at], w), column + at, w), [at], w)
-            with loop(panel.columns) as j:
-                store(buffers[-1], load(line, [j]), [c_at + i * g.c.row + j])
+        self.write(buffers, sums, panel, c_at, rows)
+
+    def write(self, buffers: list[Buffer], sums: Buffer, panel: Panel, at: Expr, rows: int) -> None:
+        """Emit the stores of a tile: vectors if it has all its columns."""
+        c, row, parts = buffers[-1], self.geometry.c.row, list(pieces(panel.width, self.unit.lanes))
+
+        def result(i: int, j: int, lanes: int) -> Expr:
+            return self.finished(buffers, load(sums, [i, j], lanes), T.int64(j), lanes)
+
+        with T.If(panel.columns == panel.width):
+            with T.Then():
+                for i in range(rows):
+                    for j, w in parts:
+                        store(c, result(i, j, w), [at + i * row + j], w)
+            with T.Else():
+                line = allocate((panel.width,), "float32")
+                for i in range(rows):
+                    for j, w in parts:
+                        store(line, result(i, j, w), [j], w)
+                    with loop(panel.columns) as j:
+                        store(c, load(line, [j]), [at + i * row + j])

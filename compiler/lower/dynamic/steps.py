@@ -99,20 +99,19 @@ class RowStep:
 
 
 def row_step(
-    lengths: Sequence[int], calls: Sequence[KernelCall], programs: Sequence[Program], steps: Sequence[Step | None]
+    lengths: Sequence[int], calls: Sequence[KernelCall], program: Program, step: Step | None
 ) -> RowStep:
     """Return how a kernel call, found at several lengths, works on rows.
 
     Args:
         lengths: Of the sequence.
         calls: The call at each.
-        programs: The program at each.
-        steps: Its step at each; None for changes of storage order.
+        program: The program at the first.
+        step: Of the program; None for changes of storage order.
 
     Raises:
         NoRows: It does not.
     """
-    step = steps[0]
     splits: dict[str, int] = {}
     counts: list[Size] = []
     following = []
@@ -128,10 +127,10 @@ def row_step(
         following.append(position)
     if len(calls[0].inputs) not in following or len(set(counts)) != 1:
         raise NoRows("its tensors hold different numbers of rows")
-    _check_step(step, calls[0], splits, programs[0])
-    program = _one_row(programs[0], calls[0], splits)
+    _check_step(step, calls[0], splits, program)
+    one = _one_row(program, calls[0], splits)
     inputs = tuple(p for p in following if p < len(calls[0].inputs))
-    return RowStep(counts[0], inputs, step, program, calls[0], splits)
+    return RowStep(counts[0], inputs, step, one, calls[0], splits)
 
 
 def _split(lengths: Sequence[int], versions: Sequence[Stored]) -> tuple[int, Size] | None:
