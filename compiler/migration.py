@@ -17,7 +17,7 @@ from bitwright.compiler.frontend import check_names, reselect, samples_of
 from bitwright.compiler.graph.operands import weight_of
 from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.ort.equality import relative_difference
-from bitwright.compiler.plan.planner import RuntimeName
+from bitwright.compiler.plan.planner import RuntimeName, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.recipe.schema import Recipe
 from bitwright.compiler.shape_choice import static_shapes
@@ -55,7 +55,7 @@ def _migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     if c.recipe.recipe.migrate.equalize:
         observe = partial(observe_inputs, patches=TRIAL_PATCHES)
         _record(c, runtime, "equalize_layers", equalize(c, runtime, observe), notes)
-    for rewrite in _rewrites(c, c.selection):
+    for rewrite in _rewrites(c, c.selection, runtime):
         result = rewrite.run(c.model)
         if isinstance(rewrite, SplitOutliers):
             floats = dict.fromkeys(float_products(c.model), "float")
@@ -77,9 +77,17 @@ def _record(c: Compilation, runtime: RuntimeName, name: str, result: PassResult,
         c.selection = reselect(c, runtime)
 
 
-def _rewrites(c: Compilation, selection: Selection) -> Iterator[Pass]:
-    """Yield the rewrites one after the other; those that need moments keep them in step with the model."""
+def _rewrites(c: Compilation, selection: Selection, runtime: RuntimeName) -> Iterator[Pass]:
+    """Yield the rewrites one after the other; those that need moments keep them in step with the model.
+
+    A target that computes nothing in float gets only what folds into the layers: no Mul and no Gather of its own.
+    """
     wanted = c.recipe.recipe.migrate
+    if runtime_of(c.profile, runtime).integer_only:
+        if wanted.smooth:
+            c.moments = moments_of(c, selection)
+            yield SmoothScales(c.moments, explicit_gain=1.0)
+        return
     if wanted.smooth or wanted.disassemble or wanted.awq or wanted.split_outliers:
         c.moments = moments_of(c, selection)
     if wanted.disassemble:
