@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from bitwright.compiler.errors import ProfileError, nearest
 from bitwright.targets.schema import COMPILED_FAMILIES
 
 if TYPE_CHECKING:
+    from bitwright.compiler.lower.device import Device
     from bitwright.compiler.program.ops import Program, Step
     from bitwright.targets.schema import Profile
 
@@ -228,6 +230,23 @@ class TunableBackend(Backend, Protocol):
 
     def kernel_timer(self, profile: Profile) -> KernelTimer | None:
         """Return what times kernels that this machine cannot execute natively, or None if nothing does."""
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend whose kernels run on another processor than the one that calls them."""
+
+    def lowering(self, profile: Profile, folder: Path) -> AbstractContextManager[Device]:
+        """Prepare this process for generating code; returns how kernels are made, for the time of the context.
+
+        Args:
+            profile: Target.
+            folder: Is created; what belongs to the machine code (its source, what it takes) is written there.
+
+        Raises:
+            ToolchainError: The device's compiler is missing.
+        """
         ...
 
 

@@ -26,6 +26,8 @@ from bitwright.compiler.program.ops import (
 )
 from bitwright.targets.backend import Kernel
 
+# In a job's folder for the device: objects of the library that this machine calls.
+HOST_OBJECTS = "host"
 StepKernel: TypeAlias = Callable[[Step, Program, Mapping[str, Order]], Kernel]
 Reorder: TypeAlias = Callable[[Tensor, Order, Order], Kernel]
 

@@ -124,6 +124,11 @@ class Job:
         return self.folder / ("kernels.json" if function == MAIN else f"kernels_{function}.json")
 
     @property
+    def device(self) -> Path:
+        """Folder of what belongs to machine code for another processor than the host's; absent without one."""
+        return self.folder / "device"
+
+    @property
     def memory(self) -> Path:
         """The memory plans of the library's functions, written as soon as they are made."""
         return self.folder / "memory.json"
@@ -350,6 +355,7 @@ def _collect(job: Job, out: Path) -> LoweringResult:
         )
         return LoweringResult((), table, seconds, notes, segments, left)
     objects = _copy_objects(job, result["objects"], out)
+    _copy_device(job, out)
     shutil.copy2(job.kernels, out / job.kernels.name)
     names = [*(path.stem for path in job.variants()), *job.length_functions()]
     tables = {name: load_table(job.kernel_table(name).read_text()) for name in names}
@@ -363,6 +369,11 @@ def _copy_objects(job: Job, names: Sequence[str], out: Path) -> tuple[Path, ...]
     return tuple(Path(shutil.copy2(source, out / source.name)) for source in objects)
 
 
+def _copy_device(job: Job, out: Path) -> None:
+    if job.device.exists():
+        shutil.copytree(job.device, out / job.device.name)
+
+
 def _collect_segment(job: Job, data: Mapping[str, Any], out: Path) -> LoweredSegment:
     folder = out / job.folder.name
     folder.mkdir()
@@ -370,6 +381,7 @@ def _collect_segment(job: Job, data: Mapping[str, Any], out: Path) -> LoweredSeg
     steps = tuple(data["steps"])
     if data["executor"] == EXECUTORS[0]:
         objects = _copy_objects(job, data["objects"], folder)
+        _copy_device(job, folder)
         table = load_table(job.kernels.read_text())
         return LoweredSegment(EXECUTORS[0], inputs, outputs, steps, objects, table)
     for path in job.folder.iterdir():  # the model, and its external data if it has any

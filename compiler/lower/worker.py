@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError, UsageError, to_record
 from bitwright.compiler.graph.saving import save_model
-from bitwright.compiler.lower.compile import compile_module, export_objects
+from bitwright.compiler.lower.compile import HOST, compile_module, export_objects
+from bitwright.compiler.lower.device import HOST_OBJECTS, Device
 from bitwright.compiler.lower.dynamic.blocks import call_costs, dot_blocks
 from bitwright.compiler.lower.dynamic.functions import DynamicFunction, make_dynamic
 from bitwright.compiler.lower.dynamic.lengths import AnyLength, add_any_length
@@ -35,7 +36,7 @@ from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import Program, Step, Tensor
 from bitwright.compiler.program.segments import Split, split_program
 from bitwright.compiler.program.workload import workload_key
-from bitwright.targets.backend import Backend, Kernel, KernelChoice, backend_for
+from bitwright.targets.backend import Backend, DeviceBackend, Kernel, KernelChoice, backend_for
 from bitwright.targets.schema import Profile
 
 READING = "the model (reading the integer program)"
@@ -112,6 +113,16 @@ def _no_variants(split: Split) -> ToolchainError:
 def _lower_library(
     job: Job, part: Job, programs: dict[str, Program], profile: Profile, backend: Backend
 ) -> dict[str, Any]:
+    """Write one library, as :func:`_write_library`, with the device's compiler at hand if there is a device."""
+    if not isinstance(backend, DeviceBackend):
+        return _write_library(job, part, programs, profile, backend, HOST)
+    with backend.lowering(profile, part.device) as device:
+        return _write_library(job, part, programs, profile, backend, device)
+
+
+def _write_library(
+    job: Job, part: Job, programs: dict[str, Program], profile: Profile, backend: Backend, device: Device
+) -> dict[str, Any]:
     """Write the object files and the kernel tables of one library into ``part``; return what to say of them.
 
     ``programs`` is left with those that are needed to the end: code generation needs the room of the others' weights.
@@ -122,7 +133,14 @@ def _lower_library(
     # Before the others: the largest kernel of a step chooses how its weight is packed.
     blocks = {name: dot_blocks(programs[name], profile, dot_kernel) for name in job.batched_inputs()}
     ordered = by_size(programs) if len(programs) > 1 else dict(programs)
-    lowered = build_functions(ordered, profile, dot_kernel, lambda name: _enter(job, f"'{name}'"))
+    lowered = build_functions(
+        ordered,
+        profile,
+        dot_kernel,
+        lambda name: _enter(job, f"'{name}'"),
+        step_kernel=device.step,
+        reorder=device.reorder,
+    )
     ordered.clear()
     for name in programs.keys() - job.batched_inputs().keys():
         del programs[name]
@@ -148,7 +166,12 @@ def _lower_library(
             backend.tvm_target(profile),
             planned=_note_memory(job, part, profile),
             scheduled=scheduled,
+            device=device,
         )
+        if device.emulated is not None:
+            twin = compile_module(module, dict(device.emulated), scheduled=scheduled, device=device)
+            (part.device / HOST_OBJECTS).mkdir()
+            export_objects(twin, part.device / HOST_OBJECTS)
     part.objects.mkdir()
     objects = export_objects(executable, part.objects)
     notes = dict.fromkeys(str(w.message) for w in slower if w.category is SlowerOrder)

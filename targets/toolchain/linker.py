@@ -170,4 +170,4 @@ def compile_object(source: Path, target: Path, triple: str, *, include: Path) ->
 def _linking(libraries: Path, names: Sequence[str]) -> list[str]:
     link = [f"-L{libraries}", "-Wl,--no-as-needed", *(f"-l{name}" for name in names)]
     # The libraries' own needs (libstdc++) are the run-time system's business, not this linker's.
-    return [*link, "-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN"]
+    return [*link, "-ldl", "-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN"]

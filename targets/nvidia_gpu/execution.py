@@ -1,0 +1,76 @@
+"""Executing GPU artifacts on this machine's processor: the same kernels, emulated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bitwright.targets.backend import Execution
+from bitwright.targets.nvidia_gpu.emulated_device import environment, runner_folder
+from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.host import native_triple
+from bitwright.targets.toolchain.linker import link_shared
+from bitwright.targets.toolchain.runner import LIBRARY_FILE, RUNNER_FILE, Launch, execute
+
+# In the folder of a library.
+EMULATION_FOLDER = "emulation"
+KERNELS_FILE = "kernels.so"
+EXECUTED = "emulated (CPU emulation of the GPU kernels)"
+RUN_TIMEOUT_S = 3600.0
+
+
+def link(objects: Sequence[Path], library: Path, profile: Profile) -> str:
+    """Link a library, and beside it what this machine executes in its place.
+
+    ``lib`` gets ``kernels.cu`` and ``resources.json``; ``lib/emulation`` the kernels for this machine's processor and,
+    where the target's host is another machine, the host's part of the library.
+    """
+    from bitwright.compiler.lower.device import HOST_OBJECTS
+    from bitwright.targets.nvidia_gpu.emulated_kernels import build_kernels
+    from bitwright.targets.nvidia_gpu.lowering import RESOURCES_FILE, SOURCE_FILE
+
+    tool = link_shared(objects, library, profile.toolchain.triple)
+    device = objects[0].parent / "device"
+    place = library.parent / EMULATION_FOLDER
+    place.mkdir()
+    source = device / SOURCE_FILE
+    if source.exists():  # a library may have no kernel at all
+        for name in (SOURCE_FILE, RESOURCES_FILE):
+            shutil.copyfile(device / name, library.parent / name)
+        build_kernels(source.read_text(), place / KERNELS_FILE)
+    host = device / HOST_OBJECTS
+    if host.exists():
+        link_shared(sorted(host.iterdir()), place / LIBRARY_FILE, native_triple())
+    return tool
+
+
+def why_not_executable() -> str | None:
+    """Return why this machine cannot emulate kernels, or None if it can."""
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        return None
+    return "the emulation of GPU kernels needs a C++ compiler (c++, g++ or clang++)"
+
+
+def run(bundle: Path, feeds: Mapping[str, np.ndarray], *, trace: bool, library: str) -> Execution:
+    """Run a library of a bundle on one set of inputs.
+
+    Raises:
+        DataError: ``feeds`` does not fit the model.
+        ToolchainError: There is no C++ compiler, or the run failed.
+    """
+    lib = bundle.resolve() / "lib"
+    own = lib / library / EMULATION_FOLDER / KERNELS_FILE
+    kernels = own if own.exists() else lib / EMULATION_FOLDER / KERNELS_FILE
+    launch = Launch(
+        prefix=(),
+        environment=environment(kernels),
+        executed=EXECUTED,
+        timeout_s=RUN_TIMEOUT_S,
+        options=("--device", "cuda"),
+        runner=runner_folder() / RUNNER_FILE,
+        library=Path(EMULATION_FOLDER, LIBRARY_FILE),
+    )
+    return execute(bundle, feeds, launch, trace=trace, repeat=0, library=library)
