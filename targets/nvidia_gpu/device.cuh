@@ -77,6 +77,8 @@ BW_DEVICE int bw_dp4a(int a, int b, int sum) { return __dp4a(a, b, sum); }
 
 BW_DEVICE int bw_load_word(const void* from) { return *static_cast<const int*>(from); }
 BW_DEVICE void bw_store_word(void* to, int value) { *static_cast<int*>(to) = value; }
+BW_DEVICE float bw_load_float(const void* from) { return *static_cast<const float*>(from); }
+BW_DEVICE void bw_store_float(void* to, float value) { *static_cast<float*>(to) = value; }
 BW_DEVICE void bw_move_16(void* to, const void* from) {
   *static_cast<int4*>(to) = *static_cast<const int4*>(from);
 }
@@ -111,6 +113,12 @@ BW_DEVICE float bw_scaled(int total, float multiplier, float bias) {
 BW_DEVICE float bw_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 BW_DEVICE float bw_multiply(float a, float b) { return __fmul_rn(a, b); }
 BW_DEVICE float bw_divide(float a, float b) { return __fdiv_rn(a, b); }
+// The larger value; NaN if one of them is.
+BW_DEVICE float bw_largest(float a, float b) { return a > b || a != a ? a : b; }
+BW_DEVICE float bw_magnitude(float a) { return fabsf(a); }
+// What an activation of a group is multiplied by before it is rounded, and what a step of the result is worth.
+BW_DEVICE float bw_group_factor(float top, float least) { return top >= least ? __fdiv_rn(127.0f, top) : 0.0f; }
+BW_DEVICE float bw_group_scale(float top) { return isfinite(top) ? __fdiv_rn(top, 127.0f) : __int_as_float(0x7fffffff); }
 BW_DEVICE int bw_round(float a) { return __float2int_rn(a); }
 BW_DEVICE float bw_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 BW_DEVICE int bw_shuffle_xor_int(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }

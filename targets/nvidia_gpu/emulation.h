@@ -356,6 +356,8 @@ static void bw_put(void* to, Word word) {
 }
 static int bw_load_word(const void* from) { return bw_word<int>(from); }
 static void bw_store_word(void* to, int value) { bw_put(to, value); }
+static float bw_load_float(const void* from) { return bw_word<float>(from); }
+static void bw_store_float(void* to, float value) { bw_put(to, value); }
 static void bw_move_16(void* to, const void* from) { bw_put(to, bw_word<int4>(from)); }
 static void bw_move_8(void* to, const void* from) { bw_put(to, bw_word<int2>(from)); }
 static void bw_move_4(void* to, const void* from) { bw_put(to, bw_word<int>(from)); }
@@ -376,7 +378,11 @@ static inline float bw_scaled(int total, float multiplier, float bias) {
 }
 static inline float bw_multiply(float a, float b) { return a * b; }
 static inline float bw_divide(float a, float b) { return a / b; }
-static inline int bw_round(float a) { return static_cast<int>(rintf(a)); }
+static inline float bw_largest(float a, float b) { return a > b || a != a ? a : b; }
+static inline float bw_magnitude(float a) { return fabsf(a); }
+static inline float bw_group_factor(float top, float least) { return top >= least ? 127.0f / top : 0.0f; }
+static inline float bw_group_scale(float top) { return isfinite(top) ? top / 127.0f : NAN; }
+static inline int bw_round(float a) { return a == a ? static_cast<int>(rintf(a)) : 0; }
 static float bw_shuffle_xor(float value, int mask) {
   bw::collective(bw::SHUFFLE_XOR, &value, nullptr, nullptr, mask);
   return value;

@@ -17,7 +17,7 @@ from bitwright.compiler.lower.templates.choice import (
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.program.ops import Dot, Program, Step, WeightOnlyDot
 from bitwright.targets.backend import Kernel, KernelChoice
-from bitwright.targets.nvidia_gpu import dp4a_depthwise
+from bitwright.targets.nvidia_gpu import dp4a_depthwise, weight_only_gpu
 from bitwright.targets.nvidia_gpu.dp4a import Dp4aEngine
 from bitwright.targets.nvidia_gpu.mma import tiled_kernel
 from bitwright.targets.nvidia_gpu.mma_engine import s8_engine
@@ -25,8 +25,8 @@ from bitwright.targets.nvidia_gpu.mma_tiles import DP4A_UNIT, MMA_UNIT, Tiling, 
 from bitwright.targets.schema import Profile
 from bitwright.targets.sections.gpu import Gpu
 
-MMA_S8, DP4A = "mma_s8", "dp4a"
-IMPLICIT_GEMM, DEPTHWISE = "implicit_gemm", "depthwise"
+MMA_S8, DP4A, DP4A_W4 = "mma_s8", "dp4a", "dp4a_w4"
+IMPLICIT_GEMM, DEPTHWISE, WEIGHT_ONLY = "implicit_gemm", "depthwise", "weight_only"
 UNITS = {MMA_S8: MMA_UNIT, DP4A: DP4A_UNIT}
 MAX_CANDIDATES = 300
 # Below these a tensor core's tile is mostly padding.
@@ -41,6 +41,8 @@ def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelCh
         ProfileError: The profile describes no GPU, or allows no instruction known here.
     """
     gpu = gpu_of(profile)
+    if isinstance(step, WeightOnlyDot):
+        return _weight_only_candidates(step, program, profile, gpu)
     available = available_intrinsics(step, program, profile)
     known = [name for name in available if name in UNITS]
     if not known:
@@ -52,6 +54,20 @@ def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelCh
     ordered = sorted(known, key=lambda name: (name == DP4A) != small)
     spaces = (_tilings(dot, program, geometry, gpu, name) for name in ordered)
     return tuple(interleaved(spaces, MAX_CANDIDATES))
+
+
+def _weight_only_candidates(
+    step: WeightOnlyDot, program: Program, profile: Profile, gpu: Gpu
+) -> tuple[KernelChoice, ...]:
+    rows = [row.name for row in profile.compute]
+    if DP4A_W4 not in rows:
+        raise no_kernel(rows, (DP4A_W4,))
+    tiles = weight_only_gpu.space(weight_only_gpu.geometry_on_gpu(step, program), gpu)
+    found = tuple(as_choice(WEIGHT_ONLY, DP4A_W4, tile) for tile in tiles)
+    if not found:
+        what = f"a row of {step.weight.shape[0]} rounded activations does not fit a block's shared memory"
+        raise ProfileError(what, where=step.name, fix="quantize the weight for 8-bit kernels (int8, w4a8)")
+    return found
 
 
 def _tilings(
@@ -83,6 +99,9 @@ def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelCho
     """
     known = candidates(step, program, profile)
     chosen = known[0] if choice is None else require_candidate(choice, known, step)
+    if isinstance(step, WeightOnlyDot):
+        tile = params_of(chosen, weight_only_gpu.WeightOnlyTile)
+        return weight_only_gpu.weight_only_kernel(step, program, tile, chosen.intrinsic)
     dot, geometry = dot_of(step, program)
     if chosen.template == DEPTHWISE:
         plan = params_of(chosen, dp4a_depthwise.DepthwiseParams)

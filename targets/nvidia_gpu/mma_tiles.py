@@ -19,7 +19,7 @@ MMA_BYTES = 32
 MMA_M, MMA_N = 16, 8
 # Registers for addresses, loop counters and the epilogue beside accumulators and fragments.
 OTHER_REGISTERS = 56
-# Cycles of a copy from DRAM, between two barriers at least, and around the reduction; bytes and elements a cycle.
+# Cycles of a copy from DRAM, of a barrier, and around the reduction; bytes and elements a cycle.
 # Guesses that only order candidates.
 COPY_LATENCY, BARRIER, START = 700.0, 60.0, 900.0
 COPIED_PER_CYCLE, STORED_PER_CYCLE = 32.0, 64.0
@@ -198,7 +198,7 @@ def _cost(tiling: Tiling, extent: Extent, gpu: Gpu, unit: Unit) -> float:
     multiply = area * tiling.block_k / unit.macs_per_cycle * max(1.0, MAX_WARPS / (tiling.warps * together))
     read = tiling.block_k * area * (1 / tiling.warp_n + 1 / tiling.warp_m) / LINE
     latency = COPY_LATENCY / (tiling.stages - 1)
-    step = max(together * max(multiply, read, tiling.stage_bytes / COPIED_PER_CYCLE), latency, BARRIER)
+    step = max(together * max(multiply, read, tiling.stage_bytes / COPIED_PER_CYCLE), latency) + BARRIER
     return waves * (steps * step + START + area * together / STORED_PER_CYCLE)
 
 
