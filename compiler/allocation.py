@@ -277,7 +277,7 @@ def allocation_problem(c: Compilation, runtime: RuntimeName, notes: list[str]) -
     observe_inputs(c, c.selection)
     losses = measured_losses(c, variants, notes)
     base = variants.seconds({})
-    ties = _ties(variants.sites)
+    ties = shared_weights(variants.sites)
     costs = _costs(c, variants, base, ties)
     groups = tied_groups(losses, costs, ties)
     group_of = {name: group for group in groups for name in group.members}
@@ -351,7 +351,7 @@ def _cache_file(folder: Path | None) -> Path | None:
     return folder / "sensitivity.jsonl"
 
 
-def _ties(sites: list[Site]) -> list[list[str]]:
+def shared_weights(sites: list[Site]) -> list[list[str]]:
     """Return the sites that share a stored weight, set by set."""
     readers: dict[ir.Value, list[str]] = defaultdict(list)
     for site in sites:

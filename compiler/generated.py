@@ -75,6 +75,11 @@ def generate(c: Compilation, folder: Path, notes: list[str]) -> None:
     notes.extend(c.generated.notes)
     notes.extend(f"not on the target: '{node}': {why}" for node, why in c.generated.not_generated.items())
     notes.extend(found.sentence() for found in c.generated.measurements)
+    if c.allocation is not None and c.generated.seconds is not None:
+        notes.append(
+            f"allocated for {c.allocation.totals.latency_s * 1e6:.1f} us, the artifact is estimated at "
+            f"{c.generated.seconds * 1e6:.1f} us"
+        )
     c.shipped = tuple(
         ShippedFile(path.as_posix(), (place / path).stat().st_size, "model") for path in c.generated.shipped
     )

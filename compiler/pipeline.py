@@ -17,6 +17,7 @@ from bitwright.compiler import (
     frontend,
     generated,
     migration,
+    pricing,
     quantizing,
     tuning,
 )
@@ -32,7 +33,7 @@ from bitwright.compiler.report.content import report_content
 from bitwright.compiler.shape_choice import refuse_dynamic_outputs
 from bitwright.compiler.tune.outcome import Tuning
 from bitwright.targets.loader import load_profile
-from bitwright.targets.schema import FOLDED_FAMILIES, GENERATED_FAMILIES, Profile
+from bitwright.targets.schema import FOLDED_FAMILIES, GENERATED_FAMILIES, PRICED_FAMILIES, Profile
 
 
 def shapes(c: Compilation, notes: list[str]) -> None:
@@ -71,6 +72,8 @@ def allocate(c: Compilation, notes: list[str]) -> None:
             notes.append(f"formats and foldings taken from {c.options.recipe}")
         elif c.profile.family in FOLDED_FAMILIES:
             folding.choose_formats(c, notes)
+        elif c.profile.family in PRICED_FAMILIES:
+            pricing.choose_formats(c, notes)
         else:
             allocation.choose_formats(c, "artifact", notes)
     assert c.selection is not None

@@ -18,7 +18,7 @@ import numpy as np
 
 from bitwright.compiler.errors import ProfileError, nearest
 from bitwright.targets.backend import Measurement
-from bitwright.targets.schema import GENERATED_FAMILIES
+from bitwright.targets.schema import GENERATED_FAMILIES, PRICED_FAMILIES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -76,6 +76,7 @@ class Generated:
         tables: Tables of the report.
         shipped: Files of the artifact, relative to its folder.
         not_generated: Node -> why it is computed on the host instead; a coverage gate decides whether that is allowed.
+        seconds: Predicted time of an inference, where a tool of the family predicts it.
     """
 
     notes: tuple[str, ...] = ()
@@ -83,6 +84,33 @@ class Generated:
     tables: tuple[Table, ...] = ()
     shipped: tuple[Path, ...] = ()
     not_generated: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerPrice:
+    """What one layer of a generated artifact takes.
+
+    Attributes:
+        seconds: Predicted time.
+        weight_bytes: Bytes of its constants as the target stores them.
+    """
+
+    seconds: float
+    weight_bytes: float
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a whole model takes, as the family's own compiler says.
+
+    Attributes:
+        seconds: Of one inference.
+        layers: ONNX node -> its part.
+    """
+
+    seconds: float
+    layers: Mapping[str, LayerPrice]
 
 
 @dataclass(frozen=True)
@@ -164,6 +192,32 @@ class Generator(Protocol):
     ) -> Simulation:
         """Execute the artifact in ``folder`` on one set of inputs; with ``check`` compare every layer, too."""
         ...
+
+
+class PricingGenerator(Generator, Protocol):
+    """A generator whose tools can be asked what layers cost."""
+
+    def price(self, model: ir.Model, profile: Profile, request: Request) -> Price:
+        """Return what a Q/DQ model with static shapes takes; nothing is kept.
+
+        Raises:
+            PerformanceGateError: An operator that the target has to compute cannot be.
+            ToolchainError: A tool failed.
+        """
+        ...
+
+
+def pricing_generator(family: str) -> PricingGenerator:
+    """Return the generator of a family that prices layers.
+
+    Raises:
+        ProfileError: There is no such family.
+    """
+    if family not in PRICED_FAMILIES:
+        msg = f"family '{family}' prices no layers"
+        raise ProfileError(msg, fix=nearest(family, PRICED_FAMILIES))
+    generator: PricingGenerator = import_module(f"bitwright.targets.{family}.generator").GENERATOR
+    return generator
 
 
 def generator_for(family: str) -> Generator:

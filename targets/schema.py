@@ -23,6 +23,8 @@ GENERATED_FAMILIES = ("fpga", "ethos_u", "npu")
 FAMILIES = (*COMPILED_FAMILIES, *GENERATED_FAMILIES)
 FOLDED_FAMILIES = ("fpga",)
 """Generated families whose layers can be folded, chosen together with formats: ``folding.py``."""
+PRICED_FAMILIES = ("ethos_u",)
+"""Generated families whose own compiler says what each layer costs: their generators have a ``price``."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 ScalarType = Literal[

@@ -52,7 +52,9 @@ static inline float bitwright_dequantize(int8_t integer, float scale, int32_t ze
 """
 
 
-def write_firmware(folder: Path, graph: TfliteGraph, optimised: bytes, accelerator: str, arena: int) -> list[Path]:
+def write_firmware(
+    folder: Path, graph: TfliteGraph, optimised: bytes, accelerator: str, arena: int
+) -> list[Path]:
     """Write a header and a C source; returns their names.
 
     Args:

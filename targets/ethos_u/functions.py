@@ -40,7 +40,9 @@ class LookUp:
     version: int = 1
 
 
-def operator_for(table: np.ndarray, x: QuantParams, y: QuantParams, slopes: tuple[float, ...]) -> LookUp | None:
+def operator_for(
+    table: np.ndarray, x: QuantParams, y: QuantParams, slopes: tuple[float, ...]
+) -> LookUp | None:
     """Return the operator that computes a table, or None.
 
     Args:
@@ -91,7 +93,8 @@ def _rescaled(centred: Integers, factor: float, y: QuantParams) -> Integers:
 
 
 def _int8(values: np.ndarray, y: QuantParams) -> np.ndarray:
-    return np.clip(values, *y.bounds).astype(np.int8)
+    clipped: np.ndarray = np.clip(values, *y.bounds).astype(np.int8)
+    return clipped
 
 
 def _clipped(x: QuantParams, y: QuantParams, low: float, high: float) -> np.ndarray:
@@ -102,8 +105,8 @@ def _clipped(x: QuantParams, y: QuantParams, low: float, high: float) -> np.ndar
     return _int8(np.clip(values, max(least, -128), min(most, 127)), y)
 
 
-def _half_away(value: float) -> int:
-    return int(np.copysign(np.floor(abs(value) + 0.5), value))
+def _half_away(value: np.float32) -> int:
+    return int(np.copysign(np.floor(np.abs(value) + np.float32(0.5)), value))
 
 
 def _of_float(function: Callable[[np.ndarray], np.ndarray], x: QuantParams, y: QuantParams) -> np.ndarray:
@@ -119,8 +122,10 @@ def _leaky(x: QuantParams, y: QuantParams, slope: float) -> np.ndarray:
     positive = _rescaled(centred, _ratio64(x, y), y)
     alpha = float(np.float32(slope))
     scaled = float(np.float32(x.scale)) * alpha / float(np.float32(y.scale))
-    negative = _rescaled(centred, abs(scaled), y) if scaled >= 0 else 2 * y.zero_point - _rescaled(
-        centred, abs(scaled), y
+    negative = (
+        _rescaled(centred, abs(scaled), y)
+        if scaled >= 0
+        else 2 * y.zero_point - _rescaled(centred, abs(scaled), y)
     )
     return _int8(np.where(centred >= 0, positive, negative), y)
 

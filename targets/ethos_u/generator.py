@@ -32,8 +32,8 @@ from bitwright.targets.ethos_u.tables import (
 from bitwright.targets.ethos_u.tflite_file import tflite_bytes
 from bitwright.targets.ethos_u.tflite_graph import TfliteGraph
 from bitwright.targets.ethos_u.translate import Translation, translate
-from bitwright.targets.ethos_u.vela import VelaReport, run_vela
-from bitwright.targets.generator import Check, Generated, Request, Simulation, Step
+from bitwright.targets.ethos_u.vela import SRAM, VelaReport, run_vela
+from bitwright.targets.generator import Check, Generated, LayerPrice, Price, Request, Simulation, Step
 from bitwright.targets.schema import Profile
 from bitwright.targets.sections.vela import Vela
 
@@ -85,14 +85,34 @@ class EthosU:
             measurements=measurements(report, profile),
             tables=(layer_table(report, nodes), weight_table(translation), io_table(graph)),
             shipped=(Path(OPTIMISED_FILE), *sources),
-            not_generated={node: f"{operator} has no form on the accelerator" for node, operator in on_cpu.items()},
+            not_generated={
+                node: f"{operator} has no form on the accelerator" for node, operator in on_cpu.items()
+            },
+            seconds=report.seconds,
         )
+
+    def price(self, model: ir.Model, profile: Profile, request: Request) -> Price:
+        """Return Vela's estimate of every layer; the bytes of a weight are those of its transfers.
+
+        Raises:
+            PerformanceGateError: An operator would run on the processor.
+            ToolchainError: Vela failed.
+        """
+        translation = translate(model)
+        graph = accepted(translation)
+        with tempfile.TemporaryDirectory(prefix="bitwright-vela-") as name:
+            path = Path(name) / TFLITE_FILE
+            path.write_bytes(tflite_bytes(graph, DESCRIPTION))
+            report = run_vela(path, vela_of(profile), Path(name), request.timeout_s)
+        return Price(report.seconds, layer_prices(report, nodes_of(translation), profile))
 
     def why_not_executable(self, profile: Profile) -> str | None:
         """Return why the artifact cannot be executed here: only without the reference kernels."""
         del profile
         if find_spec("ai_edge_litert") is None:
-            return "LiteRT, which has the reference kernels, is not installed: pip install 'bitwright[ethos-u]'"
+            return (
+                "LiteRT, which has the reference kernels, is not installed: pip install 'bitwright[ethos-u]'"
+            )
         return None
 
     def execute(
@@ -119,6 +139,18 @@ class EthosU:
 
 
 GENERATOR = EthosU()
+
+
+def layer_prices(report: VelaReport, nodes: Mapping[str, str], profile: Profile) -> dict[str, LayerPrice]:
+    """Return seconds and bytes of every ONNX node, at the profile's clock and the bandwidth of its far memory."""
+    found: dict[str, LayerPrice] = {}
+    for layer in report.layers:
+        node = nodes.get(layer.tensor, layer.tensor)
+        known = found.get(node, LayerPrice(0.0, 0.0))
+        outside = sum(cycles for memory, cycles in layer.memory_cycles.items() if memory != SRAM)
+        moved = outside / profile.clock_hz * profile.memory[-1].bytes_per_s
+        found[node] = LayerPrice(known.seconds + layer.cycles / profile.clock_hz, known.weight_bytes + moved)
+    return found
 
 
 def vela_of(profile: Profile) -> Vela:

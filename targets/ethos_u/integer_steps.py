@@ -88,7 +88,9 @@ class _Cutter:
             island = self._writers[source]
             values = self._writers[island.inputs[0]].inputs
             nodes = (*island.nodes, *step.nodes)
-            self._steps.append(QSoftmax(name=island.nodes[0], inputs=values, outputs=step.outputs, nodes=nodes))
+            self._steps.append(
+                QSoftmax(name=island.nodes[0], inputs=values, outputs=step.outputs, nodes=nodes)
+            )
         elif source in self._program.inputs and source not in self._inputs:
             self._inputs[source] = step.output
         elif source in self._inputs:

@@ -131,7 +131,9 @@ class Reference:
         # Both scales are multiplied in float32, as the kernel prepares them.
         scale = np.float32(quants[0].scale) * np.float32(quants[1].scale)
         by = fixed_point(float(scale / np.float32(y.scale)), self.requantization.multiplier_bits)
-        return _int8(np.clip(requantize(a * b, by, self._rounding(step)) + y.zero_point, step.lower, step.upper))
+        return _int8(
+            np.clip(requantize(a * b, by, self._rounding(step)) + y.zero_point, step.lower, step.upper)
+        )
 
     def _pool(self, step: QPool, x: np.ndarray) -> np.ndarray:
         output, quant = self.program.tensor(step.output), self._quant(step.inputs[0])

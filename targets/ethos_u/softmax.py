@@ -30,4 +30,5 @@ def softmax(x: np.ndarray, quant: QuantParams) -> np.ndarray:
         total = total + exponentials[..., k]
     steps = exponentials * (np.float32(1) / (total * STEP))[..., None]
     rounded = np.floor(steps + np.float32(0.5)) + LOWEST
-    return np.clip(rounded, LOWEST, -LOWEST - 1).astype(np.int8)
+    clipped: np.ndarray = np.clip(rounded, LOWEST, -LOWEST - 1).astype(np.int8)
+    return clipped

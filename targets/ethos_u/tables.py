@@ -10,7 +10,7 @@ from bitwright.compiler.program.ops import Dot, Step
 from bitwright.targets.backend import Measurement
 from bitwright.targets.ethos_u.tflite_graph import TfliteGraph
 from bitwright.targets.ethos_u.translate import Translation
-from bitwright.targets.ethos_u.vela import VelaLayer, VelaReport
+from bitwright.targets.ethos_u.vela import SRAM, VelaLayer, VelaReport
 from bitwright.targets.generator import Table
 from bitwright.targets.schema import Profile
 
@@ -78,7 +78,7 @@ def layer_table(report: VelaReport, nodes: Mapping[str, str]) -> Table:
 
 
 def _row(layer: VelaLayer, nodes: Mapping[str, str], total: int) -> tuple[str | int | float | None, ...]:
-    outside = sum(cycles for name, cycles in layer.memory_cycles.items() if name != "SRAM")
+    outside = sum(cycles for name, cycles in layer.memory_cycles.items() if name != SRAM)
     return (
         nodes.get(layer.tensor, layer.tensor),
         layer.operator,
@@ -87,7 +87,7 @@ def _row(layer: VelaLayer, nodes: Mapping[str, str], total: int) -> tuple[str | 
         round(100 * layer.cycles / total, 1),
         layer.bound,
         layer.npu_cycles,
-        layer.memory_cycles["SRAM"],
+        layer.memory_cycles[SRAM],
         outside,
         layer.macs,
         round(layer.utilisation, 1),
@@ -97,7 +97,9 @@ def _row(layer: VelaLayer, nodes: Mapping[str, str], total: int) -> tuple[str | 
 def weight_table(translation: Translation) -> Table:
     """Return how many different integers each weight consists of: what the encoding lives on."""
     rows = tuple(_weights(translation))
-    note = "Entropy is what no encoding of single weights can be below; zeros in a row are encoded better still."
+    note = (
+        "Entropy is what no encoding of single weights can be below; zeros in a row are encoded better still."
+    )
     return Table("Weights", ("Node", "Weights", "Different integers", "Entropy, bits"), rows, note)
 
 

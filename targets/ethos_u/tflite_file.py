@@ -85,9 +85,7 @@ def _quantization(schema: Any, tensor: TfliteTensor) -> Any:
     return found
 
 
-def _operator(
-    schema: Any, layer: Layer, numbers: dict[str, int], codes: dict[tuple[str, int], int]
-) -> Any:
+def _operator(schema: Any, layer: Layer, numbers: dict[str, int], codes: dict[tuple[str, int], int]) -> Any:
     found = schema.OperatorT()
     found.opcodeIndex = next(number for (name, _), number in codes.items() if name == layer.operator)
     found.inputs = np.array([numbers[name] for name in layer.inputs], np.int32)

@@ -15,7 +15,13 @@ from bitwright.targets.ethos_u.integer_steps import IntegerSteps, QSoftmax, inte
 from bitwright.targets.ethos_u.tflite_graph import TfliteGraph
 from bitwright.targets.ethos_u.translate_dot import convolution, fully_connected
 from bitwright.targets.ethos_u.translate_moves import moved
-from bitwright.targets.ethos_u.translate_pointwise import concatenation, elementwise, function, pooling, softmax
+from bitwright.targets.ethos_u.translate_pointwise import (
+    concatenation,
+    elementwise,
+    function,
+    pooling,
+    softmax,
+)
 from bitwright.targets.ethos_u.translator import Translator, UnsupportedStepError
 
 
@@ -71,9 +77,7 @@ def _unnamed(model: ir.Model, refused: Mapping[str, str]) -> dict[str, str]:
     return {name: f"{types[name]}: {why}" for name, why in refused.items() if name in types}
 
 
-def _emit(
-    t: Translator, step: Step, functions: dict[str, LookUp], slopes: tuple[float, ...]
-) -> None:
+def _emit(t: Translator, step: Step, functions: dict[str, LookUp], slopes: tuple[float, ...]) -> None:
     match step:
         case QConv():
             convolution(t, step)

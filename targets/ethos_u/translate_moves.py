@@ -86,7 +86,9 @@ def _resize(t: Translator, step: Move) -> None:
     if len(image) != len(CHANNELS_LAST) or image[:2] != size[:2]:
         msg = "only images are resized, and only in height and width"
         raise UnsupportedStepError(msg)
-    flags = next((f for f in RESIZING if all(_reads(image[a], size[a], f, step.indices[a]) for a in (2, 3))), None)
+    flags = next(
+        (f for f in RESIZING if all(_reads(image[a], size[a], f, step.indices[a]) for a in (2, 3))), None
+    )
     if flags is None:
         msg = "it picks other neighbours than TensorFlow's kernels do"
         raise UnsupportedStepError(msg)

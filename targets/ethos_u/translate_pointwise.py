@@ -22,9 +22,7 @@ def elementwise(t: Translator, step: QAdd | QMul) -> None:
     kind, version = ("AddOptions", 2) if isinstance(step, QAdd) else ("MulOptions", 2)
     target = t.result(step.output, order)
     operator = "ADD" if isinstance(step, QAdd) else "MUL"
-    emit_clipped(
-        t, operator, operands, (step.output, target), (step.lower, step.upper), (kind, {}), version
-    )
+    emit_clipped(t, operator, operands, (step.output, target), (step.lower, step.upper), (kind, {}), version)
 
 
 def _common_order(t: Translator, names: tuple[str, ...], rank: int) -> tuple[int, ...]:

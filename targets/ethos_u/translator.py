@@ -134,9 +134,7 @@ class Translator:
         self.tensors[name] = TfliteTensor(name, shape, INTEGER_TYPE, scale, quant.zero_point, data=data)
         return name
 
-    def constant(
-        self, stem: str, data: np.ndarray, scale: np.ndarray | None = None, axis: int = 0
-    ) -> str:
+    def constant(self, stem: str, data: np.ndarray, scale: np.ndarray | None = None, axis: int = 0) -> str:
         """Add a weight, a bias, a shape or a permutation; returns its name."""
         name = self.fresh(stem)
         scales = np.zeros(0, np.float32) if scale is None else scale.astype(np.float32)

@@ -13,7 +13,7 @@ from bitwright.targets.sections.vela import Vela
 from bitwright.targets.toolchain.process import run_tool
 
 MODULE = "ethosu.vela"
-NPU = "NPU"
+NPU, SRAM = "NPU", "SRAM"
 KIBI = 1024
 
 
@@ -144,7 +144,7 @@ def read_report(
 
 
 def _layer(row: Mapping[str, str]) -> VelaLayer:
-    columns = {"SRAM": "SRAM AC", "DRAM": "DRAM AC", "on-chip flash": "OnFlash AC", "flash": "OffFlash AC"}
+    columns = {SRAM: "SRAM AC", "DRAM": "DRAM AC", "on-chip flash": "OnFlash AC", "flash": "OffFlash AC"}
     return VelaLayer(
         row["Name"].strip(),
         row["Original Operator"].strip(),
