@@ -119,11 +119,18 @@ def select_units(c: Compilation, runtime: RuntimeName) -> Selection:
     return reselect(c, runtime)
 
 
-def reselect(c: Compilation, runtime: RuntimeName, keep: frozenset[str] = frozenset()) -> Selection:
-    """Choose again what runs on integers: the model or the formats have changed, or more is to stay in float."""
+def reselect(
+    c: Compilation, runtime: RuntimeName, keep: frozenset[str] = frozenset(), *, alone: bool = False
+) -> Selection:
+    """Choose again what runs on integers: the model or the formats have changed, or more is to stay in float.
+
+    ``alone``: single layers are to be looked at, what stands between float layers stays float on any target.
+    """
     assert c.model is not None
     kept = keep | c.options.keep_float
-    return plan_selection(c.model, c.profile, runtime, c.shapes, keep_float=kept, formats=c.formats)
+    return plan_selection(
+        c.model, c.profile, runtime, c.shapes, keep_float=kept, formats=c.formats, alone=alone
+    )
 
 
 def format_choice(recipe: Recipe, runtime: Runtime) -> FormatChoice:

@@ -68,7 +68,7 @@ class Variants:
         saved = self._c.formats
         self._c.formats = FormatChoice((FLOAT,), saved.others, (FLOAT,), by_node)
         try:
-            return frontend.reselect(self._c, self._runtime)
+            return frontend.reselect(self._c, self._runtime, alone=True)
         finally:
             self._c.formats = saved
 

@@ -39,6 +39,7 @@ def plan_selection(
     *,
     keep_float: frozenset[str] = frozenset(),
     formats: FormatChoice = INT8,
+    alone: bool = False,
 ) -> Selection:
     """Choose what runs on integers; needs no data.
 
@@ -49,14 +50,17 @@ def plan_selection(
         shapes: Static shape of every tensor at the planning sizes.
         keep_float: Names of nodes that must stay in float.
         formats: Which of the target's formats may be used.
+        alone: What stands between layers in float stays float, too, also on a target that computes integers only:
+            to see what single layers lose.
     """
     table = runtime_of(profile, runtime)
     units = build_units(model, table, profile, formats)
-    first = select(units, profile, keep_float=keep_float, integer_only=table.integer_only)
+    everything = table.integer_only and not alone
+    first = select(units, profile, keep_float=keep_float, integer_only=everything)
     small = frozenset(u.name for u in first.integer if u.rule and _is_small(u, u.rule, shapes))
     if not small:
         return first
-    return select(units, profile, keep_float=keep_float | small, integer_only=table.integer_only)
+    return select(units, profile, keep_float=keep_float | small, integer_only=everything)
 
 
 def _is_small(unit: Unit, rule: OpRule, shapes: Shapes) -> bool:
