@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.errors import ProfileError
-from bitwright.compiler.lower.templates.epilogue import Epilogue, channel_constants, epilogue_of
+from bitwright.compiler.lower.templates.epilogue import channel_constants, epilogue_of
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, build_function
 from bitwright.compiler.program.ops import Dot, Program
@@ -56,19 +57,15 @@ def tiled_kernel(
         *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
         Parameter("y", geometry.output_shape, epilogue.dtype),
     ]
-    template = _Template(geometry, extent, engine, Output(geometry, epilogue, engine))
+    template = Template(geometry, extent, engine, Output(geometry, epilogue, engine))
     return Kernel(
-        key=f"{intrinsic}|{geometry}|{_functional(epilogue)}|{tiling}",
+        key=f"{intrinsic}|{geometry}|{epilogue}|{tiling}",
         function=build_function(parameters, template.body),
         constants=tuple(constants.values()),
         output_shape=geometry.output_shape,
         output_dtype=epilogue.dtype,
         intrinsic=intrinsic,
     )
-
-
-def _functional(epilogue: Epilogue) -> str:
-    return f"{epilogue}"
 
 
 def require_symmetric(step: Dot, program: Program) -> None:
@@ -113,15 +110,41 @@ def _rounded(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
+class Epilogues(Protocol):
+    """What is done with a block's sums."""
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of an output element that is collected in shared memory first; 0 if it is stored from registers."""
+        ...
+
+    def write(
+        self, sums: Buffer, constants: list[Buffer], shared: Buffer, y: Buffer, tile: Tile, thread: Expr
+    ) -> None:
+        """Emit the epilogue; the block's shared memory must be free, and all threads come here."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Template:
+class Template:
+    """The loops of a product.
+
+    Attributes:
+        geometry: Where rows of activations lie.
+        extent: The product's size.
+        engine: How a block multiplies.
+        output: What is done with its sums.
+        element_bytes: Of activations and weights.
+    """
+
     geometry: DotGeometry
     extent: Extent
     engine: Engine
-    output: Output
+    output: Epilogues
     element_bytes: int = 1
 
     def body(self, buffers: list[Buffer]) -> None:
+        """Emit the kernel, given flat views of the activations, the weight, the channels' constants and the output."""
         x, weight, *constants, y = buffers
         tiling = self.engine.tiling
         along_m, along_n, steps = self.extent.tiles(tiling)
@@ -166,7 +189,7 @@ class _Loads:
     """The copies of a block: the same for every step of the reduction, but for the step's number."""
 
     def __init__(
-        self, template: _Template, x: Buffer, weight: Buffer, shared: Buffer, tile: Tile, thread: Expr
+        self, template: Template, x: Buffer, weight: Buffer, shared: Buffer, tile: Tile, thread: Expr
     ) -> None:
         self.x, self.weight, self.shared, self.tile, self.thread = x, weight, shared, tile, thread
         self.tiling = template.engine.tiling

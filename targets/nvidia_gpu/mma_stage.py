@@ -26,7 +26,7 @@ def swizzled(row: Expr, chunk: Expr, tiling: Tiling) -> Expr:
     """Return the byte offset of a 16-byte piece of a row inside its matrix of a stage."""
     rows_per_line = max(1, LINE // tiling.block_k)
     pattern = (row // rows_per_line) % tiling.chunks
-    return row * tiling.block_k + T.bitwise_xor(chunk, pattern) * CHUNK
+    return row * tiling.block_k + (pattern ^ chunk) * CHUNK
 
 
 @dataclass(frozen=True)
