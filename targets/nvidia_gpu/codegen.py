@@ -103,10 +103,14 @@ def cuda_source(functions: Mapping[str, tirx.PrimFunc], architecture: str) -> Cu
     named = {n: f.with_attr("global_symbol", n).with_attr("target", target) for n, f in functions.items()}
     pipeline, _, finish = tirx.get_tir_pipeline("s_tir")
     with target:
-        host, devices = split_host_device_mods(pipeline(tirx.transform.BindTarget(target)(tvm.IRModule(named))))
+        host, devices = split_host_device_mods(
+            pipeline(tirx.transform.BindTarget(target)(tvm.IRModule(named)))
+        )
         ((device_target, device),) = devices.items()
         built = tvm_ffi.get_global_func("target.build.cuda")(finish()(device), device_target)
-    by_symbol = {str(f.attrs["global_symbol"]): f for f in host.functions.values() if "global_symbol" in f.attrs}
+    by_symbol = {
+        str(f.attrs["global_symbol"]): f for f in host.functions.values() if "global_symbol" in f.attrs
+    }
     found = {
         name: device_function(by_symbol[f"{HOST_PREFIX}{name}"], [str(p.name) for p in function.params])
         for name, function in functions.items()
@@ -207,7 +211,16 @@ def compile_cuda(source: str, architecture: str, kind: str = "cubin") -> tuple[b
         (place / "kernels.cu").write_text(source)
         result = place / f"kernels.{kind}"
         flags = ["-Xptxas", "-v"] if kind != "ptx" else []
-        command = [nvcc, f"--{kind}", f"-arch={architecture}", *OPTIONS, *flags, "-o", str(result), "kernels.cu"]
+        command = [
+            nvcc,
+            f"--{kind}",
+            f"-arch={architecture}",
+            *OPTIONS,
+            *flags,
+            "-o",
+            str(result),
+            "kernels.cu",
+        ]
         said = _run(command, place)
         return result.read_bytes(), read_resources(said) if kind != "ptx" else ()
 

@@ -36,7 +36,10 @@ class Dp4aEngine:
     def _corner(self, thread: Expr) -> tuple[Expr, Expr]:
         """Return the thread's first row and column in the block's tile."""
         warp, lane, across = thread // WARP, thread % WARP, self.tiling.block_n // self.tiling.warp_n
-        return warp // across * self.tiling.warp_m + lane // PAIRS, warp % across * self.tiling.warp_n + lane % PAIRS * 2
+        return (
+            warp // across * self.tiling.warp_m + lane // PAIRS,
+            warp % across * self.tiling.warp_n + lane % PAIRS * 2,
+        )
 
     def start(self) -> Buffer:
         """Emit and return the accumulators, set to 0."""

@@ -66,7 +66,9 @@ def depthwise_kernel(
     epilogue = epilogue_of(step, program)
     taps = step.weight.reshape(geometry.channels, -1).T
     constants = {"weight": np.ascontiguousarray(taps), **channel_constants(step, program, 0)}
-    constants = {n: a if n == "weight" else np.broadcast_to(a, geometry.channels).copy() for n, a in constants.items()}
+    constants = {
+        n: a if n == "weight" else np.broadcast_to(a, geometry.channels).copy() for n, a in constants.items()
+    }
     parameters = [
         Parameter("x", geometry.input_shape, "int8"),
         *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
@@ -89,7 +91,9 @@ def finished(epilogue: Epilogue, total: Expr, bias: Expr, multiplier: Expr, adde
         low, high = (T.float32(bound - epilogue.zero_point) for bound in (epilogue.lower, epilogue.upper))
         arguments = (total + bias, multiplier, low, high, T.int32(epilogue.zero_point))
         return value("bw_requantize", *arguments, dtype="int32")
-    real = value("bw_scaled", total + bias, multiplier, T.float32(0) if addend is None else addend, dtype="float32")
+    real = value(
+        "bw_scaled", total + bias, multiplier, T.float32(0) if addend is None else addend, dtype="float32"
+    )
     return T.max(real, T.float32(0)) if epilogue.relu else real
 
 
@@ -142,7 +146,8 @@ class _Template:
         word = registers(1, "int32")
         store(word, value("bw_load_word", pointer(buffer, at), dtype="int32"), [0])
         return [
-            T.shift_right(T.shift_left(load(word, [0]), T.int32(24 - 8 * lane)), T.int32(24)) for lane in range(QUAD)
+            T.shift_right(T.shift_left(load(word, [0]), T.int32(24 - 8 * lane)), T.int32(24))
+            for lane in range(QUAD)
         ]
 
     def _finish(
@@ -153,7 +158,11 @@ class _Template:
             at = (row * g.out_width + column + c) * g.channels + channel
             with T.If(column + c < g.out_width), T.Then():
                 values = [
-                    finished(self.epilogue, load(sums, [c * lanes + lane]), *self._constants(constants, channel + lane))
+                    finished(
+                        self.epilogue,
+                        load(sums, [c * lanes + lane]),
+                        *self._constants(constants, channel + lane),
+                    )
                     for lane in range(lanes)
                 ]
                 self._store(y, at, values)

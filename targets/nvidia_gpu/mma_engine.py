@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, load, store
+from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, store
 from bitwright.targets.nvidia_gpu.mma_device import WARP, act, pointer, registers
 from bitwright.targets.nvidia_gpu.mma_stage import swizzled
 from bitwright.targets.nvidia_gpu.mma_tiles import CHUNK, MMA_BYTES, MMA_M, MMA_N, Tiling

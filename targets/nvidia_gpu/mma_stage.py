@@ -148,7 +148,9 @@ class ActivationStage:
             column, line = pixel % g.out_width, pixel // g.out_width
             y = line % g.out_height * g.strides[0] - g.pads[0]
             x = column * g.strides[1] - g.pads[1]
-            corner = ((line // g.out_height * g.height + y) * g.width + x) * g.channels + group * g.group_channels
+            corner = (
+                (line // g.out_height * g.height + y) * g.width + x
+            ) * g.channels + group * g.group_channels
             inside = pixel < g.pixels
             if top is None or left is None:
                 store(base, T.Select(inside, corner, OUTSIDE), [number])
@@ -158,7 +160,9 @@ class ActivationStage:
                 store(left, x, [number])
         return RowOrigins(base, top, left)
 
-    def load(self, x: Buffer, shared: Buffer, at: Expr, origins: RowOrigins, step: Expr, thread: Expr) -> None:
+    def load(
+        self, x: Buffer, shared: Buffer, at: Expr, origins: RowOrigins, step: Expr, thread: Expr
+    ) -> None:
         """Emit the copies of one step of the reduction; arguments as for the weights."""
         share = self.share
         for number in range(share.count):

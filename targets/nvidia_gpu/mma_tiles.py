@@ -98,7 +98,10 @@ class Tiling:
 
     def registers(self, unit: Unit) -> int:
         """Return the estimated registers of a thread."""
-        fragments = self.warp_m // unit.rows * unit.fragment_rows + self.warp_n // unit.columns * unit.fragment_columns
+        fragments = (
+            self.warp_m // unit.rows * unit.fragment_rows
+            + self.warp_n // unit.columns * unit.fragment_columns
+        )
         return self.warp_m * self.warp_n // WARP + fragments + OTHER_REGISTERS
 
     def is_legal(self, unit: Unit, gpu: Gpu, output_bytes: int) -> bool:

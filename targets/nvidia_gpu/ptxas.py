@@ -43,7 +43,9 @@ def read_resources(text: str) -> tuple[Resources, ...]:
     Raises:
         ToolchainError: It names a kernel without saying what that takes.
     """
-    return tuple(_kernel(block) for block in re.split(r"(?=Compiling entry function)", text) if _ENTRY.match(block))
+    return tuple(
+        _kernel(block) for block in re.split(r"(?=Compiling entry function)", text) if _ENTRY.match(block)
+    )
 
 
 def _kernel(block: str) -> Resources:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -18,7 +17,15 @@ from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter,
 from bitwright.compiler.lower.templates.weight_only_geometry import FOLD, WeightOnlyGeometry, packed_codes
 from bitwright.compiler.program.ops import SMALLEST_ACTIVATION, Program, WeightOnlyDot
 from bitwright.targets.backend import Kernel
-from bitwright.targets.nvidia_gpu.mma_device import WARP, act, pointer, registers, shared_bytes, thread_block, value
+from bitwright.targets.nvidia_gpu.mma_device import (
+    WARP,
+    act,
+    pointer,
+    registers,
+    shared_bytes,
+    thread_block,
+    value,
+)
 from bitwright.targets.sections.gpu import Gpu
 
 CHUNK, WORD = 16, 4
@@ -144,10 +151,14 @@ def _constants(step: WeightOnlyDot, layout: Layout) -> dict[str, np.ndarray]:
     g, words = layout.geometry, layout.words
     codes = packed_codes(step.weight, g, WARP) ^ np.uint8(_offset(step.bits))
     # The words of a lane that are loaded at once lie side by side.
-    split = codes.reshape(codes.shape[0], g.groups, g.steps // words, words, WARP, FOLD).transpose(0, 1, 2, 4, 3, 5)
+    split = codes.reshape(codes.shape[0], g.groups, g.steps // words, words, WARP, FOLD).transpose(
+        0, 1, 2, 4, 3, 5
+    )
     arrays = {"weight": np.ascontiguousarray(split).view(np.int8), "scale": _by_columns(step.scale)}
     if g.zero is None:
-        arrays["zero_point"] = _by_columns((step.zero_point.astype(np.int16) - _offset(step.bits)).astype(np.int16))
+        arrays["zero_point"] = _by_columns(
+            (step.zero_point.astype(np.int16) - _offset(step.bits)).astype(np.int16)
+        )
     if step.bias is not None:
         arrays["bias"] = _by_columns(step.bias.astype(np.float32)[None])
     return arrays
@@ -262,7 +273,11 @@ class _Template:
                 store(sums, T.int32(0), [r])
             words = registers(s.words, "int32")
             with T.serial(g.steps // s.words) as step:
-                at = (((v.vector * g.groups + group) * (g.steps // s.words) + step) * WARP + v.lane) * s.words * WORD
+                at = (
+                    (((v.vector * g.groups + group) * (g.steps // s.words) + step) * WARP + v.lane)
+                    * s.words
+                    * WORD
+                )
                 act(f"bw_move_{s.words * WORD}", pointer(words, 0), pointer(v.weight, at))
                 for word in range(s.words):
                     self._word(v, load(words, [word]), group, step * s.words + word, sums)

@@ -120,7 +120,10 @@ def _source(body: str, threads: int = 64) -> CudaSource:
         ("bw_copy_async_16(buf_dyn_shmem, x + 64, 1);", "outside the kernel's arguments"),
         ("bw_copy_async_16(buf_dyn_shmem + 1024, x, 1);", "outside shared memory"),
         ("y[16 + threadIdx.x % 2] = 1;", "outside its parameter 'y'"),
-        ("int d[4], a[4], b[4]; if (threadIdx.x % 32) bw_mma_s8(d, a, b); else __syncwarp();", "different operations"),
+        (
+            "int d[4], a[4], b[4]; if (threadIdx.x % 32) bw_mma_s8(d, a, b); else __syncwarp();",
+            "different operations",
+        ),
     ],
 )
 def test_the_emulation_refuses_wrong_kernels(body: str, message: str) -> None:
@@ -136,7 +139,10 @@ def test_matrices_lie_in_different_banks() -> None:
             for chunk in range(tiling.chunks):
                 offsets = [swizzled(row, chunk, tiling) for row in range(first, first + 8)]
                 assert len({offset % 128 for offset in offsets}) == 8
-                assert all(row * block_k <= o < (row + 1) * block_k for row, o in zip(range(first, first + 8), offsets))
+                assert all(
+                    row * block_k <= o < (row + 1) * block_k
+                    for row, o in zip(range(first, first + 8), offsets, strict=True)
+                )
 
 
 WEIGHT_ONLY = [*weight_only_reference.CASES, *(weight_only_reference.random_case(i) for i in range(3))]

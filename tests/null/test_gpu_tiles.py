@@ -61,7 +61,8 @@ def test_a_tile_that_does_not_fit_is_illegal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "group", "width"), [(64, 1, 16), (24, 1, 8), (12, 1, 4), (3, 1, 1), (6, 1, 1), (48, 2, 8), (64, 64, 1)]
+    ("channels", "group", "width"),
+    [(64, 1, 16), (24, 1, 8), (12, 1, 4), (3, 1, 1), (6, 1, 1), (48, 2, 8), (64, 64, 1)],
 )
 def test_copies_are_as_wide_as_neighbouring_channels_allow(channels: int, group: int, width: int) -> None:
     g = DotGeometry((1, 8, 8, channels), (1, 8, 8, 64), 1, 8, 8, channels, 8, 8, 64, (3, 3), group=group)
