@@ -14,7 +14,6 @@ import numpy as np
 from bitwright.targets.backend import Backend, Execution, Kernel, KernelChoice
 from bitwright.targets.nvidia_gpu import execution
 from bitwright.targets.schema import Profile
-from bitwright.targets.toolchain.host import native_triple
 from bitwright.targets.toolchain.linker import is_native
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 // that the emulation compiled from the CUDA source, streams do everything at once.
 //
 // It lets TVM's own runtime execute a library with GPU code: launches with their grids and arguments, storage plans and
-// captured graphs are the real ones. The library of kernels is named by BITWRIGHT_EMULATED_KERNELS. Work that is
-// captured is executed at once, too, so that kernels can be watched; a real device would only note it down.
+// captured graphs are the real ones. The library of kernels is named by BITWRIGHT_EMULATED_KERNELS.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -46,6 +45,7 @@ using Graph = std::vector<Work>;
 std::map<uintptr_t, size_t> blocks;
 std::string failure = "no error";
 Graph* captured = nullptr;
+void* capturing_stream = nullptr;
 int last_error = kSuccess;
 
 int Failed(int code, const std::string& what) {
@@ -79,9 +79,10 @@ int Do(const Work& work) {
   return kSuccess;
 }
 
-int Submit(Work work) {
-  if (captured) captured->push_back(work);
-  return Do(work);
+int Submit(Work work, void* stream) {
+  if (captured == nullptr || stream != capturing_stream) return Do(work);
+  captured->push_back(work);
+  return kSuccess;
 }
 
 int Allocate(void** at, size_t size) {
@@ -132,7 +133,7 @@ EXPORT int cuLaunchKernelEx(const LaunchConfig* config, void* function, void** p
   memcpy(work.launch.grid, config->grid, sizeof(config->grid));
   memcpy(work.launch.block, config->block, sizeof(config->block));
   work.launch.shared = config->shared;
-  return Submit(work);
+  return Submit(work, config->stream);
 }
 EXPORT int cuDeviceGetName(char* name, int length, int) {
   snprintf(name, static_cast<size_t>(length), "emulated");
@@ -175,11 +176,11 @@ EXPORT int cudaMemGetInfo(size_t* left, size_t* total) {
   *left = *total = size_t{1} << 34;
   return kSuccess;
 }
-EXPORT int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) {
+EXPORT int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void* stream) {
   Work work{};
   work.is_copy = true;
   work.copy = {to, from, size};
-  return Submit(work);
+  return Submit(work, stream);
 }
 EXPORT int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void* stream) {
   return cudaMemcpyAsync(to, from, size, 0, stream);
@@ -201,10 +202,13 @@ EXPORT int cudaEventElapsedTime(float* milliseconds, void*, void*) {
   *milliseconds = 0;
   return kSuccess;
 }
-EXPORT int cudaStreamBeginCapture(void*, int) {
+EXPORT int cudaStreamBeginCapture(void* stream, int) {
   captured = new Graph;
+  capturing_stream = stream;
   return kSuccess;
 }
+// No function of CUDA's: tells the runner that kernels are called but not executed.
+EXPORT int cudaEmulatedIsCapturing() { return captured != nullptr; }
 EXPORT int cudaStreamEndCapture(void*, void** graph) {
   *graph = captured;
   captured = nullptr;

@@ -12,6 +12,8 @@ from bitwright.targets.toolchain.process import run_tool
 
 _SIGNATURE = re.compile(r'extern "C" __global__ void\s*(?:__launch_bounds__\([^)]*\))?\s*(\w+)\(([^)]*)\)')
 
+_ALIGNED = re.compile(r"__shared__ (alignas\(\d+\)) ")
+
 
 def build_kernels(source: str, library: Path) -> None:
     """Compile the CUDA source of a module's kernels for this machine.
@@ -24,7 +26,8 @@ def build_kernels(source: str, library: Path) -> None:
         ToolchainError: No C++ compiler, or it failed.
     """
     kernels = {name: parameters.count(",") + 1 for name, parameters in _SIGNATURE.findall(source)}
-    text = emulation.host_source(source, tuple(kernels))
+    # nvcc takes the alignment behind the storage class; the standard has it in front.
+    text = emulation.host_source(_ALIGNED.sub(r"\1 __shared__ ", source), tuple(kernels))
     counts = "".join(f'extern "C" const int bw_count_{name} = {count};\n' for name, count in kernels.items())
     compiler = emulation.compiler()
     assert compiler is not None  # the linker before has found one

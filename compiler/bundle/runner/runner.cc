@@ -14,7 +14,8 @@
 //              "NAME INPUTS": only these kernels are recorded, and of them the first INPUTS arguments and the
 //              last one, the output. FILE gets, for each call in order, the text line "call NAME INPUTS\n"
 //              followed by INPUTS + 1 arrays in .npy format, one after the other. The inputs are those
-//              before the call, the output is the one after it.
+//              before the call, the output is the one after it. With --device, the first call is recorded: the
+//              following ones launch a graph. Only an emulated device can be recorded.
 //
 // Exit status: 0 done, 2 bad arguments or files, 3 the model's runtime reported an error.
 //
@@ -178,10 +179,13 @@ struct Trace {
   FILE* file;
   Role* roles;
   int count;
+  int (*capturing)();
 };
 
 Trace OpenTrace(const char* path, const char* roles_path) {
-  Trace trace = {fopen(path, "wb"), nullptr, 0};
+  // An emulated device says when kernels are captured into a graph, which executes none of them.
+  Trace trace = {fopen(path, "wb"), nullptr, 0,
+                 reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "cudaEmulatedIsCapturing"))};
   if (trace.file == nullptr) Fail(2, path, strerror(errno));
   FILE* roles = fopen(roles_path, "r");
   if (roles == nullptr) Fail(2, roles_path, strerror(errno));
@@ -234,9 +238,9 @@ int Instrument(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny*
   const Trace& trace = *static_cast<Trace*>(self);
   *result = None();
   char name[kNameBytes];
-  if (count < 5 || !CopyName(arguments[1], name)) return 0;
+  if (trace.file == nullptr || count < 5 || !CopyName(arguments[1], name)) return 0;
   const Role* role = FindRole(trace, name);
-  if (role == nullptr) return 0;
+  if (role == nullptr || (trace.capturing != nullptr && trace.capturing())) return 0;
   if (arguments[2].v_int64 == 0) {
     WriteArgument(trace.file, arguments[count - 1]);
     return 0;
@@ -345,6 +349,18 @@ void MeasureCalls(const char* path, TVMFFIObjectHandle function, TVMFFIAny* inpu
   if (fclose(file) != 0) Fail(2, path, strerror(errno));
 }
 
+// Makes a call whose kernel calls are recorded.
+TVMFFIAny RecordCalls(const char* path, const char* roles, TVMFFIObjectHandle function, TVMFFIAny* inputs, int count,
+                      const TVMFFIAny& machine) {
+  static Trace trace;  // outlives this call, as the instrument does
+  trace = OpenTrace(path, roles);
+  Install(&trace, Instrument, machine);
+  TVMFFIAny result = Call(function, inputs, count, "main");
+  if (fclose(trace.file) != 0) Fail(2, path, strerror(errno));
+  trace.file = nullptr;
+  return result;
+}
+
 struct Options {
   const char* function;
   int repeat;
@@ -396,14 +412,17 @@ int main(int argc, char** argv) {
   int count = argc - options.first_input;
   TVMFFIAny* inputs = static_cast<TVMFFIAny*>(npy::Allocate((count + 1) * sizeof(TVMFFIAny)));
   for (int i = 0; i < count; ++i) inputs[i] = ReadArray(argv[options.first_input + i]);
+  const bool records = options.trace != nullptr;
+  // On a device the first call executes the kernels and captures them into a graph; later ones launch that.
+  if (records && device != kDLCPU) {
+    TVMFFIAny first = RecordCalls(options.trace, options.roles, function, inputs, count, machine);
+    Release(&first);
+  }
   TVMFFIAny result = Measure(function, inputs, count, options.repeat);
   if (options.times != nullptr) MeasureCalls(options.times, function, inputs, count, options.repeat, machine);
-  if (options.trace != nullptr) {
-    Trace trace = OpenTrace(options.trace, options.roles);
-    Install(&trace, Instrument, machine);
+  if (records && device == kDLCPU) {
     Release(&result);
-    result = Call(function, inputs, count, "main");
-    if (fclose(trace.file) != 0) Fail(2, options.trace, strerror(errno));
+    result = RecordCalls(options.trace, options.roles, function, inputs, count, machine);
   }
   WriteOutputs(result, argv[2], 0);
   fflush(stdout);
