@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,15 +70,19 @@ class Elaborated:
         found = _CELL.findall(self.modules[name])
         return {instance: module for module, instance in found if module in self.modules}
 
-    def closure(self, name: str) -> str:
-        """Return the text of a module and of everything below it, the module itself under the name ``unit``."""
+    def below(self, name: str, stop: Collection[str] = ()) -> tuple[str, ...]:
+        """Return a module and all below it, without those to stop at."""
         waiting, seen = [name], dict.fromkeys([name])
         while waiting:
             for module in self.instances(waiting.pop()).values():
-                if module not in seen:
+                if module not in seen and module not in stop:
                     seen[module] = None
                     waiting.append(module)
-        return "".join(self.modules[m] for m in seen).replace(name, f"\\{UNIT}")
+        return tuple(seen)
+
+    def closure(self, name: str) -> str:
+        """Return the text of a module and of everything below it, the module itself under the name ``unit``."""
+        return "".join(self.modules[m] for m in self.below(name)).replace(name, f"\\{UNIT}")
 
 
 @dataclass(frozen=True)
@@ -99,22 +103,30 @@ class Synthesizer:
     _version: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def circuit(
-        self, folder: Path, files: Sequence[str], top: str, netlist: Path, progress: Progress | None = None
+        self,
+        folder: Path,
+        files: Sequence[str],
+        top: str,
+        netlist: Path,
+        *,
+        split: str | None = None,
+        progress: Progress | None = None,
     ) -> Synthesis:
         """Synthesize a whole circuit.
 
         Args:
             folder: Where the files are; ``$readmemh`` reads relative to it.
             files: Verilog files, relative to ``folder``.
-            top: Name of the top module; what it instantiates is synthesized piece by piece.
+            top: Name of the top module.
             netlist: The file to write.
+            split: Name of the module whose instances are synthesized one by one; the top module's by default.
             progress: Told (done, all, what).
 
         Raises:
             ToolchainError: yosys is missing, failed, or took too long.
         """
         design = elaborate(folder, files, top, timeout_s=self.timeout_s)
-        instances = design.instances(design.top)
+        instances = design.instances(f"\\{split or top}")
         kinds = list(dict.fromkeys(instances.values()))
         units: dict[str, Path] = {}
         reused = 0
@@ -185,7 +197,8 @@ class Synthesizer:
     def _join(self, design: Elaborated, units: Mapping[str, Path], netlist: Path) -> Cells:
         """Map the top level itself and put the modules into it; returns what the whole takes."""
         with tempfile.TemporaryDirectory(prefix="bitwright-") as work:
-            text, lines = design.modules[design.top], []
+            glue = design.below(design.top, stop=tuple(units))
+            text, lines = "".join(design.modules[m] for m in glue), []
             for number, (kind, place) in enumerate(units.items()):
                 text = text.replace(f"cell {kind} ", f"cell \\{UNIT}_{number} ")
                 lines += [f"read_json {place / 'unit.json'}", f"rename {UNIT} {UNIT}_{number}"]

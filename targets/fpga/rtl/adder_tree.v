@@ -21,7 +21,8 @@ module adder_tree #(
         wire [NODES*BITS-1:0] sums;
         for (n = 0; n < NODES; n = n + 1) begin : node
           wire signed [BITS-2:0] a = level[l-1].value[2*n*(BITS-1) +: BITS-1];
-          wire signed [BITS-1:0] total;
+          // Kept, so that synthesis does not make compressors of two levels, which are larger than carries.
+          (* keep *) wire signed [BITS-1:0] total;
           if (2 * n + 1 < BELOW) begin : pair
             wire signed [BITS-2:0] b = level[l-1].value[(2*n+1)*(BITS-1) +: BITS-1];
             assign total = a + b;

@@ -31,7 +31,7 @@ module multiply #(
     end else if (WEIGHT_BITS <= 4) begin : shallow
       reg [PRODUCT-1:0] r;
       wire [PRODUCT-1:0] sum;
-      partial_sum #(.BITS(WEIGHT_BITS), .PRODUCT(PRODUCT), .SIGNED(1)) terms (.x(x), .w(w), .sum(sum));
+      partial_sum #(.BITS(WEIGHT_BITS), .SIGNED(1)) terms (.x(x), .w(w), .sum(sum));
       always @(posedge clk) r <= sum;
       assign p = r;
     end else begin : deep
@@ -40,15 +40,16 @@ module multiply #(
       wire [11:0] low;
       wire [PRODUCT-5:0] high;
       reg signed [11:0] low_r;
-      reg [PRODUCT-5:0] high_r;
+      reg signed [PRODUCT-5:0] high_r;
       reg [PRODUCT-1:0] r;
-      wire [PRODUCT-1:0] low_wide = {{(PRODUCT-12){low_r[11]}}, low_r};
-      partial_sum #(.BITS(4), .PRODUCT(12), .SIGNED(0)) lower (.x(x), .w(w[3:0]), .sum(low));
-      partial_sum #(.BITS(UPPER), .PRODUCT(PRODUCT-4), .SIGNED(1)) upper (.x(x), .w(w[WEIGHT_BITS-1:4]), .sum(high));
+      wire signed [7:0] carried = low_r[11:4];
+      wire signed [PRODUCT-5:0] upper = high_r + carried;
+      partial_sum #(.BITS(4), .SIGNED(0)) lower (.x(x), .w(w[3:0]), .sum(low));
+      partial_sum #(.BITS(UPPER), .SIGNED(1)) higher (.x(x), .w(w[WEIGHT_BITS-1:4]), .sum(high));
       always @(posedge clk) begin
         low_r <= low;
         high_r <= high;
-        r <= low_wide + {high_r, 4'b0000};
+        r <= {upper, low_r[3:0]};
       end
       assign p = r;
     end
@@ -56,20 +57,31 @@ module multiply #(
 endmodule
 
 // Sum of the shifted activations that the bits of a weight select; the top bit of a signed weight counts down.
+// From the lowest bit up: a step adds to the upper bits of the sum so far and lets its lowest bit go.
 module partial_sum #(
   parameter BITS = 4,
-  parameter PRODUCT = 12,
   parameter SIGNED = 1
 ) (
   input signed [7:0] x,
   input [BITS-1:0] w,
-  output reg [PRODUCT-1:0] sum
+  output [BITS+7:0] sum
 );
-  wire [PRODUCT-1:0] wide = {{(PRODUCT-8){x[7]}}, x};
-  integer k;
-  always @* begin
-    sum = 0;
-    for (k = 0; k < BITS - SIGNED; k = k + 1) sum = sum + ((wide << k) & {PRODUCT{w[k]}});
-    if (SIGNED != 0) sum = sum - ((wide << (BITS - 1)) & {PRODUCT{w[BITS-1]}});
-  end
+  genvar k;
+  generate
+    for (k = 0; k < BITS; k = k + 1) begin : step
+      wire signed [7:0] term = x & {8{w[k]}};
+      // Kept, so that synthesis leaves a chain of carries and does not make compressors of it, which are larger.
+      (* keep *) wire signed [8:0] upper;
+      if (k == 0) begin : first
+        if (SIGNED != 0 && BITS == 1) assign upper = -term;
+        else assign upper = term;
+      end else begin : following
+        wire signed [7:0] before = step[k-1].upper[8:1];
+        if (SIGNED != 0 && k == BITS - 1) assign upper = before - term;
+        else assign upper = before + term;
+      end
+      if (k < BITS - 1) assign sum[k] = upper[0];
+      else assign sum[BITS+7:k] = upper;
+    end
+  endgenerate
 endmodule
