@@ -24,14 +24,14 @@ from bitwright.compiler.lower.dynamic.kernels import Body, any_number
 from bitwright.compiler.lower.dynamic.products import any_matmul_function, any_params, why_not
 from bitwright.compiler.lower.dynamic.rows import any_row_function
 from bitwright.compiler.lower.dynamic.sizes import Unlike, expression, unified
-from bitwright.compiler.lower.dynamic.steps import NoRows, RowStep, row_step
+from bitwright.compiler.lower.dynamic.steps import NoRows, RowStep, in_order, reorders, row_step
 from bitwright.compiler.lower.float.matmul import MatmulGeometry, pack
 from bitwright.compiler.lower.float.replace import Replacement, find_replacements
 from bitwright.compiler.lower.float.row_program import RowProgram
 from bitwright.compiler.lower.float.vectors import VectorUnit, vector_unit
-from bitwright.compiler.lower.kernel_table import KernelCall
+from bitwright.compiler.lower.kernel_table import KernelCall, Stored
 from bitwright.compiler.lower.kernels.loops import OPAQUE, kernel
-from bitwright.compiler.lower.layout import dot_order
+from bitwright.compiler.lower.layout import Order, dot_order, physical_shape
 from bitwright.compiler.lower.relax_module import DotKernel, build_functions
 from bitwright.compiler.program.ops import Dot, Program, Step, WeightOnlyDot
 from bitwright.targets.backend import Kernel
@@ -284,7 +284,7 @@ class _Unifier:
             refuse(what, "it changes with the length")
         arguments = [self.value(versions, what) for versions in zip(*(v.args for v in values), strict=True)]
         found = self.builder.emit(tvm.ir.Call(first.op, arguments, first.attrs, first.ty_args))
-        if hasattr(variables[0].ty, "fields"):
+        if not isinstance(variables[0].ty, relax.TensorType):
             return found
         expected = self.kind(variables, what)
         if structural_equal(found.ty, expected):
@@ -360,6 +360,12 @@ class _Unifier:
         if all(shape == shapes[0] for shape in shapes[1:]):
             rest = operands[0][count:]
             return self.fixed(calls[0], step, values[0].args[0], arguments, rest, variables[0])
+        moved = reorders(calls[0], step)
+        for k in moved:
+            arguments[k] = self.turned(arguments[k], [call.inputs[k] for call in calls], calls[0].output.order)
+        if step is None:
+            return arguments[0]
+        calls = [in_order(call, moved) for call in calls]
         try:
             rows = row_step(self.wanted.lengths, calls, self.program, step)
         except NoRows as reason:
@@ -377,6 +383,14 @@ class _Unifier:
         if call.step is None:
             return None
         return next(s for s in self.program.steps if call.output.tensor in s.outputs)
+
+    def turned(self, value: Any, versions: Sequence[Stored], order: Order) -> Any:
+        """Return a tensor in another storage order."""
+        found = versions[0].order
+        shapes = [physical_shape(s.shape, s.order) for s in versions]
+        sizes = self.sizes(shapes, f"'{versions[0].tensor}'")
+        value = self.reshaped(value, [expression(size, self.length) for size in sizes])
+        return self.builder.emit(relax.op.permute_dims(value, [found.index(axis) for axis in order]))
 
     def foreign(self, variables: Sequence[Any], values: Sequence[Any]) -> Any:
         """Return the call of a function that TVM's import wrote."""

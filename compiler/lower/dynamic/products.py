@@ -106,7 +106,8 @@ class _AnyMatmul(MatmulWriter):
 
     def columns(self, buffers: list[Buffer], index: list[Expr], column: Expr, columns: Any) -> None:
         """Emit all rows of some columns: whole tiles, one that begins inside the last, or tiles of half the size."""
-        m, rows = self.geometry.m, self.params.rows
+        rows = self.params.rows
+        m: Any = T.int64(self.geometry.m) if isinstance(self.geometry.m, int) else self.geometry.m
         bases = (keep(offset(index, self.geometry.a)), keep(offset(index, self.geometry.c)))
         panel = self.any_panel(buffers[1], index, column, columns)
 

@@ -6,7 +6,7 @@ and it treats each for itself: products with constant weights, quantizers, eleme
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -34,7 +34,13 @@ from bitwright.compiler.program.ops import (
 from bitwright.targets.backend import Kernel
 from bitwright.targets.schema import Profile
 
-_MAPS = {Quantize: quantize, Dequantize: dequantize, QAdd: add, QMul: multiply, QLut: look_up}
+_MAPS: dict[type[Step], Callable[..., Kernel]] = {
+    Quantize: quantize,
+    Dequantize: dequantize,
+    QAdd: add,
+    QMul: multiply,
+    QLut: look_up,
+}
 
 
 class NoRows(Exception):  # noqa: N818
@@ -82,7 +88,7 @@ class RowStep:
             return concat(self.step, program, orders)
         if isinstance(self.step, Move):
             return move(self.step, program, orders)
-        return _MAPS[type(self.step)](self.step, program, orders)  # type: ignore[operator]
+        return _MAPS[type(self.step)](self.step, program, orders)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -96,6 +102,28 @@ class RowStep:
         if isinstance(self.step, QGemm | WeightOnlyDot):
             written += self.step.weight.size // 128
         return written
+
+
+def reorders(call: KernelCall, step: Step | None) -> tuple[int, ...]:
+    """Return the inputs of an elementwise kernel call that it reads in another storage order than it writes."""
+    if step is not None and type(step) not in _MAPS:
+        return ()
+    wanted = call.output.order
+    return tuple(
+        k
+        for k, stored in enumerate(call.inputs)
+        if len(stored.order) == len(wanted) and stored.order != wanted
+    )
+
+
+def in_order(call: KernelCall, inputs: Sequence[int]) -> KernelCall:
+    """Return a kernel call with some of its inputs in the storage order of its output."""
+    order = call.output.order
+    found = list(call.inputs)
+    for k in inputs:
+        shape = tuple(found[k].shape[axis] for axis in order)
+        found[k] = replace(found[k], order=order, buffer_shape=shape)
+    return replace(call, inputs=tuple(found))
 
 
 def row_step(
