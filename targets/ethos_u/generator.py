@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,16 +12,18 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.errors import InfeasibleBudgetError, PerformanceGateError
-from bitwright.compiler.ingest.model_reader import read_model
-from bitwright.compiler.program.affine import dequantize, quantize
-from bitwright.compiler.program.ops import Move, QuantParams
 from bitwright.targets.backend import Measurement
+from bitwright.targets.ethos_u.execution import (
+    accepted,
+    compare_layers,
+    host_inputs,
+    host_outputs,
+    translated,
+)
 from bitwright.targets.ethos_u.firmware import write_firmware
-from bitwright.targets.ethos_u.litert import run_reference
-from bitwright.targets.ethos_u.reference import Reference
+from bitwright.targets.ethos_u.litert import ReferenceSession
 from bitwright.targets.ethos_u.tables import (
     HONEST,
-    head_node,
     io_table,
     layer_table,
     measurements,
@@ -30,10 +31,9 @@ from bitwright.targets.ethos_u.tables import (
     weight_table,
 )
 from bitwright.targets.ethos_u.tflite_file import tflite_bytes
-from bitwright.targets.ethos_u.tflite_graph import TfliteGraph
-from bitwright.targets.ethos_u.translate import Translation, translate
+from bitwright.targets.ethos_u.translate import translate
 from bitwright.targets.ethos_u.vela import SRAM, VelaReport, run_vela
-from bitwright.targets.generator import Check, Generated, LayerPrice, Price, Request, Simulation, Step
+from bitwright.targets.generator import Generated, LayerPrice, Price, Request, Simulation, Step
 from bitwright.targets.schema import Profile
 from bitwright.targets.sections.vela import Vela
 
@@ -119,20 +119,13 @@ class EthosU:
         self, folder: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, check: bool
     ) -> Simulation:
         """Execute ``model.tflite`` by the reference kernels, with ``check`` every layer against its integer model."""
-        translation = _translated(folder / STATIC_MODEL)
-        graph = accepted(translation)
-        program = translation.program
-        given = {}
-        for name, stored in graph.inputs.items():
-            integers = _quantized(feeds[name], program.tensor(translation.steps.inputs[name]).quant)
-            given[stored.tensor] = stored.to_file(integers)
-        found = run_reference(folder / TFLITE_FILE, given, everything=check)
-        outputs = {}
-        for name, stored in graph.outputs.items():
-            tensor = program.tensor(translation.steps.outputs[name])
-            logical = stored.to_logical(found[stored.tensor], tensor.shape)
-            outputs[name] = logical if tensor.name == name else _real(logical, tensor.quant)
-        checks = tuple(compare_layers(translation, found | given, profile)) if check else ()
+        translation = translated(folder / STATIC_MODEL)
+        given = host_inputs(translation, feeds)
+        found = ReferenceSession(folder / TFLITE_FILE, everything=check).run(given)
+        outputs = host_outputs(translation, found)
+        checks = (
+            tuple(compare_layers(translation, found | given, profile.numerics.requantize)) if check else ()
+        )
         equal = sum(np.array_equal(c.actual, c.expected) for c in checks)
         note = Measurement("Layers equal to their integer model", f"{equal} of {len(checks)}", HONEST)
         return Simulation(outputs, EXECUTED, checks, (note,) if check else ())
@@ -157,21 +150,6 @@ def vela_of(profile: Profile) -> Vela:
     """Return the profile's section; its checks demand one of this family."""
     assert profile.vela is not None
     return profile.vela
-
-
-def accepted(translation: Translation) -> TfliteGraph:
-    """Return the graph of a translation that refused nothing.
-
-    Raises:
-        PerformanceGateError: It refused something, named in the message.
-    """
-    if translation.graph is not None:
-        return translation.graph
-    named = "\n  ".join(f"'{node}': {why}" for node, why in translation.refused.items())
-    what = f"{len(translation.refused)} operators would not run on the accelerator:\n  {named}"
-    raise PerformanceGateError(
-        what, where="model", fix="replace these operators, or cut the model before them"
-    )
 
 
 def compile_file(path: Path, options: Vela, folder: Path, timeout_s: float) -> VelaReport:
@@ -221,51 +199,3 @@ def check_memory(report: VelaReport, profile: Profile) -> None:
             what = f"the model needs {used / 1024:.0f} KiB of {name}, the device has {limit / 1024:.0f} KiB"
             fix = "use fewer bits a weight or a smaller input, or 'vela: {optimise: Size}' in a profile of your own"
             raise InfeasibleBudgetError(what, where=profile.name, fix=fix)
-
-
-def compare_layers(
-    translation: Translation, recorded: Mapping[str, np.ndarray], profile: Profile
-) -> Iterator[Check]:
-    """Yield each step with what the file computed and what its integer model computes from the same inputs.
-
-    Args:
-        translation: What the file was written from.
-        recorded: Every activation of the file, as it is stored.
-        profile: Says how accumulators become outputs.
-    """
-    graph, program = accepted(translation), translation.program
-    reference = Reference(program, profile.numerics.requantize, translation.functions)
-
-    def logical(name: str) -> np.ndarray:
-        if name in program.constants:
-            return program.constants[name]
-        stored = graph.stored[name]
-        return stored.to_logical(recorded[stored.tensor], program.tensor(name).shape)
-
-    for step in translation.steps.steps:
-        operators = [layer.operator for layer in graph.layers if layer.step == step.name]
-        if not operators and isinstance(step, Move):
-            continue  # a change of what is remembered, nothing is computed
-        expected = reference.run(step, tuple(logical(name) for name in step.inputs))
-        yield Check(head_node(step), " + ".join(operators), logical(step.output), expected)
-
-
-def _translated(path: Path) -> Translation:
-    return _translated_once(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _translated_once(path: Path, changed: int) -> Translation:
-    """Translate a file once for many executions; ``changed`` tells another file of the same name apart."""
-    del changed
-    return translate(read_model(path).model)
-
-
-def _quantized(values: np.ndarray, quant: QuantParams | None) -> np.ndarray:
-    assert quant is not None
-    return values if values.dtype == np.int8 else quantize(values, quant)
-
-
-def _real(integers: np.ndarray, quant: QuantParams | None) -> np.ndarray:
-    assert quant is not None
-    return dequantize(integers, quant)

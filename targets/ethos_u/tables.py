@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from bitwright.compiler.program.ops import Dot, Step
+from bitwright.compiler.program.ops import Dot
 from bitwright.targets.backend import Measurement
 from bitwright.targets.ethos_u.tflite_graph import TfliteGraph
 from bitwright.targets.ethos_u.translate import Translation
@@ -21,13 +21,7 @@ HONEST = "numerics verified against the TFLite reference kernels, cycles are Vel
 def nodes_of(translation: Translation) -> dict[str, str]:
     """Return the ONNX node that a tensor of the file comes from, by the tensor's name."""
     assert translation.graph is not None
-    heads = {step.name: head_node(step) for step in translation.steps.steps}
-    return {layer.output: heads.get(layer.step, layer.step) for layer in translation.graph.layers}
-
-
-def head_node(step: Step) -> str:
-    """Return the node that a step is named after in reports."""
-    return step.name
+    return {layer.output: layer.step for layer in translation.graph.layers}
 
 
 def measurements(report: VelaReport, profile: Profile) -> tuple[Measurement, ...]:
@@ -109,7 +103,7 @@ def _weights(translation: Translation) -> Iterator[tuple[str, int, int, float]]:
             _, counts = np.unique(step.weight, return_counts=True)
             share = counts / counts.sum()
             entropy = abs(float(-(share * np.log2(share)).sum()))
-            yield head_node(step), int(step.weight.size), len(counts), round(entropy, 2)
+            yield step.name, int(step.weight.size), len(counts), round(entropy, 2)
 
 
 def io_table(graph: TfliteGraph) -> Table:

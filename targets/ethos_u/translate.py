@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -53,8 +53,21 @@ def translate(model: ir.Model) -> Translation:
     Args:
         model: The model; it is not changed.
     """
-    steps = integer_steps(extract_program(model))
-    slopes = tuple({n.attributes.get_float("alpha", 0.01) for n in model.graph if n.op_type == "LeakyRelu"})
+    slopes = {n.attributes.get_float("alpha", 0.01) for n in model.graph if n.op_type == "LeakyRelu"}
+    found = translate_program(extract_program(model), tuple(slopes))
+    types = {node_label(node): node.op_type for node in model.graph}
+    typed = {n: f"{types[n]}: {why}" if n in types else why for n, why in found.refused.items()}
+    return replace(found, refused=typed)
+
+
+def translate_program(program: Program, slopes: tuple[float, ...] = ()) -> Translation:
+    """Translate an integer program.
+
+    Args:
+        program: The program.
+        slopes: Slopes that a LeakyRelu may have.
+    """
+    steps = integer_steps(program)
     translator = Translator(steps.program, tuple(steps.inputs.values()))
     functions: dict[str, LookUp] = {}
     refused = dict(steps.refused)
@@ -66,15 +79,8 @@ def translate(model: ir.Model) -> Translation:
             except UnsupportedStepError as error:
                 refused[step.nodes[0] if step.nodes else step.name] = str(error)
                 break
-    refused |= {} if not refused else _unnamed(model, refused)
     graph = None if refused else translator.graph(steps.inputs, steps.outputs)
     return Translation(steps, graph, functions, refused)
-
-
-def _unnamed(model: ir.Model, refused: Mapping[str, str]) -> dict[str, str]:
-    """Add the operator's type to the reason, where the model knows the node."""
-    types = {node_label(node): node.op_type for node in model.graph}
-    return {name: f"{types[name]}: {why}" for name, why in refused.items() if name in types}
 
 
 def _emit(t: Translator, step: Step, functions: dict[str, LookUp], slopes: tuple[float, ...]) -> None:

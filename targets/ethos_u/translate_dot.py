@@ -128,8 +128,9 @@ def geometry(
     before = tuple(step.pads[:2])
     lengths = [(size[a] - 1) * step.strides[a] + reach[a] for a in (0, 1)]
     if before == (0, 0) and all(lengths[a] <= image[a] for a in (0, 1)):
-        # The stride of a single window has no meaning; the accelerator has small ones only.
-        return Geometry(source, VALID, (_used(strides[0], size[0]), _used(strides[1], size[1])))
+        # A single window needs no more stride than what keeps it single; the accelerator has small strides only.
+        used = [strides[a] if size[a] > 1 else image[a] - reach[a] + 1 for a in (0, 1)]
+        return Geometry(source, VALID, (used[0], used[1]))
     total = [max(lengths[a] - image[a], 0) for a in (0, 1)]
     covers = all(size[a] == -(-image[a] // step.strides[a]) for a in (0, 1))
     if same and covers and before == tuple(n // 2 for n in total):
@@ -141,10 +142,6 @@ def geometry(
         msg = "padding with something else than zero has no operator on the accelerator"
         raise UnsupportedStepError(msg)
     return Geometry(_padded(t, name, source, step.pads), VALID, (strides[0], strides[1]))
-
-
-def _used(stride: int, outputs: int) -> int:
-    return stride if outputs > 1 else 1
 
 
 def _padded(t: Translator, name: str, source: str, pads: tuple[int, int, int, int]) -> str:
