@@ -30,7 +30,8 @@ NETWORK_FILE = "network.v"
 HARNESS = "simulate.cc"
 # Streams that are silent for so many cycles more than any engine takes will never go on.
 PATIENCE = 100_000
-EDITION = 1
+EDITION = 2
+REPEATED = ("multiply", "adder_tree", "requantize", "drain", "matrix_vector", "depthwise", "sliding_window")
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ def _build(folder: Path, taps: int, work: Path, timeout_s: float) -> Path:
     script = [
         f"read_verilog -D {TAPS} {sources}",
         f"hierarchy -check -top {NETWORK}",
+        # One class for what occurs many times: flattened, sixty-four multipliers took the compiler a minute.
+        "setattr -mod -set keep_hierarchy 1 " + " ".join(f"A:hdlname=\\{name}" for name in REPEATED),
         "proc",
         "flatten",
         "opt_clean",

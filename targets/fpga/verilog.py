@@ -24,6 +24,7 @@ RTL_FILES = (
     "stream_fork.v",
     "stream_table.v",
     "stream_width.v",
+    "uart.v",
 )
 NETWORK = "network"
 TOP = "bitwright_axis"
