@@ -64,6 +64,7 @@ def plan_shapes(c: Compilation, notes: list[str]) -> None:
     c.rules = _rules(c)
     if c.rules.has_lengths:
         # The function computes what the model does at that length: there is nothing to prove.
+        _try_longest(c, c.rules)
         notes.append("shapes: " + "; ".join(map(c.rules.words, c.rules.functions)))
         return
     session = open_session(c.model, SessionConfig(threads=c.options.threads))
@@ -214,6 +215,20 @@ def _sequences(c: Compilation, rules: ShapeRules, count: int) -> Iterator[dict[s
     for function in reversed(rules.functions):
         if not rules.is_dynamic(function):
             yield from (_of_length(rules, sample, function.sizes[name]) for sample in known)
+
+
+def _try_longest(c: Compilation, rules: ShapeRules) -> None:
+    """Refuse a largest length that the model itself does not compute, e.g. for want of positions."""
+    if rules.longest is None or c.model is None or c.dataset is None:
+        return
+    for sample in (s for s in c.dataset.batches(1) if _has_sizes(rules, s)):
+        try:
+            run(open_session(c.model, SessionConfig(threads=c.options.threads)), _of_length(rules, sample, rules.longest))
+        except DataError as error:
+            msg = f"the model does not compute a sequence of {rules.longest}: {error.what}"
+            fix = f"name the longest that it computes, e.g. --dynamic {rules.dynamic}={max(1, rules.longest // 2)}"
+            raise UsageError(msg, where="--dynamic", fix=fix) from error
+        return
 
 
 def _has_sizes(rules: ShapeRules, sample: Sample) -> bool:

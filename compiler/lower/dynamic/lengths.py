@@ -20,6 +20,7 @@ from tvm_ffi import structural_equal
 
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.lower.dynamic.functions import OPTION, place_of
+from bitwright.compiler.lower.dynamic.islands import NodeShapes, node_shapes, without_code
 from bitwright.compiler.lower.dynamic.kernels import Body, any_number
 from bitwright.compiler.lower.dynamic.products import any_matmul_function, any_params, why_not
 from bitwright.compiler.lower.dynamic.rows import any_row_function
@@ -71,6 +72,7 @@ class _Version:
         dropped: Positions of bindings that float kernels make superfluous.
         table: Kernel calls.
         function: The Relax function.
+        nodes: What stays float.
     """
 
     program: Program | None
@@ -80,6 +82,7 @@ class _Version:
     dropped: set[int]
     table: Sequence[KernelCall]
     function: Any
+    nodes: list[NodeShapes]
 
 
 def add_any_length(
@@ -141,6 +144,7 @@ def _version(name: str, program: Program, profile: Profile, target: tvm.target.T
         {position[v] for v in dropped},
         lowered.kernel_tables[name],
         function,
+        node_shapes(program),
     )
 
 
@@ -195,7 +199,10 @@ class _Unifier:
             self.builder.emit_func_output(output)
 
     def check_structure(self) -> None:
-        """Refuse a model whose operators differ from length to length."""
+        """Refuse nodes without code for any length, and a model whose operators differ from length to length."""
+        node = without_code([v.nodes for v in self.versions])
+        if node is not None:
+            refuse(node, "nothing but TVM's code for one length")
         forms = [
             (len(v.bindings), sorted(v.replaced), sorted(v.dropped), [c.operation for c in v.table])
             for v in self.versions
