@@ -152,7 +152,8 @@ def _reading_space(name: str, selection: Selection) -> str:
 def _activations(
     selection: Selection, ranges: Ranges, profile: Profile, method: str
 ) -> dict[str, ActivationQuant]:
-    groups, prescribed = tie_groups(selection), _prescribed(selection, profile)
+    prescribed = _prescribed(selection, profile)
+    groups = tie_groups(selection, prescribed)
     result: dict[str, ActivationQuant] = {}
     for value in selection.quantized:
         name = value.name or ""

@@ -105,12 +105,12 @@ def run_vela(model: Path, options: Vela, folder: Path, timeout_s: float) -> Vela
     ]
     said = run_tool(command, what=f"Vela on {model.name}", timeout_s=timeout_s, folder=folder)
     optimised = folder / f"{model.stem}_vela.tflite"
-    summaries = sorted(folder.glob(f"{model.stem}_summary_*.csv"))
-    tables = sorted(folder.glob(f"{model.stem}_per-layer.csv"))
-    if not (optimised.exists() and summaries and tables):
+    summary = folder / f"{model.stem}_summary_{options.system}.csv"
+    layers = folder / f"{model.stem}_per-layer.csv"
+    if not (optimised.exists() and summary.exists() and layers.exists()):
         what = f"Vela wrote no result\n{said.strip()[-1000:]}"
         raise ToolchainError(what, where=f"Vela on {model.name}")
-    return read_report(optimised, _rows(summaries[0]), _rows(tables[0]))
+    return read_report(optimised, _rows(summary), _rows(layers))
 
 
 def read_report(
