@@ -100,17 +100,26 @@ def choose_foldings(c: Compilation, notes: list[str]) -> dict[str, FoldingValues
     Raises:
         InfeasibleBudgetError: The circuit does not fit.
     """
-    assert c.static is not None
     if c.recipe.foldings:
         notes.append(f"{len(c.recipe.foldings)} foldings taken from {c.options.recipe}")
         return dict(c.recipe.foldings)
-    found = _solve(c, c.static, {}, {}, notes)
+    found = folded(c, notes)
     taken = found.taken
     notes.append(
         f"foldings: a frame every {taken.cycles} cycles, {c.profile.clock_hz / taken.cycles:.6g} frames/s at "
         f"{c.profile.clock_hz / 1e6:g} MHz; predicted {_cells(taken)}"
     )
     return found.foldings
+
+
+def folded(c: Compilation, notes: list[str]) -> Folded:
+    """Choose the foldings of the quantized model, whatever a plan says.
+
+    Raises:
+        InfeasibleBudgetError: The circuit does not fit.
+    """
+    assert c.static is not None
+    return _solve(c, c.static, {}, {}, notes)
 
 
 def _solve(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from bitwright.compiler import folding
 from bitwright.compiler.bundle.bundle import (
     GOLDEN_FOLDER,
     LIBRARY_FOLDER,
@@ -24,7 +23,7 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.targets.generator import Request, generator_for
-from bitwright.targets.schema import FOLDED_FAMILIES, Profile
+from bitwright.targets.schema import Profile
 
 
 def request_of(options: Options) -> Request:
@@ -67,10 +66,7 @@ def generate(c: Compilation, folder: Path, notes: list[str]) -> None:
     place = folder / LIBRARY_FOLDER
     place.mkdir()
     generator = generator_for(c.profile.family)
-    request = request_of(c.options)
-    if c.profile.family in FOLDED_FAMILIES:
-        c.foldings = folding.choose_foldings(c, notes)
-        request = replace(request, foldings=c.foldings)
+    request = replace(request_of(c.options), foldings=c.foldings)
     c.generated = generator.generate(c.static, c.profile, place, request, c.progress.step)
     notes.extend(c.generated.notes)
     notes.extend(f"not on the target: '{node}': {why}" for node, why in c.generated.not_generated.items())

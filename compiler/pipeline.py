@@ -125,8 +125,17 @@ COMPILED_BACK: Writing = (
     ("emit", artifact.emit),
     ("verify", artifact.verify),
 )
+
+
+def generate(c: Compilation, folder: Path, notes: list[str]) -> None:
+    """Choose foldings where the target has any, then write the artifact."""
+    if c.profile.family in FOLDED_FAMILIES:
+        c.foldings = folding.choose_foldings(c, notes)
+    generated.generate(c, folder, notes)
+
+
 GENERATED_BACK: Writing = (
-    ("generate", generated.generate),
+    ("generate", generate),
     ("emit", generated.emit),
     ("verify", generated.verify),
 )

@@ -5,9 +5,10 @@ A family in ``FOLDED_FAMILIES`` provides ``FOLDER`` in a module ``folding.py`` i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from bitwright.compiler.errors import ProfileError, nearest
@@ -93,6 +94,24 @@ class Folder(Protocol):
 
     def beside(self, model: ir.Model, profile: Profile, foldings: Mapping[str, FoldingValues]) -> Taken:
         """Return what stands between the layers: FIFOs, forks and what makes streams wider or narrower."""
+        ...
+
+    def probe(
+        self, profile: Profile, path: Path, progress: Callable[[int, int, str], None]
+    ) -> tuple[str, ...]:
+        """Build circuits of many shapes, fit the cost model to what they take, and write it.
+
+        Args:
+            profile: The target.
+            path: The file to write.
+            progress: Told how far the work is.
+
+        Returns:
+            Lines on how well the model fits, and how to use the file.
+
+        Raises:
+            ToolchainError: A tool is missing or failed.
+        """
         ...
 
     def available(self, profile: Profile) -> Mapping[str, float]:

@@ -106,11 +106,16 @@ def probe_verb(
     ] = 60.0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1,
 ) -> None:
-    """Measure what operators take on this machine and write a profile that holds it."""
-    from bitwright.compiler.probing.probe import probe
+    """Measure what operators take on this machine, or what circuits take of an FPGA, and write it down."""
+    from bitwright.compiler.probing.probe import is_circuit, probe, probe_circuits
 
     if output is not None:
         check_place(output, "--output")
+    if is_circuit(name):
+        with TerminalProgress(out, name) as progress:
+            path, notes = probe_circuits(name, output=output, progress=progress)
+        _print_costs(out, path, notes)
+        return
     with TerminalProgress(out, name) as progress:
         found = probe(
             name,
@@ -130,6 +135,16 @@ def probe_verb(
     for note in found.notes:
         out.say(note)
     out.path(found.path)
+
+
+def _print_costs(out: Output, path: Path, notes: tuple[str, ...]) -> None:
+    """Print where a cost table was written."""
+    if out.json:
+        out.document({"path": path, "notes": notes})
+        return
+    for note in notes:
+        out.say(note)
+    out.path(path)
 
 
 def _print_probe(out: Output, found: ProbeResult) -> None:

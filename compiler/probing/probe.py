@@ -25,8 +25,9 @@ from bitwright.compiler.probing.profile_file import (
     versions,
     write_profile,
 )
+from bitwright.targets.folding import folder_for
 from bitwright.targets.loader import load_profile
-from bitwright.targets.schema import MeasuredTimes, Profile
+from bitwright.targets.schema import FOLDED_FAMILIES, MeasuredTimes, Profile
 from bitwright.targets.this_machine import check_this_machine, machine_name
 
 SECONDS = 60.0
@@ -109,6 +110,38 @@ def probe(
     }
     calls, notes = len(found.observations), tuple(found.notes)
     return ProbeResult(path, written, times, task.runtime, found.seconds, predicted, calls, notes)
+
+
+def probe_circuits(
+    target: str, *, output: Path | None = None, progress: Progress | None = None
+) -> tuple[Path, tuple[str, ...]]:
+    """Build circuits of many shapes for a target, fit its cost model to what they take, and write it.
+
+    Args:
+        target: Profile name or file, of a family whose layers are folded.
+        output: The file to write, ``NAME-costs.yaml`` unless named; it must not exist.
+        progress: Told about every circuit.
+
+    Returns:
+        The file, and lines on how well the model fits and how to use it.
+
+    Raises:
+        UsageError: The output exists.
+        ToolchainError: A tool is missing or failed.
+    """
+    profile = load_profile(target)
+    path = output or Path(f"{profile.name}-costs.yaml")
+    if path.exists():
+        what = f"{path} exists"
+        raise UsageError(what, where="--output", fix="name another file")
+    told = progress or Silent()
+    told.phase("engines")
+    return path, folder_for(profile.family).probe(profile, path, told.step)
+
+
+def is_circuit(target: str) -> bool:
+    """Tell whether a target's cost model is one of circuits rather than of times on this machine."""
+    return load_profile(target).family in FOLDED_FAMILIES
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from typing import Literal
 
 from bitwright.compiler.errors import ProfileError
 from bitwright.targets.fpga.cells import Cells, Series
-from bitwright.targets.fpga.cost_table import CostTable, MemoryRules, read_table
+from bitwright.targets.fpga.cost_table import CostTable, MemoryRules, check_series, read_table
 from bitwright.targets.fpga.network import Engine
+from bitwright.targets.sections.fpga import FpgaDevice
 
 FOLDER = Path(__file__).parent / "costs"
 Amounts = dict[str, float]
@@ -62,9 +63,20 @@ def cost_table(series: Series) -> CostTable:
     return read_table(FOLDER / f"{series}.yaml")
 
 
-def predict(engine: Engine, series: Series) -> Cells:
+def table_of(device: FpgaDevice) -> CostTable:
+    """Return the table of a device: its profile's own, or the shipped one.
+
+    Raises:
+        ProfileError: The profile's own is missing, broken, or of another series.
+    """
+    if device.costs is None:
+        return cost_table(device.series)
+    return check_series(read_table(Path(device.costs)), device.series)
+
+
+def predict(engine: Engine, table: CostTable) -> Cells:
     """Return what an engine is predicted to take."""
-    return cells_of(parts_of(engine.module, engine.parameters), cost_table(series))
+    return cells_of(parts_of(engine.module, engine.parameters), table)
 
 
 def cells_of(parts: Parts, table: CostTable) -> Cells:
@@ -80,21 +92,19 @@ def cells_of(parts: Parts, table: CostTable) -> Cells:
 
 def mapped(memory: MemoryShape, rules: MemoryRules) -> Cells:
     """Return what a memory takes: block RAMs if it fills them well enough, else look-up tables."""
-    bits = memory.width * memory.depth
-    blocks = min(each * ceil(memory.width / w) * ceil(memory.depth / d) for w, d, each in rules.shapes)
-    least = rules.rom_share if memory.kind == "rom" else rules.ram_share
-    if bits >= least * blocks * rules.bits:
-        around = 0.0 if memory.kind == "rom" else rules.around_ram_per_bit * memory.width
-        return Cells(luts=around, brams=blocks)
+    width, depth = memory.width, memory.depth
+    below = ceil(depth / rules.words)
+    blocks = ceil(width * below * rules.words / rules.bits)
     if memory.kind == "rom":
-        return Cells(
-            luts=memory.width * max(1.0, memory.depth / rules.rom_depth) * rules.rom_factor, ffs=memory.width
-        )
-    rows = ceil(memory.depth / rules.ram_depth)
-    choosing = memory.width * (rows - 1) * rules.ram_choosing
-    return Cells(
-        luts=ceil(memory.width / rules.ram_width) * rows * rules.ram_luts + choosing, ffs=memory.width
-    )
+        if width * depth < rules.rom_share * blocks * rules.bits:
+            return Cells(luts=width * max(1.0, depth / rules.rom_depth), ffs=width)
+        uneven = below if depth & (depth - 1) else 1
+        return Cells(luts=width * rules.deep_choosing * (uneven - 1), brams=blocks)
+    rows = ceil(depth / rules.ram_depth)
+    if rows * width / rules.ram_width >= rules.ram_pieces * blocks:
+        return Cells(luts=rules.around_ram * width, brams=blocks)
+    pieces = ceil(width / rules.ram_width) * rows
+    return Cells(luts=pieces * rules.ram_luts + width * (rows - 1) * rules.ram_choosing, ffs=width)
 
 
 def parts_of(module: str, parameters: Mapping[str, int]) -> Parts:
@@ -144,7 +154,7 @@ def _drain(p: Mapping[str, int], channels: int) -> tuple[Counter[str], list[Memo
     """Return the parts behind the accumulators: holding, requantization, the output buffer."""
     lanes, acc, bits = p["LANES"], p["ACC_BITS"], p["MULT_BITS"]
     field = acc + bits + p["SHIFT_BITS"]
-    found = Counter({"held bits": p["PE"] * acc, "biased bits": lanes * acc})
+    found = Counter({"biased bits": lanes * acc})
     memories = [
         MemoryShape(lanes * field, channels // lanes, "rom"),
         MemoryShape(lanes * p["OUT_BITS"], p["FIFO"], "ram"),
@@ -246,8 +256,12 @@ def _stream_concat(p: Mapping[str, int]) -> Parts:
     return Parts({"stream_concat": 1, "switched bits": p["LANES"] * 8}, (), 0)
 
 
-def _stream_width(p: Mapping[str, int]) -> Parts:
-    return Parts({"stream_width": 1, "converted bits": p["WIDTH"] * p["RATIO"]}, (), 0)
+def _stream_widen(p: Mapping[str, int]) -> Parts:
+    return Parts({"stream_widen": 1, "widened bits": p["WIDTH"] * p["RATIO"]}, (), 0)
+
+
+def _stream_narrow(p: Mapping[str, int]) -> Parts:
+    return Parts({"stream_narrow": 1, "narrowed bits": p["WIDTH"] * p["RATIO"]}, (), 0)
 
 
 def _stream_fork(p: Mapping[str, int]) -> Parts:
@@ -276,8 +290,8 @@ _PARTS: Mapping[str, Callable[[Mapping[str, int]], Parts]] = {
     "stream_add": _stream_add,
     "stream_table": _stream_table,
     "stream_concat": _stream_concat,
-    "stream_widen": _stream_width,
-    "stream_narrow": _stream_width,
+    "stream_widen": _stream_widen,
+    "stream_narrow": _stream_narrow,
     "stream_fork": _stream_fork,
     "pool_maximum": _pool_maximum,
     "pool_global_average": _pool_global_average,

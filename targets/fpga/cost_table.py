@@ -21,26 +21,27 @@ class MemoryRules(Strict):
 
     Attributes:
         bits: Bits of one block RAM.
-        shapes: [width, depth, blocks] that blocks can have.
-        rom_share, ram_share: A memory that would fill less of its blocks goes into look-up tables.
+        words: Words of one block RAM at its greatest width.
+        rom_share: A read-only memory that would fill less of its blocks goes into look-up tables.
         rom_depth: Words of a read-only memory that one look-up table holds for each bit.
-        rom_factor: What read-only memories really take of that.
+        deep_choosing: Look-up tables that choose between two blocks below each other, a bit.
         ram_width, ram_depth, ram_luts: One piece of distributed RAM, and the look-up tables of it.
+        ram_pieces: From so many pieces a block on, a memory goes into block RAM.
         ram_choosing: Look-up tables that choose between two such pieces, a bit.
-        around_ram_per_bit: Look-up tables around a block RAM that is written, for each bit of its width.
+        around_ram: Look-up tables around a block RAM that is written, for each bit of its width.
     """
 
     bits: Count
-    shapes: tuple[tuple[Count, Count, Count], ...] = Field(min_length=1)
+    words: Count
     rom_share: Share
-    ram_share: Share
     rom_depth: Count
-    rom_factor: Positive = 1.0
+    deep_choosing: NonNegative
     ram_width: Count
     ram_depth: Count
     ram_luts: Count
+    ram_pieces: Positive
     ram_choosing: NonNegative
-    around_ram_per_bit: NonNegative
+    around_ram: NonNegative
 
 
 class CostTable(Strict):

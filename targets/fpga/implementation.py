@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bitwright.targets.backend import Measurement
 from bitwright.targets.fpga.cells import Cells
-from bitwright.targets.fpga.cost_model import predict
+from bitwright.targets.fpga.cost_model import predict, table_of
 from bitwright.targets.fpga.folding import device_of
 from bitwright.targets.fpga.network import Engine, Network
 from bitwright.targets.fpga.place_route import Placed, place_and_route
@@ -82,7 +82,8 @@ def implement(
         ToolchainError: A tool is missing, failed or took too long.
     """
     device = device_of(profile)
-    predicted = {engine.name: predict(engine, device.series) for engine in network.engines}
+    table = table_of(device)
+    predicted = {engine.name: predict(engine, table) for engine in network.engines}
     if not request.steps & {SYNTH, PLACE}:
         return Implemented(
             (_predicted_luts(predicted.values()),), (_resources(network, predicted, None, device),)

@@ -15,8 +15,9 @@ from scipy.optimize import nnls
 from bitwright.compiler.interpret.fixed_point import fixed_point
 from bitwright.targets.fpga.cells import Cells, Series
 from bitwright.targets.fpga.cost_model import cells_of, cost_table, mapped, parts_of
-from bitwright.targets.fpga.cost_table import CostTable
+from bitwright.targets.fpga.cost_table import CostTable, table_text
 from bitwright.targets.fpga.engines.dot import DepthwiseLayer, MatrixVectorLayer
+from bitwright.targets.fpga.engines.pointwise import TableLayer
 from bitwright.targets.fpga.engines.pooling import GlobalAverageLayer
 from bitwright.targets.fpga.engines.requantization import Requantization, Signed
 from bitwright.targets.fpga.engines.window import Window
@@ -163,7 +164,17 @@ def _stream_engines() -> Iterator[Engine]:
     for width, depth in ((8, 16), (32, 32), (32, 600), (128, 512)):
         yield _engine("stream_fifo", WIDTH=width, DEPTH=depth)
     yield _engine("stream_fork", WIDTH=32, COUNT=2)
-    yield _engine("stream_table", LANES=2)
+    table = np.random.default_rng(0).integers(-128, 128, 256)
+    yield from TableLayer(
+        name="probe",
+        node="probe",
+        sources=("x",),
+        tensor="y",
+        positions=1,
+        channels=2,
+        table=table,
+        function="random",
+    ).engines(Folding(2))
 
 
 def probed_engines() -> list[Engine]:
@@ -180,6 +191,21 @@ def measure(engines: Sequence[Engine], synthesizer: Synthesizer, progress: Progr
             files = write_standalone(engine, Path(place))
             found.append(Probed(engine, synthesizer.module(Path(place), files, TOP)))
     return found
+
+
+def probe_series(series: Series, path: Path, progress: Progress) -> tuple[str, ...]:
+    """Synthesize the engines of a series, fit a table and write it; returns how well it fits and how to use it.
+
+    Raises:
+        ToolchainError: yosys is missing or failed.
+    """
+    found = measure(probed_engines(), Synthesizer(series), progress)
+    table = fit(found, series)
+    path.write_text(table_text(table), "utf-8")
+    return (
+        f"{len(found)} engines synthesized by {table.tool}; median error of their LUTs {table.error:.1%}",
+        f"to use it: a profile with 'fpga: {{costs: {path}}}'",
+    )
 
 
 def fit(found: Sequence[Probed], series: Series) -> CostTable:

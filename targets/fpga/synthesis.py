@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -16,7 +17,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitwright.compiler.bundle.atomic import write_atomically
 from bitwright.compiler.errors import ToolchainError
 from bitwright.targets.fpga.cells import Cells, Series, count_cells
 from bitwright.targets.fpga.yosys import run_yosys, yosys_version
@@ -177,7 +177,7 @@ class Synthesizer:
             run_yosys(lines, what=f"synthesizing {name}", timeout_s=self.timeout_s, folder=Path(work))
             place.mkdir(parents=True, exist_ok=True)
             for file in ("stat.json", "unit.json"):
-                write_atomically(place / file, Path(work, file).read_bytes())
+                _store(place / file, Path(work, file).read_bytes())
         return place
 
     def _map(self, top: str) -> str:
@@ -257,6 +257,13 @@ def _modules(text: str) -> dict[str, str]:
             found[name] = "".join(lines)
             lines = []
     return found
+
+
+def _store(path: Path, data: bytes) -> None:
+    """Write a file of the cache so that other processes see all of it or nothing."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 def cell_counts(path: Path) -> dict[str, int]:

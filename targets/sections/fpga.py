@@ -17,6 +17,7 @@ class FpgaDevice(Strict):
         speed_grade: Of the device; place and route's default without it.
         luts, ffs, dsps, brams: Cells of the device.
         bram_bits: Bits of one block RAM.
+        costs: Cost table that ``bitwright targets probe`` wrote, instead of the shipped one of the series.
         utilisation: Share of the cells that a design may use.
     """
 
@@ -30,3 +31,4 @@ class FpgaDevice(Strict):
     brams: Count
     bram_bits: Count
     utilisation: Share = 0.7
+    costs: str | None = None
