@@ -223,7 +223,10 @@ def _try_longest(c: Compilation, rules: ShapeRules) -> None:
         return
     for sample in (s for s in c.dataset.batches(1) if _has_sizes(rules, s)):
         try:
-            run(open_session(c.model, SessionConfig(threads=c.options.threads)), _of_length(rules, sample, rules.longest))
+            run(
+                open_session(c.model, SessionConfig(threads=c.options.threads)),
+                _of_length(rules, sample, rules.longest),
+            )
         except DataError as error:
             msg = f"the model does not compute a sequence of {rules.longest}: {error.what}"
             fix = f"name the longest that it computes, e.g. --dynamic {rules.dynamic}={max(1, rules.longest // 2)}"

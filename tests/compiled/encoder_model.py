@@ -74,7 +74,7 @@ def write_encoder(path: Path, text: str = MODEL) -> Path:
     shapes = {
         "words": (WORDS, WIDTH),
         "positions": (POSITIONS, WIDTH),
-        **{name: (WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo")},
+        **dict.fromkeys(("wq", "wk", "wv", "wo"), (WIDTH, WIDTH)),
         "wu": (WIDTH, INNER),
         "bu": (INNER,),
         "wd": (INNER, WIDTH),

@@ -229,10 +229,20 @@ def test_elements_that_influence_each_other_are_refused_and_the_node_named(tmp_p
     assert caught.value.where == "--dynamic"
 
 
-def test_only_the_outermost_dimension_can_be_dynamic(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "attention.onnx")
-    with pytest.raises(UsageError, match=r"'T' is not the outermost dimension of 'x' \[1, T, 16\]"):
-        compile_model(options(model, tmp_path / "out", dynamic="T", dims={"N": 1}))
+TURNED = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[N, 16] x) => (float[16, N] y)
+{
+  h = MatMul (x, w)
+  y = Transpose <perm = [1, 0]> (h)
+}
+"""
+
+
+def test_a_batch_is_outermost_in_outputs_too(tmp_path: Path) -> None:
+    model = written(TURNED, tmp_path / "turned.onnx")
+    with pytest.raises(UsageError, match=r"'N' is not the outermost dimension of 'y' \[16, N\]"):
+        compile_model(options(model, tmp_path / "out", data=rows(lambda _: (1, 16))))
 
 
 def test_an_executor_without_a_runtime_refuses(tmp_path: Path) -> None:

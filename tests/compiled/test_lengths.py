@@ -51,7 +51,8 @@ def test_sizes_are_polynomials_of_the_length() -> None:
 
 # Everything in float: its kernels are judged by ONNX Runtime, which computes the same in float32.
 ISLANDS = {
-    "attention": """g (float[1, T, 48] q, float[1, T, 48] k, float[1, T, 48] v, float[1, 1, 1, T] m) => (float[1, T, 48] y)
+    "attention": """
+        g (float[1, T, 48] q, float[1, T, 48] k, float[1, T, 48] v, float[1, 1, 1, T] m) => (float[1, T, 48] y)
         <int64[4] s = {1, -1, 3, 16}, int64[3] t = {1, -1, 48}, float d = {4}>
         { q1 = Reshape(q, s) q2 = Transpose<perm=[0,2,1,3]>(q1) k1 = Reshape(k, s) k2 = Transpose<perm=[0,2,3,1]>(k1)
           v1 = Reshape(v, s) v2 = Transpose<perm=[0,2,1,3]>(v1) a = MatMul(q2, k2) b = Div(a, d) c = Add(b, m)

@@ -7,7 +7,7 @@ import pytest
 
 from bitwright.compiler.bundle.functions import interface_of, merged
 from bitwright.compiler.bundle.model_text import model_text
-from bitwright.compiler.cli.parsing import parse_buckets, parse_pads
+from bitwright.compiler.cli.parsing import parse_buckets, parse_dynamic, parse_pads
 from bitwright.compiler.errors import DataError, UsageError
 from bitwright.compiler.options import Options
 from bitwright.targets.backend import Execution
@@ -252,3 +252,41 @@ def test_options_that_contradict_a_dynamic_dimension(changes: dict[str, object],
 
 def test_a_dynamic_dimension_may_have_buckets() -> None:
     Options(model=Path("m.onnx"), target="host", random_data=True, dynamic="N", buckets={"N": (1, 4)})
+
+
+def test_a_free_dimension_may_have_a_largest_size() -> None:
+    assert parse_dynamic(None) == (None, None)
+    assert parse_dynamic("N") == ("N", None)
+    assert parse_dynamic("T=512") == ("T", 512)
+    for wrong in ("T=", "=4", "T=0", "T=-4", "T=1_0", "T=9999999999"):
+        with pytest.raises(UsageError, match="not NAME or NAME=SIZE"):
+            parse_dynamic(wrong)
+
+
+LENGTHS = ShapeRules(
+    buckets={"T": (8,)},
+    loop=None,
+    dynamic="T",
+    longest=16,
+    fixed={"N": 1},
+    inputs=(PortRule(name="ids", dtype="int64", dims=(1, "T")),),
+    outputs=(PortRule(name="whole", dtype="int64", dims=(1, 3)),),
+    functions=(FunctionRule(name="main", sizes={"T": 8}), FunctionRule(name="main_1", sizes={})),
+)
+
+
+@pytest.mark.parametrize("length", range(1, 17))
+def test_every_length_up_to_the_longest_is_served_without_padding(length: int) -> None:
+    dispatch = LENGTHS.dispatch({"ids": np.ones((1, length), np.int64)})
+    assert LENGTHS.has_lengths
+    assert LENGTHS.is_dynamic(dispatch.function) == (length != 8)
+    assert dispatch.calls[0]["ids"].shape == (1, length)
+
+
+def test_a_longer_sequence_is_refused_and_the_c_runtime_is_told() -> None:
+    with pytest.raises(DataError, match="T=17 is larger than 16, the largest that is served"):
+        LENGTHS.dispatch({"ids": np.ones((1, 17), np.int64)})
+    assert LENGTHS.words(LENGTHS.functions[1]) == "any T up to 16"
+    interface = interface_of(LENGTHS, LENGTHS.functions[0], {})
+    text = model_text(interface, LENGTHS, flags=(), threads=1, library=None)
+    assert "dim T upto 16 8\n" in text and "function main_1 0\n" in text

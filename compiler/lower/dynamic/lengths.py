@@ -123,7 +123,8 @@ def add_any_length(
 
 def refuse(where: str, why: str) -> NoReturn:
     """Refuse a part of a model that has no kernel for sequences of any length."""
-    raise UsageError(f"{where} has no kernel for sequences of any length: {why}", where=OPTION, fix=FIX)
+    msg = f"{where} has no kernel for sequences of any length: {why}"
+    raise UsageError(msg, where=OPTION, fix=FIX)
 
 
 def _version(name: str, program: Program, profile: Profile, target: tvm.target.Target) -> _Version:
@@ -270,11 +271,15 @@ class _Unifier:
             return relax.const(first, first.dtype.name)
         shape = self.sizes([a.shape for a in arrays], what)
         leading = [last[tuple(slice(n) for n in a.shape)] for a in arrays]
-        if any(a.shape != part.shape or a.tobytes() != part.tobytes() for a, part in zip(arrays, leading, strict=True)):
+        if any(
+            a.shape != part.shape or a.tobytes() != part.tobytes()
+            for a, part in zip(arrays, leading, strict=True)
+        ):
             refuse(what, "it holds values that change with the length")
         if not self.wanted.bounded:
+            msg = f"{what} holds values for every position, so they must end somewhere"
             raise UsageError(
-                f"{what} holds values for every position, so they must end somewhere",
+                msg,
                 where=OPTION,
                 fix="name the longest sequence: --dynamic NAME=SIZE",
             )
@@ -359,7 +364,11 @@ class _Unifier:
         self.done += 1
         calls = [table[at] for table in tables]
         step = self.step(calls[0])
-        what = f"node '{calls[0].step}' ({calls[0].operation})" if calls[0].step else f"'{calls[0].output.tensor}'"
+        what = (
+            f"node '{calls[0].step}' ({calls[0].operation})"
+            if calls[0].step
+            else f"'{calls[0].output.tensor}'"
+        )
         self.progress(calls[0].step or calls[0].output.tensor)
         count = len(calls[0].inputs)
         arguments = [self.value(v, what) for v in zip(*(o[:count] for o in operands), strict=True)]
@@ -369,7 +378,9 @@ class _Unifier:
             return self.fixed(calls[0], step, values[0].args[0], arguments, rest, variables[0])
         moved = reorders(calls[0], step)
         for k in moved:
-            arguments[k] = self.turned(arguments[k], [call.inputs[k] for call in calls], calls[0].output.order)
+            arguments[k] = self.turned(
+                arguments[k], [call.inputs[k] for call in calls], calls[0].output.order
+            )
         if step is None:
             return arguments[0]
         calls = [in_order(call, moved) for call in calls]
@@ -463,7 +474,9 @@ class _Unifier:
     def reshaped(self, value: Any, shape: list[Any]) -> Any:
         """View a tensor under another shape."""
         wanted = relax.TensorType(shape, value.ty.dtype)
-        return value if structural_equal(value.ty, wanted) else self.builder.emit(relax.op.reshape(value, shape))
+        return (
+            value if structural_equal(value.ty, wanted) else self.builder.emit(relax.op.reshape(value, shape))
+        )
 
     def note(self, call: KernelCall, function: str, inputs: int) -> None:
         """Describe a kernel call that was emitted."""

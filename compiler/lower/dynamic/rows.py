@@ -91,7 +91,7 @@ class _AnyRow(RowWriter):
         """Keep one value where the result will be: it is read again before that is written."""
         if self.program.output.strides[-1] != 1:
             return {}
-        return {position: (self.buffers[-1], self.bases[-1]) for position in stored[:1]}
+        return dict.fromkeys(stored[:1], (self.buffers[-1], self.bases[-1]))
 
     def over_columns(self, emit: Callable[[Expr, int, int], None]) -> None:
         """Call ``emit(column, lanes, accumulator)`` for whole vectors, then (-1) for what is left, by halves."""

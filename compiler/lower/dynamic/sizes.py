@@ -118,7 +118,8 @@ def unified(lengths: Sequence[int], found: Sequence[Any]) -> Any:
         size = fitted(lengths, found)
         if size is None:
             pairs = ", ".join(f"{value} at {n}" for n, value in zip(lengths, found, strict=True))
-            raise Unlike(f"a size that is no polynomial of the length: {pairs}")
+            msg = f"a size that is no polynomial of the length: {pairs}"
+            raise Unlike(msg)
         return size
     if all(isinstance(value, tuple) and len(value) == len(first) for value in found):
         return tuple(unified(lengths, parts) for parts in zip(*found, strict=True))
@@ -126,7 +127,8 @@ def unified(lengths: Sequence[int], found: Sequence[Any]) -> Any:
         parts = {f.name: unified(lengths, [getattr(v, f.name) for v in found]) for f in fields(first)}
         return replace(first, **parts)
     shown = ", ".join(f"{value!r} at {n}" for n, value in zip(lengths, found, strict=True))
-    raise Unlike(f"values that differ from length to length: {shown[:200]}")
+    msg = f"values that differ from length to length: {shown[:200]}"
+    raise Unlike(msg)
 
 
 def substituted(record: Any, length: Any) -> Any:

@@ -145,7 +145,8 @@ def row_step(
     following = []
     for position, versions in enumerate(zip(*((*c.inputs, c.output) for c in calls), strict=True)):
         if len({s.order for s in versions}) > 1:
-            raise NoRows("the storage order changes with the length")
+            msg = "the storage order changes with the length"
+            raise NoRows(msg)
         found = _split(lengths, versions)
         if found is None:
             continue
@@ -154,8 +155,11 @@ def row_step(
         counts.append(count)
         following.append(position)
     if len(calls[0].inputs) not in following or len(set(counts)) != 1:
-        raise NoRows("its tensors hold different numbers of rows")
-    _check_step(step, calls[0], splits, program)
+        msg = "its tensors hold different numbers of rows"
+        raise NoRows(msg)
+    reason = _why_mixed(step, calls[0], splits, program)
+    if reason is not None:
+        raise NoRows(reason)
     one = _one_row(program, calls[0], splits)
     inputs = tuple(p for p in following if p < len(calls[0].inputs))
     return RowStep(counts[0], inputs, step, one, calls[0], splits)
@@ -163,11 +167,10 @@ def row_step(
 
 def _split(lengths: Sequence[int], versions: Sequence[Stored]) -> tuple[int, Size] | None:
     """Return the innermost axis, in memory order, that follows the length, and how many rows that makes."""
-    sizes = [
-        fitted(lengths, [stored.shape[axis] for stored in versions]) for axis in versions[0].order
-    ]
+    sizes = [fitted(lengths, [stored.shape[axis] for stored in versions]) for axis in versions[0].order]
     if None in sizes:
-        raise NoRows(f"the size of '{versions[0].tensor}' is no polynomial of the length")
+        msg = f"the size of '{versions[0].tensor}' is no polynomial of the length"
+        raise NoRows(msg)
     moving = [k for k, size in enumerate(sizes) if isinstance(size, Polynomial)]
     if not moving:
         return None
@@ -178,35 +181,41 @@ def _split(lengths: Sequence[int], versions: Sequence[Stored]) -> tuple[int, Siz
     return moving[-1], count
 
 
-def _check_step(step: Step | None, call: KernelCall, splits: Mapping[str, int], program: Program) -> None:
-    """Refuse steps that see more than one row."""
+def _why_mixed(
+    step: Step | None, call: KernelCall, splits: Mapping[str, int], program: Program
+) -> str | None:
+    """Return how a step sees more than one row, or None if it does not."""
     tensors = [s for s in (*call.inputs, call.output) if s.tensor in splits]
-    leads = [[s.shape[a] for a in s.order[: splits[s.tensor] + 1]] for s in tensors]
     if isinstance(step, QGemm | WeightOnlyDot):
-        if any(splits[s.tensor] == len(s.shape) - 1 for s in tensors):
-            raise NoRows("it sums over the positions of the sequence")
-        return
+        summed = any(splits[s.tensor] == len(s.shape) - 1 for s in tensors)
+        return "it sums over the positions of the sequence" if summed else None
+    leads = [[s.shape[a] for a in s.order[: splits[s.tensor] + 1]] for s in tensors]
     if any(lead != leads[0] for lead in leads[1:]):
-        raise NoRows("its tensors hold their rows in different shapes")
+        return "its tensors hold their rows in different shapes"
     orders = {s.order[: splits[s.tensor] + 1] for s in tensors}
     if len(orders) > 1:
-        raise NoRows("it changes the order of the positions")
-    inside = {a for s in tensors for a in s.order[splits[s.tensor] + 1 :]}
-    if isinstance(step, QConcat) and step.axis % len(call.output.shape) not in inside:
-        raise NoRows("it joins sequences")
+        return "it changes the order of the positions"
     if isinstance(step, Move):
-        outside = next(iter(orders))
-        plain = step.kind == "slice" and all((step.starts[a], step.steps[a]) == (0, 1) for a in outside)
-        if not plain:
-            raise NoRows(f"it is a {step.kind} along the sequence")
-        return
-    if step is not None and type(step) not in _MAPS and not isinstance(step, QConcat):
-        raise NoRows("it mixes the positions of the sequence")
-    ranks = {len(s.shape) for s in tensors}
+        along = next(iter(orders))
+        whole = step.kind == "slice" and all((step.starts[a], step.steps[a]) == (0, 1) for a in along)
+        return None if whole else f"it is a {step.kind} along the sequence"
+    if isinstance(step, QConcat):
+        inside = {a for s in tensors for a in s.order[splits[s.tensor] + 1 :]}
+        return None if step.axis % len(call.output.shape) in inside else "it joins sequences"
+    if step is not None and type(step) not in _MAPS:
+        return "it mixes the positions of the sequence"
+    return _why_unlike_rows(call, tensors, splits, program)
+
+
+def _why_unlike_rows(
+    call: KernelCall, tensors: Sequence[Stored], splits: Mapping[str, int], program: Program
+) -> str | None:
+    """Return how an operand that does not follow the length differs from row to row, or None."""
     fixed = [program.tensor(s.tensor).shape for s in call.inputs if s.tensor not in splits]
     within = len(call.output.shape) - 1 - splits[call.output.tensor]
-    if len(ranks) > 1 or any(prod(shape[: max(0, len(shape) - within)]) != 1 for shape in fixed):
-        raise NoRows("an operand differs from row to row")
+    same_rank = len({len(s.shape) for s in tensors}) == 1
+    alike = all(prod(shape[: max(0, len(shape) - within)]) == 1 for shape in fixed)
+    return None if same_rank and alike else "an operand differs from row to row"
 
 
 def _one_row(program: Program, call: KernelCall, splits: Mapping[str, int]) -> Program:

@@ -22,12 +22,10 @@ def spread(extent: Expr, pays: Expr, emit: Callable[[Expr], None]) -> None:
         emit: Writes one turn; called twice, for the loop with threads and the one without.
     """
     with T.If(pays):
-        with T.Then():
-            with T.parallel(TASKS) as task:
-                first = keep(extent * task // TASKS)
-                count = keep(extent * (task + 1) // TASKS - first)
-                with T.serial(count) as turn:
-                    emit(keep(first + turn))
-        with T.Else():
-            with T.serial(extent) as turn:
-                emit(turn)
+        with T.Then(), T.parallel(TASKS) as task:
+            first = keep(extent * task // TASKS)
+            count = keep(extent * (task + 1) // TASKS - first)
+            with T.serial(count) as turn:
+                emit(keep(first + turn))
+        with T.Else(), T.serial(extent) as turn:
+            emit(turn)

@@ -168,6 +168,7 @@ class MatmulWriter:
 
     @property
     def block(self) -> int:
+        """Columns of a register tile."""
         return self.params.vectors * self.unit.lanes
 
     @property
@@ -178,6 +179,7 @@ class MatmulWriter:
         return b is not None and (b.column != 1 or ragged)
 
     def body(self, buffers: list[Buffer]) -> None:
+        """Emit the whole product."""
         g = self.geometry
         full, tail = divmod(g.n, self.block)
         batches = prod(g.batch)

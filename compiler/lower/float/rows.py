@@ -130,9 +130,11 @@ class RowWriter:
 
     @property
     def length(self) -> int:
+        """Of a row."""
         return self.program.extents[-1]
 
     def run(self) -> None:
+        """Emit all passes over the row."""
         nodes = self.program.nodes
         self.slots = allocate((self.slot_count * self.unit.lanes + len(nodes),), "float32", "local")
         self.scratch = self.scratch_rows(sorted(stored_nodes(nodes)))
@@ -177,6 +179,7 @@ class RowWriter:
         return keep(load(self.slots, [at], lanes))
 
     def settled_number(self, position: int, value: Expr) -> Expr:
+        """Put a number of the row into memory that LLVM keeps in a register."""
         at = self.slot_count * self.unit.lanes + position
         store(self.slots, value, [at])
         return keep(load(self.slots, [at]))
@@ -199,6 +202,7 @@ class RowWriter:
         return known[position]
 
     def computed(self, position: int, node: Node, at: Expr, lanes: int, known: dict[int, Expr]) -> Expr:
+        """Return a node at some columns, computed or loaded."""
         if node.operation == LOAD:
             source = int(node.number)
             return load(self.buffers[source], [self.bases[source] + at], lanes)
@@ -277,4 +281,5 @@ class RowWriter:
         return reduce(combine, rest)
 
     def scaled(self, node: Node, total: Expr) -> Expr:
+        """Return a mean's sum as the mean."""
         return total * T.float32(1 / self.length) if node.operation == "mean" else total
