@@ -17,7 +17,7 @@ def generated_section(c: Compilation) -> dict[str, Any] | None:
     """Return figures and tables of a generated artifact; None for a library.
 
     Keys: ``measurements`` (``label``, ``value``, ``detail``), ``tables`` (``title``, ``columns``, ``rows``, ``note``),
-    ``not_generated`` (node -> why).
+    ``not_generated`` (node -> why), ``seconds`` (predicted, or None).
     """
     if c.generated is None:
         return None
@@ -26,6 +26,7 @@ def generated_section(c: Compilation) -> dict[str, Any] | None:
         "measurements": [asdict(m) for m in found.measurements],
         "tables": [asdict(t) for t in found.tables],
         "not_generated": dict(found.not_generated),
+        "seconds": found.seconds,
     }
 
 
