@@ -29,6 +29,7 @@ def model_text(
     threads: int,
     library: Path | None,
     segments: SegmentList | None = None,
+    device: str | None = None,
 ) -> str:
     """Return the content of model.txt.
 
@@ -40,6 +41,7 @@ def model_text(
         library: The shared library, for its size and checksum; None if the model is linked into the program.
             A library that is not there is left out, and the runtime says so.
         segments: What the artifact consists of if it is not one library.
+        device: Where it runs, ``"cuda"``; None: on the processor.
     """
     lines = [f"bitwright-model {VERSION}"]
     if library is not None and library.exists():
@@ -48,6 +50,8 @@ def model_text(
         lines.append(f"onnxruntime {sum(s.executor == 'onnxruntime' for s in segments.segments)}")
     lines.append(" ".join(["processor", *flags]))
     lines.append(f"threads {threads}")
+    if device is not None:
+        lines.append(f"device {device}")
     lines += _static(interface) if rules is None else _dynamic(rules)
     return "\n".join([*lines, "end", ""])
 

@@ -15,7 +15,7 @@ from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.cpu_backend import CpuBackend
 from bitwright.targets.toolchain.interface import Interface
 from bitwright.targets.toolchain.runner import LIBRARY_FILE, RUNTIME_LIBRARY, build_runner, copy_sources
-from bitwright.targets.toolchain.runtime_libraries import LIBRARY_NAMES
+from bitwright.targets.toolchain.runtime_libraries import CUDA_LIBRARY, LIBRARY_NAMES
 from bitwright.targets.toolchain.shape_rules import ShapeRules
 from bitwright.targets.toolchain.static_library import archive_model
 
@@ -32,7 +32,7 @@ needs at run time model.txt, model.so, libbitwright_runtime.so, libtvm_runtime.s
 libstdc++. To build the runtime on the device:
 
     c++ -std=c++17 -O2 -fno-exceptions -fno-rtti -fvisibility=hidden -fPIC -shared -Iinclude bitwright_runtime.cc \\
-        -o libbitwright_runtime.so -L. -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi -lpthread -Wl,-rpath,'$ORIGIN'
+        -o libbitwright_runtime.so -L. -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi -lpthread -ldl -Wl,-rpath,'$ORIGIN'
 
 `runner` is what `bitwright verify` calls: it reads .npy files in the order of interface.json, writes output_K.npy, and
 can time and record every kernel (the first lines of runner.cc say how).
@@ -46,6 +46,18 @@ file of this folder but the shared libraries is needed at run time then (TVM's r
     c++ -std=c++17 -O2 -Iinclude -DBITWRIGHT_STATIC_MODEL={name} '-DBITWRIGHT_STATIC_HEADER="{name}.h"' example.cc \\
         -o example_static -L. -l{name} -lbitwright_runtime -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi \\
         -Wl,--allow-shlib-undefined -Wl,-rpath,'$ORIGIN'
+"""
+CUDA_README = """
+## This model on a GPU
+
+model.so holds machine code for the GPU that the model was compiled for, and calls it through TVM's runtime for CUDA,
+libtvm_runtime_cuda.so, which needs NVIDIA's driver and libcudart.so.13 (CUDA 13). `bw_open` loads it; the runner wants
+
+    ./runner model.so OUTPUT_FOLDER --device cuda [--repeat 100] INPUT_0.npy ...
+
+kernels.cu is the source of the kernels, resources.json what ptxas says each of them takes. `emulation` holds the same
+kernels for the processor of the machine that compiled the model; it is what `bitwright verify` executes, and is not
+needed on the GPU's machine.
 """
 SEGMENTS_README = """
 ## This model in segments
@@ -103,7 +115,8 @@ def shipped_files(lib: Path, static: str | None = None) -> tuple[ShippedFile, ..
         library = segment.executor == "kernels"
         parts.append(f"{segment.path}/{LIBRARY_FILE}" if library else segment.path)
     kinds = [(name, "model") for name in (*parts, MODEL_TEXT_FILE)]
-    kinds += [(name, "runtime") for name in (RUNTIME_LIBRARY, *(f"lib{n}.so" for n in LIBRARY_NAMES))]
+    libraries = (RUNTIME_LIBRARY, *(f"lib{n}.so" for n in LIBRARY_NAMES), CUDA_LIBRARY)
+    kinds += [(name, "runtime") for name in libraries]
     kinds += [(f"lib{static}.a", "archive")] if static else []
     return tuple(
         ShippedFile(name, (lib / name).stat().st_size, what) for name, what in kinds if (lib / name).exists()
@@ -135,9 +148,11 @@ def add_runtime(
     text = text_of(profile, interface, rules, library=lib / LIBRARY_FILE, segments=segments)
     (lib / MODEL_TEXT_FILE).write_text(text)
     extra = SEGMENTS_README if segments else STATIC_README.format(name=static) if static else ""
-    (lib / "README.md").write_text(README + extra)
+    cuda = profile.codegen.kind == "cuda"
+    (lib / "README.md").write_text(README + extra + (CUDA_README if cuda else ""))
     try:
-        return RunnerStatus(compiler=build_runner(lib, profile.toolchain.triple), missing=None)
+        compiler = build_runner(lib, profile.toolchain.triple, cuda=cuda)
+        return RunnerStatus(compiler=compiler, missing=None)
     except ToolchainError as error:
         return RunnerStatus(compiler=None, missing=error.message)
 
@@ -179,6 +194,8 @@ def text_of(
     """Return the content of model.txt for an artifact of a profile; arguments as for :func:`model_text`."""
     backend = backend_for(profile.family)
     flags = backend.flags(profile) if isinstance(backend, CpuBackend) else ()
+    device = profile.codegen.kind if profile.codegen.kind == "cuda" else None
+    threads = 1 if device else profile.cores  # one thread of the host launches kernels
     return model_text(
-        interface, rules, flags=flags, threads=profile.cores, library=library, segments=segments
+        interface, rules, flags=flags, threads=threads, library=library, segments=segments, device=device
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -21,7 +20,6 @@ from bitwright.targets.toolchain.cache import cache_folder
 from bitwright.targets.toolchain.host import native_triple
 from bitwright.targets.toolchain.linker import find_driver
 from bitwright.targets.toolchain.runner import build_runner, copy_sources
-from bitwright.targets.toolchain.runtime_libraries import CUDA_LIBRARY, package_folder
 
 DRIVER_SOURCE = Path(__file__).with_name("emulated_driver.cc")
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
@@ -106,8 +104,7 @@ def runner_folder() -> Path:
                 work = Path(name, "runner")
                 work.mkdir()
                 copy_sources(sources, work)
-                build_runner(work, native_triple())
-                shutil.copyfile(package_folder("tvm") / "lib" / CUDA_LIBRARY, work / CUDA_LIBRARY)
+                build_runner(work, native_triple(), cuda=True)
                 if not place.exists():
                     work.replace(place)
     return place

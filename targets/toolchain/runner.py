@@ -15,7 +15,12 @@ from bitwright.targets.backend import Execution
 from bitwright.targets.toolchain.interface import ROLES_FILE, Interface
 from bitwright.targets.toolchain.linker import build_program, build_shared
 from bitwright.targets.toolchain.process import run_tool
-from bitwright.targets.toolchain.runtime_libraries import LIBRARY_NAMES, header_folder, runtime_libraries
+from bitwright.targets.toolchain.runtime_libraries import (
+    LIBRARY_NAMES,
+    cuda_library,
+    header_folder,
+    runtime_libraries,
+)
 from bitwright.targets.toolchain.shape_rules import MAIN
 
 LIBRARY_FILE = "model.so"
@@ -61,8 +66,13 @@ def copy_sources(sources: Path, folder: Path) -> None:
         shutil.copyfile(header_folder() / header, target)
 
 
-def build_runner(folder: Path, triple: str) -> str:
+def build_runner(folder: Path, triple: str, *, cuda: bool = False) -> str:
     """Add TVM's runtime libraries, the runner and the C runtime to a folder that holds their sources.
+
+    Args:
+        folder: The folder.
+        triple: The machine they are for.
+        cuda: Also add TVM's runtime for CUDA.
 
     Returns:
         The compiler's name and version.
@@ -70,7 +80,7 @@ def build_runner(folder: Path, triple: str) -> str:
     Raises:
         ToolchainError: No compiler, or no runtime libraries for that machine.
     """
-    for library in runtime_libraries(triple):
+    for library in (*runtime_libraries(triple), *([cuda_library(triple)] if cuda else [])):
         shutil.copyfile(library, folder / library.name)
     include = folder / "include"
     for build, source, made in (

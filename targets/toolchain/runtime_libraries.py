@@ -55,12 +55,29 @@ def runtime_libraries(triple: str) -> tuple[Path, ...]:
     Raises:
         ToolchainError: They cannot be downloaded.
     """
-    if is_native(triple):
-        return tuple(package_folder(Path(m).parts[0]).parent / m for m in MEMBERS.values())
+    return _libraries(triple, tuple(MEMBERS.values()), cached_folder(triple))
+
+
+def cuda_library(triple: str) -> Path:
+    """Return the path of TVM's runtime for CUDA, ``libtvm_runtime_cuda.so``, for a machine.
+
+    Raises:
+        ToolchainError: It cannot be downloaded, or there is none for that machine.
+    """
     folder = cached_folder(triple)
-    found = tuple(folder / Path(member).name for member in MEMBERS.values())
+    (found,) = _libraries(triple, (CUDA_MEMBER,), folder.with_name(f"{folder.name}-cuda"))
+    if not found.exists():
+        msg = f"TVM's wheel for {triple} holds no {CUDA_LIBRARY}"
+        raise ToolchainError(msg, fix=f"build it from TVM's source, and put it into {found.parent}")
+    return found
+
+
+def _libraries(triple: str, members: tuple[str, ...], folder: Path) -> tuple[Path, ...]:
+    if is_native(triple):
+        return tuple(package_folder(Path(m).parts[0]).parent / m for m in members)
+    found = tuple(folder / Path(member).name for member in members)
     if not all(path.exists() for path in found):
-        _download(triple, folder)
+        _download(triple, folder, members)
     return found
 
 
@@ -70,7 +87,7 @@ def cached_folder(triple: str) -> Path:
     return cache_folder("runtime") / f"{machine_of(triple)}-{label}"
 
 
-def _download(triple: str, folder: Path) -> None:
+def _download(triple: str, folder: Path, members: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         wheels, kept = Path(work, "wheels"), Path(work, "kept")
         kept.mkdir()
@@ -86,7 +103,7 @@ def _download(triple: str, folder: Path) -> None:
                 f"into {folder}",
             ) from error
         for wheel in wheels.glob("*.whl"):
-            _extract(wheel, kept)
+            _extract(wheel, kept, members)
         # Two runs may download at once; whichever comes second finds the folder in place.
         if not folder.exists():
             kept.replace(folder)
@@ -100,8 +117,8 @@ def _pip_command(triple: str, folder: Path) -> list[str]:
     return [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(folder), *wanted]
 
 
-def _extract(wheel: Path, folder: Path) -> None:
+def _extract(wheel: Path, folder: Path, members: tuple[str, ...]) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        for member in set(MEMBERS.values()) & set(archive.namelist()):
+        for member in set(members) & set(archive.namelist()):
             with archive.open(member) as source, (folder / Path(member).name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)

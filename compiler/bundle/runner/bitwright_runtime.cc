@@ -299,7 +299,8 @@ bw_status Prepare(bw_model* model) {
     return Fail(BW_ERROR_MEMORY, "out of memory");
   }
   model->threads = DefaultThreads(text.threads);
-  if (!tvm_calls::MakeMachine(model->library->module, &model->machine, &message)) return Fail(message);
+  const int device = text.cuda ? kDLCUDA : kDLCPU;
+  if (!tvm_calls::MakeMachine(model->library->module, &model->machine, &message, device)) return Fail(message);
   for (int i = 0; i < text.function_count; ++i) {
     if (!tvm_calls::Method(model->machine, text.functions[i].name, &model->functions[i], &message)) {
       return Fail(message);
@@ -318,6 +319,8 @@ bw_status ParseText(const char* content, const char* where, Text* text) {
                 "compiled parts (bitwright.Bundle.open(...).run(...))",
                 where, text->onnxruntime);
   }
+  Message message;  // the library of a model for a device cannot be loaded without the device's runtime
+  if (text->cuda && !tvm_calls::LoadDevice(kDLCUDA, &message)) return Fail(message);
   bw_status status = CheckFlags(*text);
   return status == BW_OK ? AskForTiles(*text) : status;
 }
@@ -589,22 +592,41 @@ bw_status TakeOutput(const Text& text, const Port& port, const int64_t* sizes, i
   return BW_OK;
 }
 
+// Takes an output, from a device's memory by a copy.
+bw_status TakeFromDevice(const Text& text, int index, const int64_t* sizes, int64_t element, const TVMFFIAny& any,
+                         Result* result) {
+  const Port& port = text.outputs[index];
+  if (!text.cuda) return TakeOutput(text, port, sizes, element, any, result);
+  Message message;
+  TVMFFIAny copy;
+  if (!tvm_calls::CopyTensor(any, kDLCPU, &copy, &message)) return Fail(message);
+  bw_status status = TakeOutput(text, port, sizes, element, copy, result);
+  tvm_calls::Release(&copy);
+  return status;
+}
+
 bw_status Invoke(bw_model* model, int function, const int64_t* sizes, int64_t element) {
   const Text& text = model->text;
   Message message;
   TVMFFIAny* arguments = static_cast<TVMFFIAny*>(calloc(static_cast<size_t>(text.input_count) + 1, sizeof(TVMFFIAny)));
   if (arguments == nullptr) return Fail(BW_ERROR_MEMORY, "out of memory");
-  for (int i = 0; i < text.input_count; ++i) arguments[i] = model->inputs[i].tensor;
-  TVMFFIAny returned;
+  bool done = true;
+  for (int i = 0; i < text.input_count && done; ++i) {
+    arguments[i] = model->inputs[i].tensor;
+    if (text.cuda) done = tvm_calls::CopyTensor(model->inputs[i].tensor, kDLCUDA, &arguments[i], &message);
+  }
+  TVMFFIAny returned = tvm_calls::None();
   const char* name = text.functions[function].name;
-  bool done = tvm_calls::Call(model->functions[function], arguments, text.input_count, &returned, name, &message);
+  done = done &&
+         tvm_calls::Call(model->functions[function], arguments, text.input_count, &returned, name, &message);
+  for (int i = 0; i < text.input_count && text.cuda; ++i) tvm_calls::Release(&arguments[i]);
   free(arguments);
   if (!done) return Fail(message);
   bw_status status = BW_OK;
   for (int i = 0; i < text.output_count && status == BW_OK; ++i) {
     TVMFFIAny* output = OutputOf(&returned, i, text.output_count);
     status = output == nullptr ? Fail(BW_ERROR_RUNTIME, "the model returned something that is no tensor")
-                               : TakeOutput(text, text.outputs[i], sizes, element, *output, &model->results[i]);
+                               : TakeFromDevice(text, i, sizes, element, *output, &model->results[i]);
   }
   tvm_calls::Release(&returned);
   return status;

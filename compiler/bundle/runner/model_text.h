@@ -5,6 +5,7 @@
 //   onnxruntime COUNT                 parts that only ONNX Runtime can execute
 //   processor FLAG ...                of /proc/cpuinfo
 //   threads COUNT
+//   device cuda                       absent in a model that runs on the processor
 //   dim NAME bucket SIZE ...          or: dim NAME loop; or, for any size: dim NAME any SIZE ...
 //                                     or, for any size up to a largest one: dim NAME upto LARGEST SIZE ...
 //   input NAME TYPE PAD RANK SIZE ... a SIZE of $K is dimension K; PAD is - or a number
@@ -69,6 +70,7 @@ struct Text {
   const char** flags;
   int flag_count;
   int threads;
+  bool cuda;
   Dim* dims;
   int dim_count;
   Port* inputs;
@@ -231,6 +233,11 @@ inline bool ParseLine(const char* kind, Line* line, Text* text) {
   if (strcmp(kind, "onnxruntime") == 0) return ParseCount(line, 1, &text->onnxruntime);
   if (strcmp(kind, "processor") == 0) return ParseFlags(line, text);
   if (strcmp(kind, "threads") == 0) return ParseCount(line, 1, &text->threads);
+  if (strcmp(kind, "device") == 0) {
+    const char* name = line->Word();
+    text->cuda = name != nullptr && strcmp(name, "cuda") == 0;
+    return text->cuda && line->Done();
+  }
   if (strcmp(kind, "dim") == 0) return ParseDim(line, text);
   if (strcmp(kind, "input") == 0) return ParsePort(line, *text, Append(&text->inputs, &text->input_count));
   if (strcmp(kind, "output") == 0) return ParsePort(line, *text, Append(&text->outputs, &text->output_count));

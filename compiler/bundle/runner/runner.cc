@@ -45,7 +45,6 @@ using tvm_calls::Release;
 using tvm_calls::String;
 
 constexpr int kNameBytes = 256;
-constexpr const char* kCudaLibrary = "libtvm_runtime_cuda.so";
 
 int device = kDLCPU;
 
@@ -70,71 +69,24 @@ TVMFFIObjectHandle Method(const TVMFFIAny& module, const char* name) {
   return function;
 }
 
-TVMFFIAny CallGlobal(const char* name, TVMFFIAny* arguments, int count) {
-  Message message;
-  TVMFFIAny result;
-  Must(tvm_calls::CallGlobal(name, arguments, count, &result, name, &message), message);
-  return result;
-}
-
 // ---- devices -------------------------------------------------------------------------------------------
 
-TVMFFIAny Device() {
-  TVMFFIAny any = None();
-  any.type_index = kTVMFFIDevice;
-  any.v_device = {static_cast<DLDeviceType>(device), 0};
-  return any;
-}
-
-TVMFFIAny Pointer(void* at) {
-  TVMFFIAny any = None();
-  any.type_index = kTVMFFIOpaquePtr;
-  any.v_ptr = at;
-  return any;
-}
-
-// Waits until the device has done everything.
 void Wait() {
-  if (device == kDLCPU) return;
-  TVMFFIAny arguments[] = {Device(), Int(0)};
-  CallGlobal("runtime.Device_StreamSync", arguments, 2);
-}
-
-// Returns a copy of a tensor in the device's memory; the tensor itself where that is the processor's.
-TVMFFIAny ToDevice(TVMFFIAny tensor) {
-  if (device == kDLCPU) return tensor;
-  DLTensor& host = *CellOf<DLTensor>(tensor.v_obj);
-  TVMFFIAny sizes[16];
-  if (host.ndim > 16) Fail(2, "cannot copy an input to the device", "it has more than 16 dimensions");
-  for (int i = 0; i < host.ndim; ++i) sizes[i] = Int(host.shape[i]);
-  TVMFFIAny type = None();
-  type.type_index = kTVMFFIDataType;
-  type.v_dtype = host.dtype;
-  TVMFFIAny allocate[] = {CallGlobal("ffi.Shape", sizes, host.ndim), type, Device(), None()};
-  TVMFFIAny copy = CallGlobal("runtime.TVMTensorAllocWithScope", allocate, 4);
-  TVMFFIAny fill[] = {copy, Pointer(host.data), Int(static_cast<int64_t>(npy::BytesOf(host)))};
-  CallGlobal("runtime.TVMTensorCopyFromBytes", fill, 3);
-  return copy;
+  Message message;
+  if (device != kDLCPU) Must(tvm_calls::Wait(device, &message), message);
 }
 
 // Lets `use` see a tensor whose data is in the processor's memory.
 template <typename Use>
 void OnHost(const TVMFFIAny& value, const Use& use) {
-  DLTensor tensor = value.type_index == kTVMFFITensor ? *CellOf<DLTensor>(value.v_obj)
-                                                      : *static_cast<DLTensor*>(value.v_ptr);
-  if (tensor.device.device_type == kDLCPU) {
-    use(tensor);
-    return;
-  }
-  if (value.type_index != kTVMFFITensor) Fail(3, "cannot read a tensor", "it is a mere view of a device's memory");
-  void* data = npy::Allocate(npy::BytesOf(tensor));
-  TVMFFIAny arguments[] = {value, Pointer(data), Int(static_cast<int64_t>(npy::BytesOf(tensor)))};
-  CallGlobal("runtime.TVMTensorCopyToBytes", arguments, 3);
-  tensor.data = data;
-  tensor.byte_offset = 0;
-  tensor.device = {kDLCPU, 0};
-  use(tensor);
-  free(data);
+  if (value.type_index != kTVMFFITensor) return use(*static_cast<DLTensor*>(value.v_ptr));
+  const DLTensor& tensor = *CellOf<DLTensor>(value.v_obj);
+  if (tensor.device.device_type == kDLCPU) return use(tensor);
+  Message message;
+  TVMFFIAny copy;
+  Must(tvm_calls::CopyTensor(value, kDLCPU, &copy, &message), message);
+  use(*CellOf<DLTensor>(copy.v_obj));
+  Release(&copy);
 }
 
 TVMFFIAny ReadArray(const char* path) {
@@ -146,7 +98,10 @@ TVMFFIAny ReadArray(const char* path) {
   TVMFFIObjectHandle handle = nullptr;
   int code = TVMFFITensorFromDLPack(managed, npy::kAlignment, 1, &handle);
   Must(tvm_calls::Succeeded(code, path, &message), message);
-  return ToDevice(Object(handle));
+  if (device == kDLCPU) return Object(handle);
+  TVMFFIAny copy;
+  Must(tvm_calls::CopyTensor(Object(handle), device, &copy, &message), message);
+  return copy;
 }
 
 int WriteOutputs(const TVMFFIAny& value, const char* folder, int number) {
@@ -406,7 +361,8 @@ Options Parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   Options options = Parse(argc, argv);
   AskForTiles();
-  if (device == kDLCUDA && dlopen(kCudaLibrary, RTLD_NOW | RTLD_GLOBAL) == nullptr) Fail(3, kCudaLibrary, dlerror());
+  Message message;
+  Must(tvm_calls::LoadDevice(device, &message), message);
   TVMFFIAny machine = Load(argv[1]);
   TVMFFIObjectHandle function = Method(machine, options.function);
   int count = argc - options.first_input;

@@ -4,6 +4,7 @@
 // that any C++17 compiler builds this in a second, also for another machine.
 #pragma once
 
+#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <tvm/ffi/c_api.h>
@@ -113,6 +114,54 @@ inline bool CallMethod(const TVMFFIAny& module, const char* name, TVMFFIAny* arg
   bool done = Call(function, arguments, count, result, name, message);
   TVMFFIObjectDecRef(function);
   return done;
+}
+
+inline TVMFFIAny Device(int kind) {
+  TVMFFIAny any = None();
+  any.type_index = kTVMFFIDevice;
+  any.v_device.device_type = static_cast<DLDeviceType>(kind);
+  any.v_device.device_id = 0;
+  return any;
+}
+
+// Waits until a device has done everything.
+inline bool Wait(int device, Message* message) {
+  TVMFFIAny arguments[] = {Device(device), Int(0)}, nothing;
+  const char* name = "runtime.Device_StreamSync";
+  return CallGlobal(name, arguments, 2, &nothing, name, message);
+}
+
+// Copies a tensor into new memory of a device, or of the processor, and waits for it.
+inline bool CopyTensor(const TVMFFIAny& tensor, int device, TVMFFIAny* copy, Message* message) {
+  constexpr int kMostDimensions = 32;
+  const DLTensor& from = *CellOf<DLTensor>(tensor.v_obj);
+  TVMFFIAny sizes[kMostDimensions], shape, nothing, type = None();
+  *copy = None();
+  if (from.ndim > kMostDimensions) {
+    snprintf(message->text, sizeof(message->text), "a tensor of %d dimensions", from.ndim);
+    return false;
+  }
+  for (int i = 0; i < from.ndim; ++i) sizes[i] = Int(from.shape[i]);
+  if (!CallGlobal("ffi.Shape", sizes, from.ndim, &shape, "ffi.Shape", message)) return false;
+  type.type_index = kTVMFFIDataType;
+  type.v_dtype = from.dtype;
+  const char *allocate = "runtime.TVMTensorAllocWithScope", *fill = "runtime.TVMTensorCopyFromTo";
+  TVMFFIAny what[] = {shape, type, Device(device), None()};
+  bool done = CallGlobal(allocate, what, 4, copy, allocate, message);
+  Release(&shape);
+  if (!done) return false;
+  TVMFFIAny both[] = {tensor, *copy};
+  const int waiting = device == kDLCPU ? static_cast<int>(from.device.device_type) : device;
+  if (CallGlobal(fill, both, 2, &nothing, fill, message) && (waiting == kDLCPU || Wait(waiting, message))) return true;
+  Release(copy);
+  return false;
+}
+
+// Loads what the runtime needs for a device; it lies beside the program or the library that asks for it.
+inline bool LoadDevice(int device, Message* message) {
+  if (device == kDLCPU || dlopen("libtvm_runtime_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return true;
+  snprintf(message->text, sizeof(message->text), "%s", dlerror());
+  return false;
 }
 
 // Makes a virtual machine for a loaded library, on the processor or on a device.
