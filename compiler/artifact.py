@@ -36,7 +36,7 @@ from bitwright.compiler.program.ops import WeightOnlyDot
 from bitwright.compiler.report.deployment import planned_text
 from bitwright.compiler.shape_choice import samples_of_shape
 from bitwright.passes.normalize import specialize
-from bitwright.targets.backend import backend_for
+from bitwright.targets.backend import DeviceBackend, backend_for
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.interface import Interface, Port
 from bitwright.targets.toolchain.runner import LIBRARY_FILE
@@ -51,6 +51,23 @@ def check(options: Options, profile: Profile) -> None:
     if options.static is not None and profile.codegen.executor == "static":
         what = f"an artifact for {profile.name} is C source and object files for firmware already"
         raise UsageError(what, where="--static", fix="leave --static out; the folder's lib is what to link")
+    if profile.codegen.kind == "cuda":
+        _check_device(options, profile)
+
+
+def _check_device(options: Options, profile: Profile) -> None:
+    """Refuse what only processors' artifacts have, and a machine that cannot compile for the device."""
+    for given, name, fix in (
+        (options.static, "--static", "leave --static out: the library has the GPU's machine code inside"),
+        (options.dynamic, "--dynamic", "compile for the sizes you need, with --bucket or --dim"),
+    ):
+        if given is not None:
+            what = f"an artifact for {profile.name} is a library with kernels of fixed shapes"
+            raise UsageError(what, where=name, fix=fix)
+    backend = backend_for(profile.family)
+    missing = backend.missing_compiler() if isinstance(backend, DeviceBackend) else None
+    if missing is not None:
+        raise ToolchainError(missing, where=f"--target {profile.name}", fix="install the CUDA toolkit 12 or 13")
 
 
 def specialize_model(c: Compilation, notes: list[str]) -> None:

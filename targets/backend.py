@@ -237,6 +237,10 @@ class TunableBackend(Backend, Protocol):
 class DeviceBackend(Backend, Protocol):
     """A backend whose kernels run on another processor than the one that calls them."""
 
+    def missing_compiler(self) -> str | None:
+        """Return why this machine cannot generate the device's machine code, or None if it can."""
+        ...
+
     def lowering(self, profile: Profile, folder: Path) -> AbstractContextManager[Device]:
         """Prepare this process for generating code; returns how kernels are made, for the time of the context.
 

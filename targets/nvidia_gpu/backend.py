@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # By name: they import tvm, which takes seconds.
 KERNELS = "bitwright.targets.nvidia_gpu.kernels"
+CODEGEN = "bitwright.targets.nvidia_gpu.codegen"
 LOWERING = "bitwright.targets.nvidia_gpu.lowering"
 
 
@@ -50,6 +51,11 @@ class NvidiaBackend:
         if codegen.mattr:
             host["mattr"] = list(codegen.mattr)  # type: ignore[assignment]
         return _with_host(profile, host)
+
+    def missing_compiler(self) -> str | None:
+        """Return why this machine cannot generate machine code, or None if it can."""
+        found = import_module(CODEGEN).find_nvcc()
+        return None if found else "machine code for NVIDIA's GPUs is made by nvcc, which is not installed"
 
     def lowering(self, profile: Profile, folder: Path) -> AbstractContextManager[Device]:
         """Prepare this process for generating code for the profile's GPU."""

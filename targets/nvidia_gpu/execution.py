@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bitwright.targets.backend import Execution
+from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.nvidia_gpu.emulated_device import environment, runner_folder
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.host import native_triple
@@ -18,6 +20,8 @@ from bitwright.targets.toolchain.runner import LIBRARY_FILE, RUNNER_FILE, Launch
 # In the folder of a library.
 EMULATION_FOLDER = "emulation"
 KERNELS_FILE = "kernels.so"
+# What nvcc got, and what ptxas says each kernel takes.
+SOURCE_FILE, RESOURCES_FILE = "kernels.cu", "resources.json"
 EXECUTED = "emulated (CPU emulation of the GPU kernels)"
 RUN_TIMEOUT_S = 3600.0
 
@@ -30,7 +34,6 @@ def link(objects: Sequence[Path], library: Path, profile: Profile) -> str:
     """
     from bitwright.compiler.lower.device import HOST_OBJECTS
     from bitwright.targets.nvidia_gpu.emulated_kernels import build_kernels
-    from bitwright.targets.nvidia_gpu.lowering import RESOURCES_FILE, SOURCE_FILE
 
     tool = link_shared(objects, library, profile.toolchain.triple)
     device = objects[0].parent / "device"
@@ -73,4 +76,19 @@ def run(bundle: Path, feeds: Mapping[str, np.ndarray], *, trace: bool, library: 
         runner=runner_folder() / RUNNER_FILE,
         library=Path(EMULATION_FOLDER, LIBRARY_FILE),
     )
-    return execute(bundle, feeds, launch, trace=trace, repeat=0, library=library)
+    found = execute(bundle, feeds, launch, trace=trace, repeat=0, library=library)
+    taken = lib / library / RESOURCES_FILE
+    return replace(found, measurements=tuple(measurements(taken)))
+
+
+def measurements(file: Path) -> Iterator[Measurement]:
+    """Yield what ptxas says of a library's kernels."""
+    if not file.exists():
+        return
+    kernels = json.loads(file.read_text())
+    largest = max(kernels, key=lambda kernel: kernel["registers"], default=None)
+    if largest is None:
+        return
+    spilled = sum(kernel["spill_bytes"] > 0 for kernel in kernels)
+    detail = f"kernel {largest['name']}; {spilled} of {len(kernels)} kernels spill registers; ptxas, not executed"
+    yield Measurement("Registers of a thread", f"at most {largest['registers']}", detail)

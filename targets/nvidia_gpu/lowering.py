@@ -19,12 +19,12 @@ from bitwright.compiler.errors import ToolchainError
 from bitwright.compiler.lower.device import Device
 from bitwright.targets.nvidia_gpu import codegen, pointwise
 from bitwright.targets.nvidia_gpu.emulated_device import load_runtime
+from bitwright.targets.nvidia_gpu.execution import RESOURCES_FILE, SOURCE_FILE
 from bitwright.targets.nvidia_gpu.kernels import gpu_of
 from bitwright.targets.nvidia_gpu.ptxas import Resources, violations
 from bitwright.targets.schema import Profile
 from bitwright.targets.sections.gpu import Gpu
 
-SOURCE_FILE, RESOURCES_FILE = "kernels.cu", "resources.json"
 CALLBACK = "tvm_callback_cuda_compile"  # TVM asks this function for machine code
 _BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)\s*(\w+)\(")
 
