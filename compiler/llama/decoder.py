@@ -1,0 +1,131 @@
+"""What a llama decoder consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bitwright.compiler.llama.parts import Linear, Norm
+from bitwright.compiler.llama.rotary import Frequencies
+
+# llama.cpp needs a number; this is that of the first llama models, for graphs that set no limit themselves.
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Grouped-query attention.
+
+    Attributes:
+        query, key, value, output: Its linear layers.
+        heads: Query heads.
+        key_heads: Key and value heads.
+        width: Elements of a head.
+        frequencies: Of the rotary positions.
+    """
+
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    heads: int
+    key_heads: int
+    width: int
+    frequencies: Frequencies
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One decoder layer.
+
+    Attributes:
+        attention_norm: Before attention.
+        attention: The attention.
+        feed_forward_norm: Before the feed-forward part.
+        gate, up, down: down(silu(gate(x)) * up(x)).
+    """
+
+    attention_norm: Norm
+    attention: Attention
+    feed_forward_norm: Norm
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A whole decoder.
+
+    Attributes:
+        tokens: The graph input that holds token numbers.
+        logits: The graph output.
+        embedding: The initializer of the token embeddings, shape (vocabulary, width).
+        layers: First to last.
+        norm: Before the head.
+        head: The last linear layer.
+        tied: The head's weight is the embedding.
+    """
+
+    tokens: ir.Value
+    logits: ir.Value
+    embedding: ir.Value
+    layers: tuple[Layer, ...]
+    norm: Norm
+    head: Linear
+    tied: bool
+
+    @property
+    def hyper(self) -> HyperParameters:
+        """The numbers that GGUF states."""
+        first = self.layers[0]
+        attention = first.attention
+        feed_forward, width = first.gate.shape()
+        vocabulary = self.head.shape()[0]
+        return HyperParameters(
+            vocabulary=vocabulary,
+            layers=len(self.layers),
+            width=width,
+            feed_forward=feed_forward,
+            heads=attention.heads,
+            key_heads=attention.key_heads,
+            head_width=attention.width,
+            context=attention.frequencies.positions or DEFAULT_CONTEXT,
+            base=attention.frequencies.base,
+            epsilon=first.attention_norm.epsilon,
+            factors=attention.frequencies.factors(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class HyperParameters:
+    """Sizes and constants of a decoder.
+
+    Attributes:
+        vocabulary: Tokens.
+        layers: Decoder layers.
+        width: Elements of the residual stream.
+        feed_forward: Elements between up and down.
+        heads: Query heads.
+        key_heads: Key and value heads.
+        head_width: Elements of a head.
+        context: Longest sequence.
+        base: Rope theta.
+        epsilon: Of the normalizations.
+        factors: Divisors of the rotary frequencies, or None.
+    """
+
+    vocabulary: int
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    key_heads: int
+    head_width: int
+    context: int
+    base: float
+    epsilon: float
+    factors: NDArray[np.float32] | None = None
