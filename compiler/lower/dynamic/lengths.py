@@ -26,7 +26,7 @@ from bitwright.compiler.lower.dynamic.products import any_matmul_function, any_p
 from bitwright.compiler.lower.dynamic.rows import any_row_function
 from bitwright.compiler.lower.dynamic.sizes import Unlike, expression, unified
 from bitwright.compiler.lower.dynamic.steps import NoRows, RowStep, in_order, reorders, row_step
-from bitwright.compiler.lower.float.matmul import MatmulGeometry, pack
+from bitwright.compiler.lower.float.matmul import MatmulGeometry
 from bitwright.compiler.lower.float.replace import Replacement, find_replacements
 from bitwright.compiler.lower.float.row_program import RowProgram
 from bitwright.compiler.lower.float.vectors import VectorUnit, vector_unit
@@ -343,7 +343,7 @@ class _Unifier:
             if any(not np.array_equal(a, b) for a, b in zip(arrays, others, strict=True)):
                 refuse(what, "its weight changes with the length")
         if product.weight is not None:
-            arrays[0] = pack(product.weight, self.unit, any_params(self.unit))
+            arrays = product.packed(self.unit, any_params(self.unit))
         return (lambda: any_matmul_function(key, self.unit)), arrays
 
     def symbol(self, key: object, name: str, make: Callable[[], tirx.PrimFunc]) -> Any:

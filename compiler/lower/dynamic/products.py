@@ -17,20 +17,19 @@ from bitwright.compiler.lower.float.matmul import (
     MatmulParams,
     MatmulWriter,
     Panel,
+    matmul_parameters,
     offset,
 )
+from bitwright.compiler.lower.float.storage import load, store
 from bitwright.compiler.lower.float.vectors import VectorUnit, keep, multiply_add, number
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
-    Parameter,
     allocate,
     build_function,
-    load,
     loop,
     pieces,
     splat,
-    store,
 )
 
 VECTORS = 2  # of a tile: a short sequence's last columns waste less than one tile
@@ -63,10 +62,7 @@ def any_matmul_function(geometry: MatmulGeometry, unit: VectorUnit) -> tirx.Prim
     length, params = tirx.Var("length", "int64"), any_params(unit)
     g: MatmulGeometry = substituted(geometry, length)
     padded = -(-g.n // unit.lanes) * unit.lanes if g.b is None else 0
-    shapes: list[tuple[str, Any]] = [("a", g.a.shape)]
-    shapes.append(("b", (g.k * padded,) if g.b is None else g.b.shape))
-    shapes += [("bias", (g.n,))] if g.bias else []
-    parameters = [Parameter(name, shape, "float32") for name, shape in (*shapes, ("c", g.c.shape))]
+    parameters = matmul_parameters(g, (g.k * padded,) if g.b is None else g.b.shape)
     writer = _AnyMatmul(g, unit, params)
     batches = reduce(lambda a, b: a * b, geometry.batch, 1)
     work = batches * geometry.m

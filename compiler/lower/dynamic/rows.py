@@ -14,6 +14,7 @@ from bitwright.compiler.lower.dynamic.sizes import Polynomial, expression, subst
 from bitwright.compiler.lower.dynamic.threads import spread
 from bitwright.compiler.lower.float.row_program import REDUCTIONS, Access, RowProgram
 from bitwright.compiler.lower.float.rows import MIN_PARALLEL_WORK, RowWriter
+from bitwright.compiler.lower.float.storage import load, store
 from bitwright.compiler.lower.float.vectors import VectorUnit, across, keep, number
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
@@ -21,9 +22,7 @@ from bitwright.compiler.lower.templates.scaffold import (
     Parameter,
     allocate,
     build_function,
-    load,
     loop,
-    store,
 )
 
 
@@ -37,8 +36,8 @@ def any_row_function(program: RowProgram, unit: VectorUnit) -> tirx.PrimFunc:
     length = tirx.Var("length", "int64")
     compact = _without_single(program)
     written: RowProgram = substituted(compact, length)
-    parameters = [Parameter(f"x{k}", s.shape, "float32") for k, s in enumerate(written.sources)]
-    parameters.append(Parameter("y", written.output.shape, "float32"))
+    parameters = [Parameter(f"x{k}", s.shape, written.dtype) for k, s in enumerate(written.sources)]
+    parameters.append(Parameter("y", written.output.shape, written.dtype))
 
     def emit(buffers: list[Buffer]) -> None:
         rows: Any = reduce(lambda a, b: a * b, compact.extents[:-1], 1)
@@ -89,7 +88,7 @@ class _AnyRow(RowWriter):
 
     def scratch_rows(self, stored: Sequence[int]) -> dict[int, tuple[Buffer, Expr]]:
         """Keep one value where the result will be: it is read again before that is written."""
-        if self.program.output.strides[-1] != 1:
+        if self.program.output.strides[-1] != 1 or self.program.dtype != "float32":
             return {}
         return dict.fromkeys(stored[:1], (self.buffers[-1], self.bases[-1]))
 

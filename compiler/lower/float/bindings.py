@@ -10,6 +10,8 @@ from tvm import ir, relax, tirx
 
 Shape: TypeAlias = tuple[int, ...]
 
+FLOATS = ("float32", "float16")  # how values are stored; kernels compute in float32
+
 
 class Bindings:
     """The bindings of one function.
@@ -70,9 +72,9 @@ def _variables(value: Any) -> Iterator[Any]:
 
 
 def float_shape(value: Any) -> Shape | None:
-    """Return the static shape of a float32 tensor, else None."""
+    """Return the static shape of a float32 or float16 tensor, else None."""
     kind = value.ty
-    if not isinstance(kind, relax.TensorType) or str(kind.dtype) != "float32" or kind.shape is None:
+    if not isinstance(kind, relax.TensorType) or str(kind.dtype) not in FLOATS or kind.shape is None:
         return None
     if not all(isinstance(extent, tirx.IntImm) for extent in kind.shape):
         return None

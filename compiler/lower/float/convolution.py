@@ -14,6 +14,7 @@ import numpy as np
 from tvm import tirx
 
 from bitwright.compiler.lower.float.matmul import PARALLEL_PIECES, MatmulParams, choose_params
+from bitwright.compiler.lower.float.storage import load, store
 from bitwright.compiler.lower.float.vectors import VectorUnit, keep, multiply_add, number
 from bitwright.compiler.lower.float.windows import (
     MIN_PARALLEL_WORK,
@@ -30,12 +31,10 @@ from bitwright.compiler.lower.templates.scaffold import (
     Parameter,
     allocate,
     build_function,
-    load,
     loop,
     pieces,
     share,
     splat,
-    store,
 )
 
 
@@ -65,10 +64,10 @@ def convolution_function(geometry: DotGeometry, ending: Ending, unit: VectorUnit
     depth = prod(geometry.kernel) * geometry.group_channels
     packed = geometry.group * depth * padded_columns(geometry.group_outputs, unit.lanes)
     parameters = [
-        Parameter("x", geometry.input_shape, "float32"),
-        Parameter("w", (packed,), "float32"),
+        Parameter("x", geometry.input_shape, ending.dtype),
+        Parameter("w", (packed,), ending.weight_dtype),
         *ending.parameters(geometry),
-        Parameter("y", geometry.output_shape, "float32"),
+        Parameter("y", geometry.output_shape, ending.dtype),
     ]
     template = _Convolution(geometry, ending, unit, choose_tile(geometry, unit))
     return build_function(parameters, template.body)

@@ -147,7 +147,8 @@ class RowBuilder:
             result = self._add("maximum", result, result)
         shape = self._group.shape
         output = Access(shape, strides_of(shape))
-        return RowProgram(shape, tuple(self._accesses), output, tuple(self._nodes))
+        dtype = str(self._group.root.ty.dtype)
+        return RowProgram(shape, tuple(self._accesses), output, tuple(self._nodes), dtype)
 
     def _add(self, operation: str, *operands: int, number: float = 0, per_row: bool | None = None) -> int:
         if per_row is None:

@@ -14,7 +14,7 @@ import tvm
 from tvm import ir, relax, s_tir, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from bitwright.compiler.lower.float.bindings import constant, permuted
+from bitwright.compiler.lower.float.bindings import FLOATS, constant, permuted
 from bitwright.compiler.lower.float.groups import BINARY, NEURAL, UNARY
 
 
@@ -76,7 +76,7 @@ def _wanted(call: Any) -> dict[str, list[str]]:
     if not name.startswith("relax.nn.conv"):
         return {}
     weight = constant(call.args[1])
-    if name in CHANNELS_LAST and weight is not None and weight.dtype == np.float32:
+    if name in CHANNELS_LAST and weight is not None and weight.dtype.name in FLOATS:
         return {name: CHANNELS_LAST[name]}
     return {name: [str(call.attrs.data_layout), str(call.attrs.kernel_layout)]}
 
@@ -204,10 +204,11 @@ class _Simplify(PyExprMutator):  # type: ignore[misc]
 
     def clip(self, call: Any) -> Any:
         x, low, high = call.args
-        if str(x.ty.dtype) != "float32":
+        if str(x.ty.dtype) not in FLOATS:
             return call
         numbers = [float(getattr(limit, "value", limit)) for limit in (low, high)]
-        low, high = (relax.const(np.float32(number), "float32") for number in numbers)
+        dtype = str(x.ty.dtype)
+        low, high = (relax.const(np.array(number, dtype), dtype) for number in numbers)
         return relax.op.minimum(self.builder_.emit(relax.op.maximum(x, low)), high)
 
     def limit(self, call: Any) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from bitwright.compiler.lower.float.bindings import Bindings, Shape, constant, float_shape
+from bitwright.compiler.lower.float.bindings import FLOATS, Bindings, Shape, constant, float_shape
 from bitwright.compiler.lower.float.convolution import convolution_function, pack_filters
+from bitwright.compiler.lower.float.storage import storage_of
 from bitwright.compiler.lower.float.sliding import Operation, channel_weights, sliding_function
 from bitwright.compiler.lower.float.vectors import VectorUnit
 from bitwright.compiler.lower.float.windows import Ending
@@ -59,9 +60,9 @@ class ImageOperation:
         """Return variables and packed constants in parameter order."""
         found: list[Any] = [self.arguments[0]]
         if self.weight is not None and self.operation is None:
-            found.append(pack_filters(self.weight, self.geometry, unit))
+            found.append(pack_filters(self.weight, self.geometry, unit).astype(self.ending.weight_dtype))
         elif self.weight is not None:
-            found.append(channel_weights(self.weight))
+            found.append(channel_weights(self.weight).astype(self.ending.weight_dtype))
         return (*found, *([] if self.bias is None else [self.bias]), *self.arguments[1:])
 
 
@@ -89,7 +90,7 @@ def _convolution(variable: Any, call: Any) -> ImageOperation | None:
     attrs, weight, shape = call.attrs, constant(call.args[1]), float_shape(call.args[0])
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
     result = float_shape(variable)
-    if weight is None or weight.dtype != np.float32 or shape is None or result is None:
+    if weight is None or weight.dtype.name not in FLOATS or shape is None or result is None:
         return None
     if layouts == ("NHWC", "OHWI", "NHWC"):
         geometry = _geometry(shape, result, call.attrs, weight.shape[1:3], int(attrs.groups))
@@ -99,7 +100,9 @@ def _convolution(variable: Any, call: Any) -> ImageOperation | None:
     else:
         return None
     operation: Operation | None = "multiply" if geometry.is_depthwise else None
-    return ImageOperation(variable, (variable,), (call.args[0],), operation, weight, _rows_merged(geometry))
+    ending = Ending(dtype=str(variable.ty.dtype), weight_dtype=storage_of(weight))
+    merged = _rows_merged(geometry)
+    return ImageOperation(variable, (variable,), (call.args[0],), operation, weight, merged, ending=ending)
 
 
 def _geometry(shape: Shape, result: Shape, attrs: Any, kernel: Shape, group: int) -> DotGeometry:
@@ -150,7 +153,8 @@ def _pooling(variable: Any, call: Any) -> ImageOperation | None:
     operation: Operation = "max"
     if call.op.name.endswith("avg_pool2d"):
         operation = "mean" if bool(attrs.count_include_pad) else "mean_inside"
-    return ImageOperation(variable, (variable,), (call.args[0],), operation, None, geometry)
+    ending = Ending(dtype=str(variable.ty.dtype))
+    return ImageOperation(variable, (variable,), (call.args[0],), operation, None, geometry, ending=ending)
 
 
 def _global_mean(variable: Any, call: Any) -> ImageOperation | None:
@@ -161,7 +165,8 @@ def _global_mean(variable: Any, call: Any) -> ImageOperation | None:
         return None
     n, h, w, c = shape
     geometry = DotGeometry(shape, result, n, h, w, c, 1, 1, c, (h, w), group=c)
-    return ImageOperation(variable, (variable,), (call.args[0],), "mean", None, geometry)
+    ending = Ending(dtype=str(variable.ty.dtype))
+    return ImageOperation(variable, (variable,), (call.args[0],), "mean", None, geometry, ending=ending)
 
 
 def _with_followers(bindings: Bindings, operation: ImageOperation, taken: set[Any]) -> ImageOperation:
@@ -218,9 +223,10 @@ def _with_sum(operation: ImageOperation, other: Any, array: np.ndarray | None) -
         return replace(operation, arguments=arguments, ending=replace(ending, residual=True))
     if (
         ending.bias
-        or array.dtype != np.float32
+        or array.dtype.name not in FLOATS
         or array.size != g.outputs
         or array.shape[-1:] != (g.outputs,)
     ):
         return None
-    return replace(operation, bias=np.ascontiguousarray(array.reshape(-1)), ending=replace(ending, bias=True))
+    bias = np.ascontiguousarray(array.reshape(-1), np.float32)
+    return replace(operation, bias=bias, ending=replace(ending, bias=True))

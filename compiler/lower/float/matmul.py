@@ -13,6 +13,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from bitwright.compiler.lower.float.storage import load, store
 from bitwright.compiler.lower.float.vectors import VectorUnit, keep, multiply_add, number, transpose
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
@@ -20,11 +21,9 @@ from bitwright.compiler.lower.templates.scaffold import (
     Parameter,
     allocate,
     build_function,
-    load,
     loop,
     pieces,
     splat,
-    store,
 )
 
 # Starting and joining threads costs microseconds: about what a million multiply-accumulates cost on one core.
@@ -61,6 +60,8 @@ class MatmulGeometry:
         scale: Factor of the sums.
         bias: A vector [n] is added.
         relu: Clamp at 0.
+        dtype: How a, c and a b that is no constant are stored, ``"float32"`` or ``"float16"``.
+        weight_dtype: How a constant b is.
     """
 
     batch: tuple[int, ...]
@@ -73,6 +74,8 @@ class MatmulGeometry:
     scale: float = 1.0
     bias: bool = False
     relu: bool = False
+    dtype: str = "float32"
+    weight_dtype: str = "float32"
 
     @property
     def macs(self) -> int:
@@ -133,10 +136,19 @@ def matmul_function(
     params = params or choose_params(geometry.m, geometry.n, unit)
     padded = geometry.n + -geometry.n % unit.lanes
     b_shape = (geometry.k * padded,) if geometry.b is None else geometry.b.shape
-    shapes = [("a", geometry.a.shape), ("b", b_shape)]
-    shapes += [("bias", (geometry.n,))] if geometry.bias else []
-    parameters = [Parameter(name, shape, "float32") for name, shape in (*shapes, ("c", geometry.c.shape))]
+    parameters = matmul_parameters(geometry, b_shape)
     return build_function(parameters, MatmulWriter(geometry, unit, params).body)
+
+
+def matmul_parameters(geometry: MatmulGeometry, b_shape: tuple[int, ...]) -> list[Parameter]:
+    """Return the parameters of a product: a, b, the bias, c."""
+    g = geometry
+    return [
+        Parameter("a", g.a.shape, g.dtype),
+        Parameter("b", b_shape, g.weight_dtype if g.b is None else g.dtype),
+        *([Parameter("bias", (g.n,), "float32")] if g.bias else []),
+        Parameter("c", g.c.shape, g.dtype),
+    ]
 
 
 @dataclass(frozen=True)

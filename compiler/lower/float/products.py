@@ -16,7 +16,8 @@ from bitwright.compiler.lower.float.bindings import (
     permuted,
     strides_of,
 )
-from bitwright.compiler.lower.float.matmul import MatmulGeometry, Operand, choose_params, pack
+from bitwright.compiler.lower.float.matmul import MatmulGeometry, MatmulParams, Operand, choose_params, pack
+from bitwright.compiler.lower.float.storage import storage_of
 from bitwright.compiler.lower.float.vectors import VectorUnit
 
 
@@ -43,8 +44,13 @@ class Product:
     def constants(self, unit: VectorUnit) -> list[np.ndarray]:
         """Return the packed constants in parameter order."""
         g = self.geometry
-        packed = [] if self.weight is None else [pack(self.weight, unit, choose_params(g.m, g.n, unit))]
-        return [*packed, *([] if self.bias is None else [self.bias])]
+        return self.packed(unit, choose_params(g.m, g.n, unit))
+
+    def packed(self, unit: VectorUnit, params: MatmulParams) -> list[np.ndarray]:
+        """Return the constants, the weight for a register tile."""
+        dtype = self.geometry.weight_dtype
+        weights = [] if self.weight is None else [pack(self.weight, unit, params).astype(dtype)]
+        return [*weights, *([] if self.bias is None else [self.bias])]
 
 
 def find_products(bindings: Bindings) -> Iterator[Product]:
@@ -53,7 +59,8 @@ def find_products(bindings: Bindings) -> Iterator[Product]:
         call = bindings.call(variable, "relax.matmul")
         if call is not None and float_shape(variable) is not None:
             shapes = [float_shape(argument) for argument in call.args]
-            if all(shape is not None and len(shape) >= 2 for shape in shapes):
+            types = {str(value.ty.dtype) for value in (variable, *call.args)}
+            if len(types) == 1 and all(shape is not None and len(shape) >= 2 for shape in shapes):
                 yield _with_followers(bindings, _product(bindings, variable, call))
 
 
@@ -67,7 +74,9 @@ def _product(bindings: Bindings, variable: Any, call: Any) -> Product:
     b = None if weight is not None else _operand(right, len(batch))
     strides = strides_of(shape)
     c = Operand(shape, strides[:-2], strides[-2], strides[-1])
-    geometry = MatmulGeometry(batch, m, n, left.shape[-1], a, b, c)
+    narrow = "float32" if weight is None else storage_of(weight)
+    dtype = str(variable.ty.dtype)
+    geometry = MatmulGeometry(batch, m, n, left.shape[-1], a, b, c, dtype=dtype, weight_dtype=narrow)
     if b is None or not any(b.batch):
         geometry = _rows_merged(geometry)
     arguments = (left.value,) if weight is not None else (left.value, right.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -76,9 +76,13 @@ def find_replacements(function: Any, unit: VectorUnit) -> tuple[dict[Any, Replac
     replaced: dict[Any, Replacement] = {}
     dropped: set[Any] = set()
     for operation in find_images(bindings):
+        if operation.ending.dtype == "float32" and not unit.widens:
+            operation = replace(operation, ending=replace(operation.ending, weight_dtype="float32"))
         replaced[operation.root] = _of_image(operation, unit)
         dropped.update(operation.members)
     for product in find_products(bindings):
+        if product.geometry.dtype == "float32" and not unit.widens:
+            product = replace(product, geometry=replace(product.geometry, weight_dtype="float32"))
         replaced[product.root] = _of_product(product, unit)
         dropped.update(product.members)
     for group in find_groups(bindings):
@@ -98,6 +102,8 @@ def _find_transposes(bindings: Bindings, replaced: dict[Any, Replacement], dropp
         call = bindings.call(variable, "relax.permute_dims")
         if call is None or variable in dropped or float_shape(call.args[0]) is None:
             continue
+        if str(variable.ty.dtype) != "float32":
+            continue  # four bytes at a time
         if permuted(call)[-1] == len(call.args[0].ty.shape) - 1:
             continue  # it copies rows
         others = any(user not in dropped for user in bindings.users(variable))
@@ -168,7 +174,9 @@ class _Replace(PyExprMutator):  # type: ignore[misc]
             for a in replacement.operands()
         ]
         call = relax.call_tir(
-            self.symbol(replacement), relax.Tuple(arguments), out_ty=relax.TensorType(shape, "float32")
+            self.symbol(replacement),
+            relax.Tuple(arguments),
+            out_ty=relax.TensorType(shape, binding.var.ty.dtype),
         )
         value = self.builder_.normalize(call)
         inside = isinstance(binding.var, relax.DataflowVar)

@@ -93,12 +93,14 @@ class RowProgram:
         sources: What is read.
         output: What is written.
         nodes: In topological order; the last is the result.
+        dtype: How sources and output are stored, ``"float32"`` or ``"float16"``.
     """
 
     extents: tuple[int, ...]
     sources: tuple[Access, ...]
     output: Access
     nodes: tuple[Node, ...]
+    dtype: str = "float32"
 
     @property
     def rows(self) -> int:
@@ -133,7 +135,7 @@ def merged(program: RowProgram) -> RowProgram:
     *sources, output = (Access(t.shape, s) for t, s in zip(tensors, strides, strict=True))
     # Rows of one element have one number each; where they are made one row, they do not.
     nodes = _with_row_numbers(program.nodes, sources) if program.extents[-1] == 1 else program.nodes
-    return RowProgram(extents, tuple(sources), output, nodes)
+    return RowProgram(extents, tuple(sources), output, nodes, program.dtype)
 
 
 def _with_row_numbers(nodes: Sequence[Node], sources: Sequence[Access]) -> tuple[Node, ...]:

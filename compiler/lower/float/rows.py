@@ -21,6 +21,7 @@ from bitwright.compiler.lower.float.row_program import (
     merged,
     stored_nodes,
 )
+from bitwright.compiler.lower.float.storage import load, store
 from bitwright.compiler.lower.float.vectors import VectorUnit, across, keep, number
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
@@ -28,11 +29,9 @@ from bitwright.compiler.lower.templates.scaffold import (
     Parameter,
     allocate,
     build_function,
-    load,
     loop,
     pieces,
     splat,
-    store,
 )
 
 # Starting and joining threads costs microseconds: about what so many elementary operations cost on one core.
@@ -46,8 +45,8 @@ UNROLLED_VECTORS = 8
 
 def row_function(program: RowProgram, unit: VectorUnit) -> tirx.PrimFunc:
     """Return the function of a pass over rows: its parameters are the sources, then the output."""
-    parameters = [Parameter(f"x{k}", s.shape, "float32") for k, s in enumerate(program.sources)]
-    parameters.append(Parameter("y", program.output.shape, "float32"))
+    parameters = [Parameter(f"x{k}", s.shape, program.dtype) for k, s in enumerate(program.sources)]
+    parameters.append(Parameter("y", program.output.shape, program.dtype))
     whole = merged(program)
     if not whole.reduces and len(whole.extents) == 1:
         whole = _in_tasks(whole)

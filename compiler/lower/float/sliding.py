@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.float.matmul import PARALLEL_PIECES
+from bitwright.compiler.lower.float.storage import load, store
 from bitwright.compiler.lower.float.vectors import VectorUnit, keep, multiply_add, number
 from bitwright.compiler.lower.float.windows import (
     MIN_PARALLEL_WORK,
@@ -30,12 +31,10 @@ from bitwright.compiler.lower.templates.scaffold import (
     Parameter,
     allocate,
     build_function,
-    load,
     loop,
     pieces,
     share,
     splat,
-    store,
 )
 
 # "mean" counts padding, "mean_inside" does not.
@@ -56,10 +55,10 @@ def sliding_function(
     """Return the function; parameters: x, weights if it multiplies, what the ending reads, y."""
     weights = (prod(geometry.kernel) * geometry.channels,)
     parameters = [
-        Parameter("x", geometry.input_shape, "float32"),
-        *([Parameter("w", weights, "float32")] if operation == "multiply" else []),
+        Parameter("x", geometry.input_shape, ending.dtype),
+        *([Parameter("w", weights, ending.weight_dtype)] if operation == "multiply" else []),
         *ending.parameters(geometry),
-        Parameter("y", geometry.output_shape, "float32"),
+        Parameter("y", geometry.output_shape, ending.dtype),
     ]
     return build_function(parameters, _Sliding(geometry, operation, ending, unit).body)
 

@@ -20,10 +20,12 @@ class VectorUnit:
     Attributes:
         lanes: float32 numbers in one, a power of two.
         registers: How many there are.
+        widens: It converts vectors of float16 to float32 and back.
     """
 
     lanes: int
     registers: int
+    widens: bool = False
 
 
 def vector_unit(target: tvm.target.Target) -> VectorUnit:
@@ -33,11 +35,11 @@ def vector_unit(target: tvm.target.Target) -> VectorUnit:
     """
     features = {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target)}
     if "avx512f" in features:
-        return VectorUnit(16, 32)
+        return VectorUnit(16, 32, widens=True)
     if "avx" in features:
-        return VectorUnit(8, 16)
+        return VectorUnit(8, 16, widens="f16c" in features)
     is_aarch64 = str(target.attrs.get("mtriple", "")).startswith("aarch64")
-    return VectorUnit(4, 32 if is_aarch64 else 16)
+    return VectorUnit(4, 32 if is_aarch64 else 16, widens=is_aarch64)
 
 
 def number(value: float, lanes: int) -> Expr:

@@ -10,9 +10,10 @@ from math import inf
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from bitwright.compiler.lower.float.storage import load
 from bitwright.compiler.lower.float.vectors import number
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, load
+from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter
 
 # Starting and joining threads costs microseconds: about what a million multiply-accumulates cost on one core.
 MIN_PARALLEL_WORK = 1 << 19
@@ -26,17 +27,21 @@ class Ending:
         bias: A vector [outputs] is added.
         residual: A tensor of the result's shape is added.
         low, high: The result is clamped to this range.
+        dtype: How images are stored, ``"float32"`` or ``"float16"``.
+        weight_dtype: How weights are.
     """
 
     bias: bool = False
     residual: bool = False
     low: float = -inf
     high: float = inf
+    dtype: str = "float32"
+    weight_dtype: str = "float32"
 
     def parameters(self, geometry: DotGeometry) -> list[Parameter]:
         """Return what the ending reads, in the order of the call."""
         found = [Parameter("bias", (geometry.outputs,), "float32")] if self.bias else []
-        other = [Parameter("residual", geometry.output_shape, "float32")] if self.residual else []
+        other = [Parameter("residual", geometry.output_shape, self.dtype)] if self.residual else []
         return [*found, *other]
 
     def emit(self, value: Expr, read: Sequence[Buffer], channel: Expr, at: Expr, lanes: int) -> Expr:
