@@ -1,4 +1,4 @@
-"""Files for the Ethos-U, executed by TFLite's reference kernels: every operator equals its integer model bit for bit."""
+"""Files for the Ethos-U in TFLite's reference kernels: every operator equals its integer model bit for bit."""
 
 from __future__ import annotations
 
