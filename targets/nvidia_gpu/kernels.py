@@ -14,7 +14,7 @@ from bitwright.compiler.lower.templates.choice import (
     params_of,
     require_candidate,
 )
-from bitwright.compiler.lower.templates.geometry import DotGeometry
+from bitwright.compiler.lower.templates.geometry import DotGeometry, geometry_of
 from bitwright.compiler.program.ops import Dot, Program, Step, WeightOnlyDot
 from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.nvidia_gpu import dp4a_depthwise, weight_only_gpu
@@ -106,6 +106,14 @@ def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelCho
     if chosen.template == DEPTHWISE:
         plan = params_of(chosen, dp4a_depthwise.DepthwiseParams)
         return dp4a_depthwise.depthwise_kernel(dot, program, geometry, plan, chosen.intrinsic)
-    tiling = params_of(chosen, Tiling)
-    engine = Dp4aEngine(tiling) if chosen.intrinsic == DP4A else s8_engine(tiling)
-    return tiled_kernel(dot, program, geometry, engine, chosen.intrinsic)
+    return tiled(dot, program, params_of(chosen, Tiling), chosen.intrinsic)
+
+
+def tiled(step: Dot, program: Program, tiling: Tiling, intrinsic: str) -> Kernel:
+    """Return the kernel of a dot product for any legal tiling, be it a candidate or not.
+
+    Raises:
+        ProfileError: The activations are not symmetric int8, or a tensor is too large for 32-bit offsets.
+    """
+    engine = Dp4aEngine(tiling) if intrinsic == DP4A else s8_engine(tiling)
+    return tiled_kernel(step, program, geometry_of(step, program), engine, intrinsic)
