@@ -133,6 +133,8 @@ def json_schema() -> dict[str, Any]:
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)
         for key, value in part.get("properties", {}).items():
+            if isinstance(value.get("additionalProperties"), dict):
+                value["additionalProperties"] = _or_null(value["additionalProperties"])
             part["properties"][key] = _or_null(value) if key not in OWN_KEYS else value
     for row in ("ComputeRow", "MemoryLevel"):
         schema["$defs"][row]["properties"]["remove"] = {"const": True, "title": "Remove"}
