@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -107,6 +108,20 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         UsageError: The disk is full or the place cannot be written.
     """
+    with open_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` when the block ends without an error, and not before.
+
+    Args:
+        path: The file; its folder is created if needed.
+
+    Raises:
+        UsageError: The disk is full or the place cannot be written.
+    """
     path = Path(os.path.realpath(path))
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +129,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary = sibling(path, "tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -20,6 +20,7 @@ from bitwright.compiler.gguf.values import ALIGNMENT, FORMATS, MAGIC, Typed, Val
 
 VERSIONS = (2, 3)
 LARGEST_ALIGNMENT = 1 << 16
+KNOWN_KINDS = frozenset(int(kind) for kind in ValueType)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class _Header:
 
     def _kind(self) -> ValueType:
         at, number = self._at, self._number("I")
-        if number not in ValueType:
+        if number not in KNOWN_KINDS:
             raise self._wrong(f"unknown metadata type {number}", at)
         return ValueType(number)
 

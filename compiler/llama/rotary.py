@@ -14,6 +14,7 @@ from bitwright.compiler.llama.following import FIX, expect, made_by, numbers, re
 
 MOVES = ("Slice", "Gather", "Unsqueeze", "Squeeze", "Cast", "Expand", "Reshape", "Identity")
 FREQUENCY_TOLERANCE = 2e-4
+BASE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,9 @@ class Frequencies:
         """The number whose powers the frequencies are (rope theta), from the first two of them."""
         if len(self.inverse) < 2:
             return 10000.0
-        return float(self.inverse[1] ** -len(self.inverse))
+        found = float(self.inverse[1] ** -len(self.inverse))
+        # Tables are float32; the number that made them is a whole one.
+        return float(round(found)) if abs(found - round(found)) < BASE_TOLERANCE * found else found
 
     def factors(self) -> NDArray[np.float32] | None:
         """Return what the pure powers of the base are divided by, or None if they are all 1."""

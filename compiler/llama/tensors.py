@@ -137,11 +137,11 @@ def _matrix(name: str, role: Role, layer: int, found: Linear, heads: int = 0) ->
     return ModelTensor(name, role, layer, found.shape(), load, (found,), heads)
 
 
-def put_back(tensor: ModelTensor, values: Float32) -> None:
-    """Store a matrix of the file in the graph, wherever it is read; its other initializers stay.
+def in_graph(tensor: ModelTensor, values: Float32) -> dict[ir.Value, Float32]:
+    """Return what the graph's initializers hold where a matrix of the file is read.
 
     Args:
-        tensor: From :func:`tensors_of` the model that is edited.
+        tensor: From :func:`tensors_of`.
         values: As in the file, shape ``tensor.shape``.
 
     Raises:
@@ -151,19 +151,16 @@ def put_back(tensor: ModelTensor, values: Float32) -> None:
         msg = f"'{tensor.name}' of shape {tensor.shape} cannot take values of shape {values.shape}"
         raise InternalError(msg)
     rows = in_halves(values, tensor.heads) if tensor.heads else values
-    done: set[int] = set()
-    for table in tensor.tables:
-        _store(table, rows)
-        done.add(id(table))
+    found = dict.fromkeys(tensor.tables, rows)
     for reader in tensor.readers:
         initializer = reader.stored()
-        if id(initializer) in done:
-            continue
         # Through a Transpose the initializer lies the other way round than the consumer sees it.
         turned = initializer is not reader.weight
-        _store(initializer, rows if reader.rows_first is not turned else np.ascontiguousarray(rows.T))
-        done.add(id(initializer))
+        found.setdefault(initializer, rows if reader.rows_first is not turned else np.ascontiguousarray(rows.T))
+    return found
 
 
-def _store(initializer: ir.Value, values: Float32) -> None:
-    initializer.const_value = ir.tensor(values, name=initializer.name)
+def put_back(tensor: ModelTensor, values: Float32) -> None:
+    """Store a matrix of the file in the graph, wherever it is read."""
+    for initializer, array in in_graph(tensor, values).items():
+        initializer.const_value = ir.tensor(array, name=initializer.name)

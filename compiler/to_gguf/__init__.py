@@ -1,0 +1,1 @@
+"""Phase by phase from an ONNX decoder to a GGUF file, and from a GGUF file's weights back."""

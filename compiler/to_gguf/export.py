@@ -1,0 +1,350 @@
+"""``gguf``: an ONNX decoder written as a GGUF file that llama.cpp runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bitwright.compiler.bundle.atomic import open_atomically
+from bitwright.compiler.errors import UsageError
+from bitwright.compiler.gguf.bit_planes import Bytes
+from bitwright.compiler.gguf.rounding import quantize, square_error
+from bitwright.compiler.gguf.types import F16, F32, TensorType
+from bitwright.compiler.gguf.values import Typed, float32, text, uint32
+from bitwright.compiler.gguf.writer import PlannedTensor, write_gguf
+from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset
+from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.llama.decoder import Decoder, HyperParameters
+from bitwright.compiler.llama.recognise import recognise
+from bitwright.compiler.llama.tensors import ModelTensor, tensors_of
+from bitwright.compiler.to_gguf.budget import measure, spend
+from bitwright.compiler.to_gguf.importance import mean_squares
+from bitwright.compiler.to_gguf.mixtures import GUESSED, assign, fallbacks, mixture
+from bitwright.compiler.to_gguf.proof import prove
+from bitwright.compiler.to_gguf.tokenizer import no_tokenizer, read_tokenizer
+from bitwright.passes.normalize import normalize
+
+ARCHITECTURE = "llama"
+QUANTIZATION_VERSION = 2
+
+
+class Progress(Protocol):
+    """Who is told how far the work is."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+        ...
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """Work inside the phase."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        ...
+
+
+class Silent:
+    """Nobody is told anything."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """Work inside the phase."""
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted.
+
+    Attributes:
+        model: The ONNX file.
+        output: The file to write.
+        kind: A mixture's name; with ``bits`` ignored.
+        bits: Choose the types under so many bits for each weight.
+        data: Samples for importance: a path as on the command line, arrays, or None.
+        tokenizer: tokenizer.json; by default the one beside the model.
+        without_tokenizer: Write none.
+        name: general.name; by default the model file's.
+        context: Longest sequence; by default what the rotary tables hold.
+        pure: Every matrix gets the type the mixture usually has.
+        threads: Threads that compute.
+    """
+
+    model: Path
+    output: Path
+    kind: str = "Q4_K_M"
+    bits: float | None = None
+    data: str | Mapping[str, np.ndarray] | None = None
+    tokenizer: Path | None = None
+    without_tokenizer: bool = False
+    name: str | None = None
+    context: int | None = None
+    pure: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class WrittenTensor:
+    """One tensor of the file.
+
+    Attributes:
+        name: GGUF's name.
+        kind: Type.
+        shape: Outermost dimension first.
+        sqnr_db: Power of the weights over that of the error, importance included; infinite where nothing was lost.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file.
+
+    Attributes:
+        path: The file.
+        kind: What the types follow: a mixture's name, or the budget.
+        bytes: Its size.
+        bits: Bits of the tensors' data for each weight.
+        tensors: What it holds.
+        proof: Largest relative difference between the graph's logits and those of the parts.
+        notes: What was assumed, what was stored otherwise than asked.
+    """
+
+    path: Path
+    kind: str
+    bytes: int
+    bits: float
+    tensors: tuple[WrittenTensor, ...]
+    proof: float
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "model": str(self.path),
+            "type": self.kind,
+            "bytes": self.bytes,
+            "bits_per_weight": self.bits,
+            "logits_difference": self.proof,
+            "tensors": [
+                {
+                    "name": t.name,
+                    "type": t.kind,
+                    "shape": list(t.shape),
+                    "sqnr_db": t.sqnr_db if np.isfinite(t.sqnr_db) else None,
+                }
+                for t in self.tensors
+            ],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A decoder that was recognised and proven.
+
+    Attributes:
+        model: Normalized.
+        decoder: Its parts.
+        tensors: The same as the file will have them.
+        proof: See :func:`prove`.
+        dataset: The samples, if there are any.
+        warnings: Of model and data.
+    """
+
+    model: ir.Model
+    decoder: Decoder
+    tensors: tuple[ModelTensor, ...]
+    proof: float
+    dataset: Dataset | None
+    warnings: tuple[str, ...]
+
+
+def open_decoder(path: Path, data: str | Mapping[str, np.ndarray] | None = None, *, threads: int = 1) -> Opened:
+    """Read a model, recognise the decoder in it and prove it.
+
+    Raises:
+        ModelError: The model is refused, or is no llama decoder.
+        DataError: The samples do not fit the model.
+        UsageError: There are no such samples.
+    """
+    source = read_model(path)
+    model = source.model.clone()
+    normalize(model)
+    decoder = recognise(model)
+    tensors = tensors_of(decoder)
+    dataset = None
+    if data is not None:
+        dataset = open_dataset(data, source.model) if isinstance(data, str) else dataset_from_memory(data, source.model)
+    warnings = (*source.warnings, *(dataset.warnings if dataset is not None else ()))
+    return Opened(model, decoder, tensors, prove(model, decoder, tensors, threads=threads), dataset, warnings)
+
+
+def export_gguf(request: Request, progress: Progress | None = None) -> Written:
+    """Write a llama decoder as a GGUF file.
+
+    Args:
+        request: What is wanted.
+        progress: Told how far the work is.
+
+    Raises:
+        UsageError: The type is unknown, a budget has no data, or the file cannot be written.
+        ModelError: The model is refused, or is no llama decoder; the message names the node.
+        DataError: The samples or the tokenizer do not fit the model.
+        InfeasibleBudgetError: No types are small enough for the budget.
+    """
+    told = progress or Silent()
+    chosen = mixture(request.kind)
+    if request.bits is not None and request.data is None:
+        msg = "without samples nobody knows which matrices matter"
+        raise UsageError(msg, where="--budget", fix="pass --data")
+    told.phase("recognise")
+    opened = open_decoder(request.model, request.data, threads=request.threads)
+    vocabulary, notes = _vocabulary(request, opened.decoder.hyper)
+    importance = _importance(opened, request, told)
+    if request.bits is None:
+        weighted = bool(importance)
+        types = assign(chosen, opened.tensors, opened.decoder.hyper, weighted=weighted, pure=request.pure)
+        kind, number = (f"{chosen.name}, pure" if request.pure else chosen.name), chosen.number
+    else:
+        types = _spend(opened, importance, request, told)
+        kind, number = f"{request.bits:g} bits a weight", GUESSED
+    notes = [*opened.warnings, *notes, *_fallback_notes(types, opened.tensors)]
+    metadata = {**_general(request, number), **_llama(opened.decoder.hyper, request.context), **vocabulary}
+    told.phase("round and write")
+    rounding = _Rounding(opened.tensors, types, importance, request.threads, told)
+    with open_atomically(request.output) as file:
+        size = write_gguf(file, metadata, rounding.planned, rounding.data_of)
+    elements = sum(t.elements for t in opened.tensors)
+    bits = 8 * sum(p.bytes for p in rounding.planned) / elements
+    return Written(request.output, kind, size, bits, tuple(rounding.written), opened.proof, tuple(notes))
+
+
+def _importance(opened: Opened, request: Request, told: Progress) -> dict[str, NDArray[np.float64]]:
+    if opened.dataset is None:
+        return {}
+    told.phase("calibrate")
+    return mean_squares(
+        opened.model, opened.dataset, opened.tensors, threads=request.threads, progress=_steps(told, "samples")
+    )
+
+
+def _steps(told: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: told.step(done, total, what)
+
+
+def _spend(
+    opened: Opened, importance: Mapping[str, NDArray[np.float64]], request: Request, told: Progress
+) -> dict[str, TensorType]:
+    assert opened.dataset is not None and request.bits is not None
+    told.phase("measure")
+    losses = measure(
+        opened.model, opened.decoder, opened.tensors, opened.dataset, importance,
+        threads=request.threads, progress=_steps(told, "matrices"),
+    )  # fmt: skip
+    told.phase("allocate")
+    return spend(
+        opened.tensors, importance, losses, request.bits, threads=request.threads, progress=_steps(told, "matrices")
+    )
+
+
+def _fallback_notes(types: Mapping[str, TensorType], tensors: Sequence[ModelTensor]) -> list[str]:
+    return [
+        f"rows of {columns} elements are no multiple of 256: {len(names)} matrices are stored in blocks of 32 "
+        f"({', '.join(sorted({types[n].name for n in names}))})"
+        for columns, names in fallbacks(types, tensors).items()
+    ]
+
+
+def _vocabulary(request: Request, hyper: HyperParameters) -> tuple[dict[str, Typed], list[str]]:
+    """Return the tokenizer's metadata and notes about it."""
+    if request.without_tokenizer:
+        return no_tokenizer(), ["no tokenizer: llama.cpp takes and gives token numbers only"]
+    beside = request.model.with_name("tokenizer.json")
+    path = request.tokenizer or beside
+    if not path.is_file():
+        msg = "there is no tokenizer.json" if request.tokenizer is None else "there is no such file"
+        raise UsageError(msg, where=str(path), fix="pass --tokenizer FILE, or --no-tokenizer for token numbers only")
+    found = read_tokenizer(path, hyper.vocabulary)
+    return found.metadata(), list(found.notes)
+
+
+def _general(request: Request, file_type: int) -> dict[str, Typed]:
+    return {
+        "general.architecture": text(ARCHITECTURE),
+        "general.type": text("model"),
+        "general.name": text(request.name or request.model.stem),
+        "general.file_type": uint32(file_type),
+        "general.quantization_version": uint32(QUANTIZATION_VERSION),
+    }
+
+
+def _llama(hyper: HyperParameters, context: int | None) -> dict[str, Typed]:
+    stem = f"{ARCHITECTURE}."
+    return {
+        f"{stem}vocab_size": uint32(hyper.vocabulary),
+        f"{stem}context_length": uint32(context or hyper.context),
+        f"{stem}embedding_length": uint32(hyper.width),
+        f"{stem}block_count": uint32(hyper.layers),
+        f"{stem}feed_forward_length": uint32(hyper.feed_forward),
+        f"{stem}attention.head_count": uint32(hyper.heads),
+        f"{stem}attention.head_count_kv": uint32(hyper.key_heads),
+        f"{stem}attention.key_length": uint32(hyper.head_width),
+        f"{stem}attention.value_length": uint32(hyper.head_width),
+        f"{stem}attention.layer_norm_rms_epsilon": float32(hyper.epsilon),
+        f"{stem}rope.dimension_count": uint32(hyper.head_width),
+        f"{stem}rope.freq_base": float32(hyper.base),
+    }
+
+
+class _Rounding:
+    """Loads, rounds and judges one tensor after the other."""
+
+    def __init__(
+        self,
+        tensors: Sequence[ModelTensor],
+        types: Mapping[str, TensorType],
+        importance: Mapping[str, NDArray[np.float64]],
+        threads: int,
+        told: Progress,
+    ) -> None:
+        self._by_name, self._importance = {t.name: t for t in tensors}, importance
+        self._threads, self._told = threads, told
+        self.planned = [PlannedTensor(t.name, types[t.name], t.shape) for t in tensors]
+        self.written: list[WrittenTensor] = []
+
+    def data_of(self, planned: PlannedTensor) -> Bytes:
+        """Return a tensor's bytes."""
+        values = self._by_name[planned.name].load().reshape(-1, planned.shape[-1])
+        share = self._importance.get(planned.name)
+        stored = quantize(values, planned.kind, share, threads=self._threads)
+        self.written.append(WrittenTensor(planned.name, planned.kind.name, planned.shape, _sqnr(values, stored, planned.kind, share)))
+        self._told.step(len(self.written), len(self.planned), "tensors")
+        return stored
+
+
+def _sqnr(
+    values: NDArray[np.float32], stored: Bytes, kind: TensorType, share: NDArray[np.float64] | None
+) -> float:
+    if kind in (F32, F16):
+        return float("inf")
+    power = np.einsum("rc,rc->c", values, values, dtype=np.float64)
+    signal = float(power.sum() if share is None else power @ share)
+    noise = square_error(values, stored, kind, share)
+    return 10 * float(np.log10(signal / noise)) if signal > 0 and noise > 0 else float("inf")
