@@ -8,7 +8,7 @@ import onnx
 WORDS, POSITIONS, WIDTH, HEADS, INNER = 50, 160, 48, 3, 80
 MODEL = """
 <ir_version: 9, opset_import: ["" : 17]>
-g (int64[N, T] ids, int64[N, T] mask) => (float[N, T, 48] tokens, float[N, 48] sentence)
+g (int64[N, T] ids, int64[N, T] mask) => (float[N, T, 48] tokens, float[N, 48] pooled)
 <int64 one = {1}, int64[1] zero1 = {0}, int64[1] one1 = {1}, int64[1] two1 = {2}, int64[1] heads = {3},
  int64[1] each = {16}, int64[1] width = {48}, float far = {-10000}, float unit = {1}, float root = {4},
  float half = {0.5}, float sqrt2 = {1.41421356}>
@@ -62,7 +62,7 @@ g (int64[N, T] ids, int64[N, T] mask) => (float[N, T, 48] tokens, float[N, 48] s
   kept = Mul (tokens, masktf)
   total = ReduceSum <keepdims = 0> (kept, one1)
   count = ReduceSum <keepdims = 0> (masktf, one1)
-  sentence = Div (total, count)
+  pooled = Div (total, count)
 }
 """
 

@@ -21,7 +21,7 @@ from bitwright.compiler.lower.float.matmul import (
     offset,
 )
 from bitwright.compiler.lower.float.storage import load, store
-from bitwright.compiler.lower.float.vectors import VectorUnit, keep, multiply_add, number
+from bitwright.compiler.lower.float.vectors import VectorUnit, keep, number
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
@@ -29,7 +29,6 @@ from bitwright.compiler.lower.templates.scaffold import (
     build_function,
     loop,
     pieces,
-    splat,
 )
 
 VECTORS = 2  # of a tile: a short sequence's last columns waste less than one tile
@@ -68,15 +67,22 @@ def any_matmul_function(geometry: MatmulGeometry, unit: VectorUnit) -> tirx.Prim
     work = batches * geometry.m
     macs = expression(work, length) * expression(geometry.n, length) * expression(geometry.k, length)
     turns = expression(batches, length)
-    return build_function(
-        parameters,
-        lambda buffers: spread(turns, macs >= MIN_PARALLEL_MACS, lambda i: writer.batch(buffers, i)),
-    )
+
+    def emit(buffers: list[Buffer]) -> None:
+        read = writer.readable(buffers)
+        spread(turns, macs >= MIN_PARALLEL_MACS, lambda i: writer.batch(read, i))
+
+    return build_function(parameters, emit)
 
 
 @dataclass(frozen=True)
 class _AnyMatmul(MatmulWriter):
     """Writes the loops; extents of the geometry are numbers or expressions."""
+
+    @property
+    def copied(self) -> bool:
+        """Columns are read from a copy in float32."""
+        return self.follows
 
     @property
     def follows(self) -> bool:
@@ -162,20 +168,9 @@ class _AnyMatmul(MatmulWriter):
         if isinstance(panel.columns, int):
             super().tile(buffers, panel, bases, row, rows, column)
             return
-        g, lanes = self.geometry, self.unit.lanes
+        g = self.geometry
         a_at, c_at = keep(bases[0] + row * g.a.row), keep(bases[1] + row * g.c.row + column)
-        parts = list(pieces(panel.width, lanes))
-        sums = allocate((rows, panel.width), "float32", "local")
-        for i in range(rows):
-            for at, w in parts:
-                store(sums, number(0, w), [i, at], w)
-        with loop(g.k) as k:
-            vectors = [keep(load(panel.buffer, [panel.start + k * panel.row + at], w)) for at, w in parts]
-            for i in range(rows):
-                left = keep(load(buffers[0], [a_at + i * g.a.row + k * g.a.column]))
-                for vector, (at, w) in zip(vectors, parts, strict=True):
-                    total = multiply_add(splat(left, w), vector, load(sums, [i, at], w), w)
-                    store(sums, total, [i, at], w)
+        sums = self.sums(buffers[0], a_at, panel, rows)
         self.write(buffers, sums, panel, c_at, rows)
 
     def write(self, buffers: list[Buffer], sums: Buffer, panel: Panel, at: Expr, rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Convolutions of float32 images, channels last: a register tile of output pixels times vectors of weights.
+"""Convolutions of float images, channels last: a register tile of output pixels times vectors of weights.
 
 The activations under one row of the kernel are one contiguous run, so nothing is unfolded in memory; and tiles
 at an edge know which of their pixels meet the image, so nothing is padded. Weights are packed at compile time:
@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 
 from bitwright.compiler.lower.float.matmul import PARALLEL_PIECES, MatmulParams, choose_params
-from bitwright.compiler.lower.float.storage import load, store
+from bitwright.compiler.lower.float.storage import HALF, load, store, widened
 from bitwright.compiler.lower.float.vectors import VectorUnit, keep, multiply_add, number
 from bitwright.compiler.lower.float.windows import (
     MIN_PARALLEL_WORK,
@@ -109,6 +109,8 @@ class _Convolution:
         size = self.tile.vectors * self.unit.lanes
         full, tail = divmod(g.group_outputs, size)
         parallel = g.macs >= MIN_PARALLEL_WORK
+        if self.ending.dtype == HALF:
+            buffers = [widened(buffers[0], prod(g.input_shape), self.unit.lanes), *buffers[1:]]
         for blocks, first, columns in ((full, 0, size), (1 if tail else 0, full * size, tail)):
             if not blocks:
                 continue

@@ -11,8 +11,8 @@ from tvm import tirx
 
 from bitwright.compiler.lower.float.bindings import FLOATS, Bindings, Shape, constant, float_shape
 from bitwright.compiler.lower.float.convolution import convolution_function, pack_filters
-from bitwright.compiler.lower.float.storage import storage_of
 from bitwright.compiler.lower.float.sliding import Operation, channel_weights, sliding_function
+from bitwright.compiler.lower.float.storage import storage_of
 from bitwright.compiler.lower.float.vectors import VectorUnit
 from bitwright.compiler.lower.float.windows import Ending
 from bitwright.compiler.lower.templates.geometry import DotGeometry

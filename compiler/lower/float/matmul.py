@@ -7,14 +7,16 @@ right-hand side that lies transposed is turned around block by block; otherwise 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from bitwright.compiler.lower.float.storage import load, store
+from bitwright.compiler.lower.float.storage import HALF, load, store, widened
 from bitwright.compiler.lower.float.vectors import VectorUnit, keep, multiply_add, number, transpose
+from bitwright.compiler.lower.templates import scaffold
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
@@ -30,6 +32,9 @@ from bitwright.compiler.lower.templates.scaffold import (
 MIN_PARALLEL_MACS = 1 << 19
 PARALLEL_PIECES = 16
 MIN_ROWS_TO_COPY = 4
+# Products that are summed in half precision before their sum is added to one in float32: each rounds by 2^-11 of what
+# has been summed so far.
+HALF_SUMS = 32
 CHAINS = 8  # multiply-adds in flight: latency 4, two units
 
 
@@ -190,8 +195,23 @@ class MatmulWriter:
         ragged = self.geometry.n % self.unit.lanes != 0 and self.geometry.m >= MIN_ROWS_TO_COPY
         return b is not None and (b.column != 1 or ragged)
 
+    @property
+    def halves(self) -> bool:
+        """Products are computed in half precision."""
+        narrow = self.geometry.dtype == HALF and self.geometry.weight_dtype in (HALF, "float32")
+        same = self.geometry.b is not None or self.geometry.weight_dtype == HALF
+        return narrow and same and not self.copied and self.unit.half_lanes > 0
+
+    def readable(self, buffers: list[Buffer]) -> list[Buffer]:
+        """Return the buffers with the left-hand side as the tiles read it."""
+        if self.geometry.dtype != HALF or self.halves:
+            return buffers
+        size = reduce(lambda a, b: a * b, self.geometry.a.shape, 1)
+        return [widened(buffers[0], size, self.unit.lanes), *buffers[1:]]
+
     def body(self, buffers: list[Buffer]) -> None:
         """Emit the whole product."""
+        buffers = self.readable(buffers)
         g = self.geometry
         full, tail = divmod(g.n, self.block)
         batches = prod(g.batch)
@@ -293,23 +313,56 @@ class MatmulWriter:
         g = self.geometry
         a, c = buffers[0], buffers[-1]
         a_at = keep(bases[0] + row * g.a.row)
-        sums = allocate((rows, panel.width), "float32", "local")
-        parts = list(pieces(panel.width, self.unit.lanes))
-        for i in range(rows):
-            for at, lanes in parts:
-                store(sums, number(0, lanes), [i, at], lanes)
-        with loop(g.k) as k:
-            vectors = [keep(load(panel.buffer, [panel.start + k * panel.row + at], w)) for at, w in parts]
-            for i in range(rows):
-                left = keep(load(a, [a_at + i * g.a.row + k * g.a.column]))
-                for vector, (at, w) in zip(vectors, parts, strict=True):
-                    total = multiply_add(splat(left, w), vector, load(sums, [i, at], w), w)
-                    store(sums, total, [i, at], w)
+        sums = self.sums(a, a_at, panel, rows)
         c_at = keep(bases[1] + row * g.c.row + column)
         for i in range(rows):
             for at, w in pieces(panel.columns, self.unit.lanes):
                 value = self.finished(buffers, load(sums, [i, at], w), column + at, w)
                 store(c, value, [c_at + i * g.c.row + at], w)
+
+    def sums(self, a: Buffer, a_at: Expr, panel: Panel, rows: int) -> Buffer:
+        """Emit the sums of a tile; return them [rows, width]."""
+        g, lanes = self.geometry, self.unit.lanes
+        sums = allocate((rows, panel.width), "float32", "local")
+        _clear(sums, rows, panel.width, lanes)
+        if not self.halves:
+            self.add_products(a, a_at, panel, sums, rows, (0, g.k))
+            return sums
+        with loop(g.k // HALF_SUMS) as block:
+            self.add_halves(a, a_at, panel, sums, rows, (keep(block * HALF_SUMS), HALF_SUMS))
+        if not isinstance(g.k, int) or g.k % HALF_SUMS:
+            self.add_halves(a, a_at, panel, sums, rows, (g.k // HALF_SUMS * HALF_SUMS, g.k % HALF_SUMS))
+        return sums
+
+    def add_products(
+        self, a: Buffer, a_at: Expr, panel: Panel, sums: Buffer, rows: int, span: tuple[Expr, Expr]
+    ) -> None:
+        """Emit the loop over a span (first, count) of the sums' length, in the type of ``sums``."""
+        g, dtype = self.geometry, str(sums.dtype)
+        half = dtype == HALF
+        read = scaffold.load if half else load
+        parts = list(pieces(panel.width, self.unit.half_lanes if half else self.unit.lanes))
+        first, count = span
+        with loop(count) as turn:
+            k = first + turn
+            vectors = [keep(read(panel.buffer, [panel.start + k * panel.row + at], w)) for at, w in parts]
+            for i in range(rows):
+                left = keep(read(a, [a_at + i * g.a.row + k * g.a.column]))
+                for vector, (at, w) in zip(vectors, parts, strict=True):
+                    total = multiply_add(splat(left, w), vector, read(sums, [i, at], w), w, dtype)
+                    scaffold.store(sums, total, [i, at], w)
+
+    def add_halves(
+        self, a: Buffer, a_at: Expr, panel: Panel, sums: Buffer, rows: int, span: tuple[Expr, Expr]
+    ) -> None:
+        """Emit the sum of a span in half precision, and add it to the float32 sums."""
+        lanes = self.unit.lanes
+        partial = allocate((rows, panel.width), HALF, "local")
+        _clear(partial, rows, panel.width, self.unit.half_lanes)
+        self.add_products(a, a_at, panel, partial, rows, span)
+        for i in range(rows):
+            for at, w in pieces(panel.width, lanes):
+                store(sums, load(sums, [i, at], w) + load(partial, [i, at], w), [i, at], w)
 
     def finished(self, buffers: list[Buffer], value: Expr, column: Expr, lanes: int) -> Expr:
         """Return what is stored for a sum."""
@@ -320,6 +373,12 @@ class MatmulWriter:
         elif g.scale != 1:
             value = value * number(g.scale, lanes)
         return T.max(value, number(0, lanes)) if g.relu else value
+
+
+def _clear(sums: Buffer, rows: int, width: int, lanes: int) -> None:
+    for i in range(rows):
+        for at, w in pieces(width, lanes):
+            store(sums, number(0, w), [i, at], w)
 
 
 def offset(index: list[Expr], operand: Operand) -> Expr:

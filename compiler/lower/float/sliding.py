@@ -1,4 +1,4 @@
-"""Depthwise convolutions and pooling of float32 images, channels last: vectors along the channels.
+"""Depthwise convolutions and pooling of float images, channels last: vectors along the channels.
 
 A tile is some neighbouring pixels of a row. What its pixels read in common of a row of the image is loaded once.
 """

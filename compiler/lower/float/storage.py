@@ -20,6 +20,17 @@ def storage_of(weight: np.ndarray) -> str:
     return HALF if np.array_equal(narrow.astype(weight.dtype), weight) else "float32"
 
 
+def widened(buffer: Buffer, size: Expr, lanes: int) -> Buffer:
+    """Emit a copy in float32 and return it: numbers that are read one by one are converted in vectors, and once."""
+    wide = scaffold.allocate((size,), "float32")
+    with scaffold.loop(size // lanes) as block:
+        store(wide, load(buffer, [block * lanes], lanes), [block * lanes], lanes)
+    with scaffold.loop(size % lanes) as rest:
+        at = size // lanes * lanes + rest
+        store(wide, load(buffer, [at]), [at])
+    return wide
+
+
 def load(buffer: Buffer, indices: Sequence[Expr], lanes: int = 1) -> Expr:
     """Load ``lanes`` neighbouring elements along the last axis as float32."""
     value = scaffold.load(buffer, indices, lanes)

@@ -21,11 +21,13 @@ class VectorUnit:
         lanes: float32 numbers in one, a power of two.
         registers: How many there are.
         widens: It converts vectors of float16 to float32 and back.
+        half_lanes: float16 numbers in a vector that it multiplies and adds; 0 if it does not.
     """
 
     lanes: int
     registers: int
     widens: bool = False
+    half_lanes: int = 0
 
 
 def vector_unit(target: tvm.target.Target) -> VectorUnit:
@@ -35,11 +37,12 @@ def vector_unit(target: tvm.target.Target) -> VectorUnit:
     """
     features = {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target)}
     if "avx512f" in features:
-        return VectorUnit(16, 32, widens=True)
+        return VectorUnit(16, 32, widens=True, half_lanes=32 if "avx512fp16" in features else 0)
     if "avx" in features:
         return VectorUnit(8, 16, widens="f16c" in features)
     is_aarch64 = str(target.attrs.get("mtriple", "")).startswith("aarch64")
-    return VectorUnit(4, 32 if is_aarch64 else 16, widens=is_aarch64)
+    half = 8 if is_aarch64 and "fullfp16" in features else 0
+    return VectorUnit(4, 32 if is_aarch64 else 16, widens=is_aarch64, half_lanes=half)
 
 
 def number(value: float, lanes: int) -> Expr:
@@ -58,9 +61,9 @@ def keep(value: Expr) -> Expr:
     return T.Bind(T.call_llvm_intrin("llvm.arithmetic.fence", value, dtype=value.ty.dtype))
 
 
-def multiply_add(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
+def multiply_add(a: Expr, b: Expr, c: Expr, lanes: int, dtype: str = "float32") -> Expr:
     """Return ``a * b + c``, rounded once where the target has an instruction for it."""
-    return T.call_llvm_pure_intrin("llvm.fmuladd", a, b, c, dtype=vector_type("float32", lanes))
+    return T.call_llvm_pure_intrin("llvm.fmuladd", a, b, c, dtype=vector_type(dtype, lanes))
 
 
 def polynomial(x: Expr, coefficients: Sequence[float], lanes: int) -> Expr:
