@@ -200,7 +200,7 @@ class _Reader:
         image = self._image(step.output)
         return {
             "name": step.name,
-            "node": (step.nodes or (step.name,))[0],
+            "node": step.name,
             "sources": tuple(self.aliases.get(name, name) for name in step.inputs),
             "tensor": step.output,
             "positions": image[1] * image[2],
@@ -318,7 +318,20 @@ class _Reader:
         return ConcatLayer(**self._common(step), parts=(parts[0], parts[1]))  # type: ignore[arg-type]
 
 
+# Words that no instance may be called; see IEEE 1364-2005, annex B.
+RESERVED = frozenset(
+    """always and assign automatic begin buf case casex casez cell config deassign default defparam design disable edge
+    else end endcase endconfig endfunction endgenerate endmodule endprimitive endspecify endtable endtask event for
+    force forever fork function generate genvar if ifnone incdir include initial inout input instance integer join
+    large liblist library localparam macromodule medium module nand negedge nmos nor not notif0 notif1 or output
+    parameter pmos posedge primitive pull0 pull1 pulldown pullup rcmos real realtime reg release repeat rnmos rpmos
+    rtran scalared showcancelled signed small specify specparam strong0 strong1 supply0 supply1 table task time tran
+    tri tri0 tri1 triand trior trireg unsigned use vectored wait wand weak0 weak1 while wire wor xnor xor""".split()
+)
+LONGEST_NAME = 60
+
+
 def identifier(name: str) -> str:
     """Return a Verilog identifier made of a name."""
-    word = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_") or "layer"
-    return word if word[0].isalpha() else f"n_{word}"
+    word = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:LONGEST_NAME] or "layer"
+    return word if word[0].isalpha() and word not in RESERVED else f"n_{word}"
