@@ -214,7 +214,7 @@ def measured(network: Network, trace: Trace, profile: Profile) -> tuple[Measurem
     )
 
 
-def compare_layers(host: Host, network: Network, trace: Trace) -> Iterator[Check]:
+def compare_layers(host: Host, network: Network, trace: Trace, frame: int = 0) -> Iterator[Check]:
     """Yield every layer's recorded result and what the reference makes of its recorded operands."""
     steps = {step.output: step for step in host.inside()}
     for engine in network.engines:
@@ -223,10 +223,10 @@ def compare_layers(host: Host, network: Network, trace: Trace) -> Iterator[Check
         out = network.streams[engine.outputs[0]]
         step = steps[out.tensor]
         operands = [
-            recorded(host.program, host.circuit.aliases, name, trace.streams[stream][0])
+            recorded(host.program, host.circuit.aliases, name, trace.streams[stream][frame])
             for name, stream in zip(step.inputs, layer_inputs(network, engine), strict=True)
         ]
-        actual = from_frame(host.program, out.tensor, trace.streams[out.name][0])
+        actual = from_frame(host.program, out.tensor, trace.streams[out.name][frame])
         yield Check(engine.node, engine.name, actual, host.expected(step, operands))
 
 

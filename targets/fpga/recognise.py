@@ -319,15 +319,16 @@ class _Reader:
 
 
 # Words that no instance may be called; see IEEE 1364-2005, annex B.
-RESERVED = frozenset(
-    """always and assign automatic begin buf case casex casez cell config deassign default defparam design disable edge
+KEYWORDS = """
+    always and assign automatic begin buf case casex casez cell config deassign default defparam design disable edge
     else end endcase endconfig endfunction endgenerate endmodule endprimitive endspecify endtable endtask event for
     force forever fork function generate genvar if ifnone incdir include initial inout input instance integer join
     large liblist library localparam macromodule medium module nand negedge nmos nor not notif0 notif1 or output
     parameter pmos posedge primitive pull0 pull1 pulldown pullup rcmos real realtime reg release repeat rnmos rpmos
     rtran scalared showcancelled signed small specify specparam strong0 strong1 supply0 supply1 table task time tran
-    tri tri0 tri1 triand trior trireg unsigned use vectored wait wand weak0 weak1 while wire wor xnor xor""".split()
-)
+    tri tri0 tri1 triand trior trireg unsigned use vectored wait wand weak0 weak1 while wire wor xnor xor
+"""
+RESERVED = frozenset(KEYWORDS.split())
 LONGEST_NAME = 60
 
 
