@@ -152,9 +152,7 @@ def commands(grid: Grid, tiling: Tiling, machine: Machine) -> Iterator[Command]:
             yield from driver.load_activations(whole_pixels, grid.depth_units)
         if tiling.weights == "group":
             yield from driver.load_weights(grid.blocks, grid.depth_units)
-        outer, inner = (
-            (pixel_range, output_range) if tiling.pixels_outer else (output_range, pixel_range)
-        )
+        outer, inner = (pixel_range, output_range) if tiling.pixels_outer else (output_range, pixel_range)
         for first in outer:
             if tiling.activations == "strip":
                 yield from driver.load_activations(tiling.pixels, grid.depth_units)
@@ -192,7 +190,9 @@ def _tiles(driver: _Driver, pixel: int, output: int, depth: int) -> Iterator[Com
     act_depth, act_at = _depth(tiling.activations, grid, tiling, depth)
     wgt_depth, wgt_at = _depth(tiling.weights, grid, tiling, depth)
     if machine.weight_stationary:
-        pixels = pixel_blocks(grid, tiling) * tiling.pixels if tiling.activations == "group" else tiling.pixels
+        pixels = (
+            pixel_blocks(grid, tiling) * tiling.pixels if tiling.activations == "group" else tiling.pixels
+        )
         for part, column in product(range(tiling.depth), range(tiling.outputs)):
             activations = (act_at + part) * pixels + pixel_at
             weights = ((output_at + column) * wgt_depth + wgt_at + part) * machine.rows

@@ -99,7 +99,9 @@ def _check_numerics(profile: Profile) -> None:
         fix = "write {kind: fixed_point, multiplier_bits: 16, rounding: half_up}"
         raise ProfileError(what, where="numerics.requantize", fix=fix)
     if any(row.acc == "s32" and row.macs_per_cycle != _macs(profile) for row in profile.compute):
-        what = f"the array makes {_macs(profile)} multiply-accumulates a cycle, its compute row says otherwise"
+        what = (
+            f"the array makes {_macs(profile)} multiply-accumulates a cycle, its compute row says otherwise"
+        )
         raise ProfileError(what, where="compute", fix=f"write 'macs_per_cycle: {_macs(profile)}'")
 
 

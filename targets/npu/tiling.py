@@ -171,9 +171,7 @@ def _variants(pixels: int, outputs: int, depth: int) -> Iterator[Tiling]:
                     # A strip is reused by the loop inside its own.
                     if (activations == "strip" and not outer) or (weights == "strip" and outer):
                         continue
-                    yield Tiling(
-                        pixels, outputs, depth, outer, activations, weights, *_doubling(doubled)
-                    )
+                    yield Tiling(pixels, outputs, depth, outer, activations, weights, *_doubling(doubled))
     # What is fetched once for the group need not be doubled, and may fill its buffer.
     for outer in (True, False):
         yield Tiling(pixels, outputs, depth, outer, "group", "block", False, True, True)
