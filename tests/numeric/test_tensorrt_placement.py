@@ -1,4 +1,4 @@
-"""Deployment for TensorRT and the CUDA provider: where quantizers stand, what the static audit finds, what is refused."""
+"""Deployment for TensorRT and the CUDA provider: where quantizers stand, what the audit finds, what is refused."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ def test_the_cuda_provider_refuses_int8_with_the_reason(model: Path, tmp_path: P
 
 def test_a_profile_cannot_claim_int8_for_the_cuda_provider(tmp_path: Path) -> None:
     profile = tmp_path / "cuda.yaml"
-    claim = "runtimes: {onnxruntime: {ops: {Conv: {role: anchor, combos: [{format: w4a8, act: a8, weight: w4, out: [a8]}]}}}}\n"
+    combo = "{format: w4a8, act: a8, weight: w4, out: [a8]}"
+    claim = f"runtimes: {{onnxruntime: {{ops: {{Conv: {{role: anchor, combos: [{combo}]}}}}}}}}\n"
     profile.write_text(CUDA + claim)
     with pytest.raises(ProfileError, match="conversions around float products"):
         load_profile(str(profile))
