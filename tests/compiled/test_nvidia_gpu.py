@@ -1,4 +1,4 @@
-"""Artifacts for GPUs: compiled by nvcc, executed as they are on an emulated CUDA device, bit for bit like the reference."""
+"""Artifacts for GPUs: compiled by nvcc, executed as they are on an emulated device, bit for bit like the reference."""
 
 from __future__ import annotations
 
