@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from bitwright import __version__
-from bitwright.compiler.cli import explaining, looking, making, measuring, recipes, sweeping, targets, tuning
+from bitwright.compiler.cli import explaining, gguf, looking, making, measuring, recipes, sweeping, targets, tuning
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.verb import verb
 from bitwright.compiler.errors import BitwrightError, UsageError
@@ -47,6 +47,7 @@ verb(app, "bench")(measuring.bench_verb)
 verb(app, "report")(looking.report_verb)
 verb(app, "explain")(explaining.explain_verb)
 verb(app, "export")(making.export_verb)
+verb(app, "gguf")(gguf.gguf_verb)
 verb(app, "sweep")(sweeping.sweep_verb)
 verb(app, "tune")(tuning.tune_verb)
 verb(app, "recipes")(recipes.recipes_verb)

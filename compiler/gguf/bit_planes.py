@@ -54,7 +54,9 @@ def pack_scale_min(scales: Bytes, mins: Bytes) -> Bytes:
     The first four of both lie in the low bits of bytes 0 to 7; the low nibbles of the others share bytes 8 to 11,
     and their upper two bits are on top of bytes 0 to 7.
     """
-    low = np.concatenate([scales[:, :4] | (scales[:, 4:] >> 4 << 6), mins[:, :4] | (mins[:, 4:] >> 4 << 6)], axis=1)
+    low = np.concatenate(
+        [scales[:, :4] | (scales[:, 4:] >> 4 << 6), mins[:, :4] | (mins[:, 4:] >> 4 << 6)], axis=1
+    )
     return np.concatenate([low, (scales[:, 4:] & 0x0F) | (mins[:, 4:] & 0x0F) << 4], axis=1).astype(np.uint8)
 
 

@@ -105,7 +105,8 @@ class Codes:
 def encode(fmt: Format, codes: Codes) -> Bytes:
     """Return the bytes of rounded blocks, shape (n, bytes of a block)."""
     d, dmin = halves(codes.d), halves(codes.dmin)
-    q = (codes.level - fmt.low).astype(np.uint8)
+    q: Bytes = (codes.level - fmt.low).astype(np.uint8)
+    low, high = q & np.uint8(15), q >> np.uint8(4)
     scale, offset = codes.scale.astype(np.uint8), codes.offset.astype(np.uint8)
     match fmt.type.name:
         case "Q8_0":
@@ -115,19 +116,24 @@ def encode(fmt: Format, codes: Codes) -> Bytes:
         case "Q4_1":
             parts = [d, dmin, pack(q, 4, 16)]
         case "Q5_0":
-            parts = [d, pack(q >> 4, 1, 1), pack(q & 15, 4, 16)]
+            parts = [d, pack(high, 1, 1), pack(low, 4, 16)]
         case "Q5_1":
-            parts = [d, dmin, pack(q >> 4, 1, 1), pack(q & 15, 4, 16)]
+            parts = [d, dmin, pack(high, 1, 1), pack(low, 4, 16)]
         case "Q2_K":
-            parts = [scale | offset << 4, pack(q, 2, 32), d, dmin]
+            parts = [scale | offset << np.uint8(4), pack(q, 2, 32), d, dmin]
         case "Q3_K":
-            parts = [pack(q >> 2, 1, 32), pack(q & 3, 2, 32), pack_six_bits((codes.scale + 32).astype(np.uint8)), d]
+            parts = [
+                pack(q >> np.uint8(2), 1, 32),
+                pack(q & np.uint8(3), 2, 32),
+                pack_six_bits((codes.scale + 32).astype(np.uint8)),
+                d,
+            ]
         case "Q4_K":
             parts = [d, dmin, pack_scale_min(scale, offset), pack(q, 4, 32)]
         case "Q5_K":
-            parts = [d, dmin, pack_scale_min(scale, offset), pack(q >> 4, 1, 32), pack(q & 15, 4, 32)]
+            parts = [d, dmin, pack_scale_min(scale, offset), pack(high, 1, 32), pack(low, 4, 32)]
         case _:  # Q6_K
-            parts = [pack(q & 15, 4, 64), pack(q >> 4, 2, 32), codes.scale.astype(np.int8).view(np.uint8), d]
+            parts = [pack(low, 4, 64), pack(high, 2, 32), codes.scale.astype(np.int8).view(np.uint8), d]
     return np.concatenate(parts, axis=1)
 
 
@@ -161,10 +167,10 @@ def _large(fmt: Format, read: _Reader) -> Float32:
     """Return the values of blocks with integer scales."""
     scale, offset, q, d, dmin = _LARGE[fmt.type.name](read)
     level = q.reshape(len(q), fmt.groups, fmt.group).astype(np.float32) + np.float32(fmt.low)
-    value = (d * scale.astype(np.float32))[:, :, None] * level
+    value: Float32 = (d * scale.astype(np.float32))[:, :, None] * level
     if dmin is not None:
         value = value - (dmin * offset.astype(np.float32))[:, :, None]
-    return value.reshape(len(q), -1)
+    return value.reshape(len(q), -1).astype(np.float32, copy=False)
 
 
 Parts = tuple[NDArray[np.generic], Bytes, Bytes, Float32, Float32 | None]

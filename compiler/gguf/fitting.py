@@ -26,7 +26,10 @@ TINY = np.float32(1e-30)
 class Grid(Protocol):
     """The levels of a format."""
 
-    edges: tuple[int, ...]
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The outermost levels that are not zero."""
+        ...
 
     def nearest(self, steps: Float32) -> Float32:
         """Return the nearest level of each value."""
@@ -38,7 +41,7 @@ class UniformGrid:
 
     def __init__(self, low: int, high: int) -> None:
         self._low, self._high = np.float32(low), np.float32(high)
-        self.edges = (low, high) if low else (high,)
+        self.edges: tuple[int, ...] = (low, high) if low else (high,)
 
     def nearest(self, steps: Float32) -> Float32:
         """Return the nearest level of each value."""
@@ -48,7 +51,7 @@ class UniformGrid:
 class NonlinearGrid:
     """The levels of IQ4_NL, found in a table of half steps: the boundaries between them are multiples of a half."""
 
-    edges = (int(NONLINEAR[0]), int(NONLINEAR[-1]))
+    edges: tuple[int, ...] = (int(NONLINEAR[0]), int(NONLINEAR[-1]))
 
     def __init__(self) -> None:
         middles = (NONLINEAR[1:] + NONLINEAR[:-1]) / 2
@@ -82,12 +85,14 @@ def inverse(scale: Float32) -> Float32:
 
 def total(values: Float32) -> Float32:
     """Add over the last axis."""
-    return np.einsum("...k->...", values)
+    found: Float32 = np.einsum("...k->...", values)
+    return found
 
 
 def dot(a: Float32, b: Float32) -> Float32:
     """Multiply and add over the last axis."""
-    return np.einsum("...k,...k->...", a, b)
+    found: Float32 = np.einsum("...k,...k->...", a, b)
+    return found
 
 
 @dataclass

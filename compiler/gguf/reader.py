@@ -7,8 +7,10 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,12 +170,12 @@ class _Header:
         self._data, self._path, self._caps = data, path, caps
         self._at, self._size = 0, len(data)
         if self._take(4) != MAGIC:
-            raise self._wrong("no GGUF file: it does not start with 'GGUF'", 0)
+            self._wrong("no GGUF file: it does not start with 'GGUF'", 0)
         self.version = self._number("I")
         if self.version not in VERSIONS:
             swapped = struct.unpack(">I", struct.pack("<I", self.version))[0]
             kind = "a big-endian file" if swapped in VERSIONS else f"version {self.version}"
-            raise self._wrong(f"{kind} is not supported; versions 2 and 3, little endian, are", 4)
+            self._wrong(f"{kind} is not supported; versions 2 and 3, little endian, are", 4)
         tensors = self._count(caps.tensors, 24, "tensors")
         entries = self._count(caps.entries, 13, "metadata entries")
         self.metadata = self._metadata(entries)
@@ -182,18 +184,17 @@ class _Header:
         start = -(-self._at // alignment) * alignment
         self.tensors = self._placed(found, start, alignment)
 
-    def _wrong(self, what: str, at: int | None = None) -> ModelError:
+    def _wrong(self, what: str, at: int | None = None) -> NoReturn:
         place = self._at if at is None else at
-        return ModelError(
-            what, where=f"{self._path}: offset {place}", fix="the file is damaged or made to hurt; get it anew"
-        )
+        fix = "the file is damaged or made to hurt; get it anew"
+        raise ModelError(what, where=f"{self._path}: offset {place}", fix=fix) from None
 
     def _take(self, count: int) -> bytes:
         """Return the next bytes."""
         if count > self._size - self._at:
-            raise self._wrong(f"{count} bytes are announced, {self._size - self._at} are left")
+            self._wrong(f"{count} bytes are announced, {self._size - self._at} are left")
         if self._at + count > self._caps.header_bytes:
-            raise self._wrong(f"the header is longer than {self._caps.header_bytes} bytes")
+            self._wrong(f"the header is longer than {self._caps.header_bytes} bytes")
         part = self._data[self._at : self._at + count]
         self._at += count
         return part
@@ -206,22 +207,22 @@ class _Header:
         """Return a count of things that take at least so many bytes each."""
         at, count = self._at, self._number("Q")
         if count > limit or count * least_bytes > self._size - self._at:
-            raise self._wrong(f"{count} {what} are more than the file can hold, or than {limit}", at)
+            self._wrong(f"{count} {what} are more than the file can hold, or than {limit}", at)
         return count
 
     def _string(self, limit: int, what: str) -> str:
         at, length = self._at, self._number("Q")
         if length > limit:
-            raise self._wrong(f"{what} of {length} bytes; at most {limit} are read", at)
+            self._wrong(f"{what} of {length} bytes; at most {limit} are read", at)
         try:
             return self._take(length).decode("utf-8")
         except UnicodeDecodeError:
-            raise self._wrong(f"{what} is not UTF-8", at) from None
+            self._wrong(f"{what} is not UTF-8", at)
 
     def _kind(self) -> ValueType:
         at, number = self._at, self._number("I")
         if number not in KNOWN_KINDS:
-            raise self._wrong(f"unknown metadata type {number}", at)
+            self._wrong(f"unknown metadata type {number}", at)
         return ValueType(number)
 
     def _metadata(self, entries: int) -> dict[str, Typed]:
@@ -229,7 +230,7 @@ class _Header:
         for _ in range(entries):
             at, key = self._at, self._string(self._caps.key_bytes, "a key")
             if not key or key in found:
-                raise self._wrong(f"the key '{key}' is empty or comes twice", at)
+                self._wrong(f"the key '{key}' is empty or comes twice", at)
             kind = self._kind()
             found[key] = self._array() if kind is ValueType.ARRAY else Typed(kind, self._values(kind, 1)[0])
         return found
@@ -237,7 +238,7 @@ class _Header:
     def _array(self) -> Typed:
         at, kind = self._at, self._kind()
         if kind is ValueType.ARRAY:
-            raise self._wrong("an array of arrays is not supported", at)
+            self._wrong("an array of arrays is not supported", at)
         least = 8 if kind is ValueType.STRING else struct.calcsize(f"<{FORMATS[kind]}")
         count = self._count(self._caps.elements, least, "elements")
         return Typed(kind, self._values(kind, count))
@@ -249,7 +250,7 @@ class _Header:
         values = list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize(f"<{code}"))))
         if kind is ValueType.BOOL:
             if not set(values) <= {0, 1}:
-                raise self._wrong("a truth value is neither 0 nor 1", at)
+                self._wrong("a truth value is neither 0 nor 1", at)
             return [bool(v) for v in values]
         return values
 
@@ -257,9 +258,9 @@ class _Header:
         entry = self.metadata.get("general.alignment", Typed(ValueType.UINT32, ALIGNMENT))
         value = entry.value
         if entry.kind is not ValueType.UINT32 or not isinstance(value, int):
-            raise self._wrong("general.alignment is no uint32")
+            return self._wrong("general.alignment is no uint32")
         if not 8 <= value <= LARGEST_ALIGNMENT or value & (value - 1):
-            raise self._wrong(f"general.alignment is {value}, not a power of two from 8 to {LARGEST_ALIGNMENT}")
+            self._wrong(f"general.alignment is {value}, not a power of two from 8 to {LARGEST_ALIGNMENT}")
         return value
 
     def _tensor(self) -> tuple[int, StoredTensor]:
@@ -267,30 +268,32 @@ class _Header:
         at, name = self._at, self._string(self._caps.name_bytes, "a tensor's name")
         count = self._number("I")
         if not 1 <= count <= self._caps.dimensions:
-            raise self._wrong(f"tensor '{name}' has {count} dimensions, not 1 to {self._caps.dimensions}", at)
+            self._wrong(f"tensor '{name}' has {count} dimensions, not 1 to {self._caps.dimensions}", at)
         dims = [self._number("Q") for _ in range(count)]
         number, offset = self._number("I"), self._number("Q")
         kind = BY_NUMBER.get(number)
         if kind is None:
             known = ", ".join(t.name for t in TYPES)
-            raise self._wrong(f"tensor '{name}' has type {number}; these are read: {known}", at)
+            self._wrong(f"tensor '{name}' has type {number}; these are read: {known}", at)
         if not all(0 < d <= self._size * 8 for d in dims) or not kind.fits(dims[0]):
-            raise self._wrong(f"tensor '{name}' cannot have dimensions {dims} as {kind.name}", at)
+            self._wrong(f"tensor '{name}' cannot have dimensions {dims} as {kind.name}", at)
         size = math.prod(dims[1:]) * kind.row_bytes(dims[0])
         return at, StoredTensor(name, kind, tuple(reversed(dims)), offset, size)
 
-    def _placed(self, found: list[tuple[int, StoredTensor]], start: int, alignment: int) -> dict[str, StoredTensor]:
+    def _placed(
+        self, found: list[tuple[int, StoredTensor]], start: int, alignment: int
+    ) -> dict[str, StoredTensor]:
         """Return the tensors with offsets in the file, all of them within it and none over another."""
         placed: dict[str, StoredTensor] = {}
         for at, t in found:
             if t.name in placed:
-                raise self._wrong(f"tensor '{t.name}' comes twice", at)
+                self._wrong(f"tensor '{t.name}' comes twice", at)
             if t.offset % alignment or start + t.offset + t.bytes > self._size:
                 what = f"tensor '{t.name}' ({t.bytes} bytes at {t.offset}) is not aligned or ends beyond the file"
-                raise self._wrong(what, at)
+                self._wrong(what, at)
             placed[t.name] = StoredTensor(t.name, t.kind, t.shape, start + t.offset, t.bytes)
         order = sorted(placed.values(), key=lambda t: t.offset)
-        for first, second in zip(order, order[1:], strict=False):
+        for first, second in pairwise(order):
             if first.offset + first.bytes > second.offset:
-                raise self._wrong(f"tensors '{first.name}' and '{second.name}' overlap", second.offset)
+                self._wrong(f"tensors '{first.name}' and '{second.name}' overlap", second.offset)
         return placed

@@ -1,4 +1,4 @@
-"""Weights to blocks: searched scales, then integer scales, then codes, each by the weighted square error that is left."""
+"""Weights to blocks: scales, then integer scales, then codes, each by the weighted square error that is left."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ def dequantize(stored: Bytes, kind: TensorType) -> Float32:
 
 
 def square_error(
-    weights: NDArray[np.floating], stored: Bytes, kind: TensorType, importance: NDArray[np.floating] | None = None
+    weights: NDArray[np.floating],
+    stored: Bytes,
+    kind: TensorType,
+    importance: NDArray[np.floating] | None = None,
 ) -> float:
     """Return ``sum importance (w - w')^2`` of a stored matrix."""
     residual = (weights - dequantize(stored, kind)).astype(np.float64)
@@ -112,7 +115,8 @@ def _shares(importance: NDArray[np.floating] | None, columns: int) -> Float32 | 
     mean = float(importance.mean())
     if not mean > 0:
         return None
-    return np.maximum(importance / mean, LEAST_IMPORTANCE).astype(np.float32)
+    found: Float32 = np.maximum(importance / mean, LEAST_IMPORTANCE).astype(np.float32)
+    return found
 
 
 def _row_parts(rows: int, columns: int) -> Iterator[slice]:
@@ -187,7 +191,8 @@ class _Search:
     def _half(self, values: Float32) -> Float32:
         """Return the nearest numbers that float16 can store, in the units of the search."""
         stored = np.clip(values * self._back, -HALF_LARGEST, HALF_LARGEST).astype(np.float16)
-        return stored.astype(np.float32) / self._back
+        found: Float32 = stored.astype(np.float32) / self._back
+        return found
 
     def _one_level(self, scale: Float32, offset: Float32) -> _Fit:
         """Return the better of the fitted numbers and those of the plain rule (range over levels)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -13,12 +14,17 @@ from bitwright.compiler.graph.model import constant_array, is_op, node_label
 FIX = "only decoders of the llama family (RMSNorm, rotary positions, SwiGLU) can be written as GGUF"
 
 
-def refused(what: str, value: ir.Value | None) -> ModelError:
-    """Return the error for a value that is not what the architecture has there."""
+def refuse(what: str, value: ir.Value | None) -> NoReturn:
+    """Refuse a value that is not what the architecture has there.
+
+    Raises:
+        ModelError: Always; it names the node.
+    """
     node = None if value is None else value.producer()
     where = f"node '{node_label(node)}'" if node is not None else f"tensor '{value.name if value else ''}'"
     found = f", found {node.op_type}" if node is not None else ""
-    return ModelError(f"not a llama decoder: {what} expected here{found}", where=where, fix=FIX)
+    msg = f"not a llama decoder: {what} expected here{found}"
+    raise ModelError(msg, where=where, fix=FIX)
 
 
 def made_by(value: ir.Value | None, *ops: str) -> ir.Node | None:
@@ -35,7 +41,7 @@ def expect(value: ir.Value | None, what: str, *ops: str) -> ir.Node:
     """
     node = made_by(value, *ops)
     if node is None:
-        raise refused(what, value)
+        refuse(what, value)
     return node
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.graph.model import constant_array, is_op, node_label
 from bitwright.compiler.graph.operands import stored_weight, weight_array, weight_of
-from bitwright.compiler.llama.following import axes_of, made_by, refused, scalar, through, with_constant
+from bitwright.compiler.llama.following import axes_of, made_by, refuse, scalar, through, with_constant
 
 NORM_OPERATORS = ("RMSNormalization", "SimplifiedLayerNormalization")
 
@@ -71,7 +71,7 @@ def linear(value: ir.Value | None) -> Linear | None:
         return None
     if node.op_type == "Gemm":
         plain = node.attributes.get_float("alpha", 1.0) == node.attributes.get_float("beta", 1.0) == 1.0
-        if not plain or node.attributes.get_int("transA", 0):
+        if not plain or node.attributes.get_int("transA", 0) == 1:
             return None
         added = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
         bias = bias if added is None else added.reshape(-1).astype(np.float32)
@@ -86,7 +86,7 @@ def expect_linear(value: ir.Value | None, what: str) -> Linear:
     """
     found = linear(value)
     if found is None:
-        raise refused(what, value)
+        refuse(what, value)
     return found
 
 
@@ -116,7 +116,7 @@ def expect_norm(value: ir.Value | None) -> Norm:
     value = through(value, "Cast")
     found = _fused(value) or _spelled_out(value)
     if found is None:
-        raise refused("an RMS normalization with constant gains", value)
+        refuse("an RMS normalization with constant gains", value)
     return found
 
 
@@ -182,5 +182,7 @@ def _epsilon(root: ir.Value, data: ir.Value) -> float | None:
     square = made_by(mean.inputs[0], "Pow", "Mul")
     if square is None or through(square.inputs[0], "Cast") is not through(data, "Cast"):
         return None
-    squared = scalar(square.inputs[1]) == 2.0 if square.op_type == "Pow" else square.inputs[0] is square.inputs[1]
+    squared = (
+        scalar(square.inputs[1]) == 2.0 if square.op_type == "Pow" else square.inputs[0] is square.inputs[1]
+    )
     return float(split[1].reshape(())) if squared else None

@@ -19,7 +19,7 @@ from bitwright.compiler.llama.following import (
     last_sizes,
     made_by,
     permutation,
-    refused,
+    refuse,
     through,
     unscaled,
 )
@@ -50,12 +50,12 @@ def recognise(model: ir.Model) -> Decoder:
         layer, stream = _layer(stream)
         layers.append(layer)
     if not layers:
-        raise refused("at least one decoder layer", norm.data)
+        refuse("at least one decoder layer", norm.data)
     layers.reverse()
     look_up = expect(through(stream, "Cast"), "the look-up of token embeddings", "Gather")
     table, tokens = table_of(look_up), through(look_up.inputs[1], "Cast")
     if table is None or tokens is None or not tokens.is_graph_input():
-        raise refused("a look-up of token numbers, a graph input,", stream)
+        refuse("a look-up of token numbers, a graph input,", stream)
     _check_layers(layers, norm)
     return Decoder(tokens, logits, table, tuple(layers), norm, head, _tied(table, head))
 
@@ -65,7 +65,7 @@ def _head(model: ir.Model) -> tuple[ir.Value, Linear]:
         found = linear(through(output, *CHOICES))
         if found is not None:
             if found.bias is not None:
-                raise refused("a head without bias", output)
+                refuse("a head without bias", output)
             return output, found
     msg = "not a llama decoder: no output is made by a linear layer (the logits)"
     raise ModelError(msg, where="graph outputs", fix=FIX)
@@ -89,7 +89,7 @@ def _branch(value: ir.Value | None, what: str) -> tuple[Linear, ir.Value]:
         found = linear(branch)
         if found is not None and stream is not None:
             return found, stream
-    raise refused(f"{what} with a linear layer as one operand", value)
+    return refuse(f"{what} with a linear layer as one operand", value)
 
 
 def _layer(value: ir.Value | None) -> tuple[Layer, ir.Value]:
@@ -108,9 +108,11 @@ def _shared_norm(readers: tuple[Linear, ...], stream: ir.Value) -> Norm:
     found = expect_norm(readers[0].data)
     for reader in readers[1:]:
         if through(reader.data, "Cast") is not through(readers[0].data, "Cast"):
-            raise refused("a linear layer that reads the same normalization as its neighbours", reader.node.outputs[0])
+            refuse(
+                "a linear layer that reads the same normalization as its neighbours", reader.node.outputs[0]
+            )
     if through(found.data, "Cast") is not through(stream, "Cast"):
-        raise refused("a normalization of the residual stream", readers[0].data)
+        refuse("a normalization of the residual stream", readers[0].data)
     return found
 
 
@@ -122,7 +124,7 @@ def _swiglu(down: Linear) -> tuple[Linear, Linear]:
         if gated is not None:
             gate, up = expect_linear(gated, "the gate's linear layer"), expect_linear(other, "the up layer")
             return gate, up
-    raise refused("the product silu(gate) * up", down.data)
+    return refuse("the product silu(gate) * up", down.data)
 
 
 def _silu(value: ir.Value | None) -> ir.Value | None:
@@ -140,9 +142,11 @@ def _silu(value: ir.Value | None) -> ir.Value | None:
 
 def _attention(output: Linear) -> Attention:
     """Return the attention whose result the output layer reads."""
-    turned = expect(through(output.data, "Reshape", "Cast"), "heads moved back behind the positions", "Transpose")
+    turned = expect(
+        through(output.data, "Reshape", "Cast"), "heads moved back behind the positions", "Transpose"
+    )
     if tuple(permutation(turned)) != (0, 2, 1, 3):
-        raise refused("heads moved back behind the positions (perm 0, 2, 1, 3)", output.data)
+        refuse("heads moved back behind the positions (perm 0, 2, 1, 3)", output.data)
     mixed = expect(turned.inputs[0], "the product of probabilities and values", "MatMul")
     softmax = expect(through(mixed.inputs[0], "Cast"), "a Softmax over the scores", "Softmax")
     query_side, key_side, scale = _scores(softmax.inputs[0])
@@ -152,9 +156,15 @@ def _attention(output: Linear) -> Attention:
     key, key_heads, key_width = _heads(key_turn.data)
     value, value_heads, value_width = _heads(_one_head_each(mixed.inputs[1]))
     if (key_heads, key_width, value_width) != (value_heads, width, width) or heads % key_heads:
-        raise refused("as many value heads as key heads, a divisor of the query heads, all of one width,", turned.inputs[0])
+        refuse(
+            "as many value heads as key heads, a divisor of the query heads, all of one width,",
+            turned.inputs[0],
+        )
     if not math.isclose(scale, width**-0.5, rel_tol=SCALE_TOLERANCE):
-        raise refused(f"scores scaled by {width**-0.5:.6g} (1 / sqrt of the head's width), not {scale:.6g},", softmax.inputs[0])
+        refuse(
+            f"scores scaled by {width**-0.5:.6g} (1 / sqrt of the head's width), not {scale:.6g},",
+            softmax.inputs[0],
+        )
     found = frequencies(turn)
     check_alike(found, frequencies(key_turn), 0)
     return Attention(query, key, value, output, heads, key_heads, width, found)
@@ -171,10 +181,10 @@ def _scores(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None, f
             keys, of_keys = unscaled(node.inputs[1])
             swap = expect(keys, "keys with positions and elements swapped", "Transpose")
             if tuple(permutation(swap)) != (0, 1, 3, 2):
-                raise refused("keys with positions and elements swapped", keys)
+                refuse("keys with positions and elements swapped", keys)
             plain, of_plain = unscaled(swap.inputs[0])
             return queries, plain, scale * factor * of_queries * of_keys * of_plain
-    raise refused("scores: queries times keys, scaled and masked", value)
+    return refuse("scores: queries times keys, scaled and masked", value)
 
 
 def _masked(value: ir.Value | None) -> tuple[ir.Value | None, ...]:
@@ -188,7 +198,11 @@ def _masked(value: ir.Value | None) -> tuple[ir.Value | None, ...]:
 def _one_head_each(value: ir.Value | None) -> ir.Value | None:
     """Return keys or values before their heads were repeated and before the cache was put in front."""
     value = through(value, "Cast")
-    steps: tuple[Callable[[ir.Value | None], ir.Value | None], ...] = (_not_repeated, _without_cache, _not_repeated)
+    steps: tuple[Callable[[ir.Value | None], ir.Value | None], ...] = (
+        _not_repeated,
+        _without_cache,
+        _not_repeated,
+    )
     for step in steps:
         value = step(value)
     return value
@@ -202,7 +216,7 @@ def _not_repeated(value: ir.Value | None) -> ir.Value | None:
     if spread is None:
         return value
     if axes_of(spread) not in ((2,), (-3,)):
-        raise refused("heads that are repeated one by one", value)
+        refuse("heads that are repeated one by one", value)
     return spread.inputs[0]
 
 
@@ -219,7 +233,7 @@ def _heads(value: ir.Value | None) -> tuple[Linear, int, int]:
     """Return the linear layer behind heads, their number and their width."""
     turned = expect(through(value, "Cast"), "heads moved before the positions", "Transpose")
     if tuple(permutation(turned)) != (0, 2, 1, 3):
-        raise refused("heads moved before the positions (perm 0, 2, 1, 3)", value)
+        refuse("heads moved before the positions (perm 0, 2, 1, 3)", value)
     split = expect(turned.inputs[0], "a linear layer's result cut into heads", "Reshape")
     sizes = last_sizes(split.inputs[1], 2)
     found = expect_linear(split.inputs[0], "a linear layer before the heads")
@@ -228,7 +242,7 @@ def _heads(value: ir.Value | None) -> tuple[Linear, int, int]:
     heads = outputs // width if heads == -1 and width > 0 else heads
     width = outputs // heads if width == -1 and heads > 0 else width
     if heads < 1 or heads * width != outputs:
-        raise refused("a constant number of heads", turned.inputs[0])
+        refuse("a constant number of heads", turned.inputs[0])
     return found, heads, width
 
 

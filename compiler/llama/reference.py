@@ -44,7 +44,8 @@ def _needed(weights: Weights, name: str) -> Float32:
 
 def _norm(x: Float32, gains: Float32, hyper: HyperParameters) -> Float32:
     mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
-    return (x / np.sqrt(mean + hyper.epsilon)).astype(np.float32) * gains
+    found: Float32 = (x / np.sqrt(mean + hyper.epsilon)).astype(np.float32) * gains
+    return found
 
 
 def _linear(x: Float32, weights: Weights, stem: str) -> Float32:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.model import constant_array
-from bitwright.compiler.llama.following import FIX, expect, made_by, numbers, refused, through, with_constant
+from bitwright.compiler.llama.following import FIX, expect, made_by, numbers, refuse, through, with_constant
 
 MOVES = ("Slice", "Gather", "Unsqueeze", "Squeeze", "Cast", "Expand", "Reshape", "Identity")
 FREQUENCY_TOLERANCE = 2e-4
@@ -76,7 +76,7 @@ def rotation(value: ir.Value | None) -> Rotation:
             for same, cos in _orders(straight):
                 if data is not None and same is data:
                     return Rotation(data, cos, sin)
-    raise refused("a rotary embedding of half rotations (x * cos + concat(-x2, x1) * sin)", value)
+    return refuse("a rotary embedding of half rotations (x * cos + concat(-x2, x1) * sin)", value)
 
 
 def _orders(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
@@ -141,13 +141,18 @@ def _source(value: ir.Value | None, function: str) -> ir.Value | None:
 
 def _from_tables(cos: np.ndarray, sin: np.ndarray, found: Rotation) -> Frequencies:
     cos, sin = (t.reshape(-1, t.shape[-1]).astype(np.float64) for t in (cos, sin))
-    half = cos.shape[1] // 2 if np.array_equal(cos[:, : cos.shape[1] // 2], cos[:, cos.shape[1] // 2 :]) else 0
+    half = (
+        cos.shape[1] // 2 if np.array_equal(cos[:, : cos.shape[1] // 2], cos[:, cos.shape[1] // 2 :]) else 0
+    )
     if cos.shape != sin.shape or len(cos) < 2 or not half:
-        raise refused("tables of cosines and sines, each frequency twice", found.cos)
+        refuse("tables of cosines and sines, each frequency twice", found.cos)
     inverse = np.arctan2(sin[1, :half], cos[1, :half])
     positions = np.arange(min(len(cos), 64))[:, None]
-    if not np.allclose(cos[: len(positions), :half], np.cos(positions * inverse), atol=1e-4) or (inverse <= 0).any():
-        raise refused("a table of positions times constant frequencies", found.cos)
+    if (
+        not np.allclose(cos[: len(positions), :half], np.cos(positions * inverse), atol=1e-4)
+        or (inverse <= 0).any()
+    ):
+        refuse("a table of positions times constant frequencies", found.cos)
     return Frequencies(_refined(cos[:, :half], sin[:, :half], inverse), len(cos))
 
 
@@ -173,7 +178,7 @@ def _vector(value: ir.Value | None, table: ir.Value) -> NDArray[np.float64]:
         array = constant_array(through(operand, *MOVES, "Transpose"))
         if array is not None and array.size > 1:
             return array.ravel().astype(np.float64)
-    raise refused("positions times constant frequencies", table)
+    return refuse("positions times constant frequencies", table)
 
 
 def check_alike(first: Frequencies, other: Frequencies, layer: int) -> None:

@@ -20,7 +20,17 @@ Role = Literal[
     "token_embd", "output", "norm", "bias", "factors", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate",
     "ffn_up", "ffn_down",
 ]  # fmt: skip
-MATRICES = ("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+MATRICES = (
+    "token_embd",
+    "output",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+)
 
 
 def interleaved(rows: Float32, heads: int) -> Float32:
@@ -114,7 +124,11 @@ def _of_layer(decoder: Decoder, number: int) -> Iterator[ModelTensor]:
     for role, found, heads in roles:
         yield from _linear(f"{stem}{role}", role, number, found, heads)
     yield _vector(f"{stem}ffn_norm.weight", "norm", number, layer.feed_forward_norm.weight)
-    rest: tuple[tuple[Role, Linear], ...] = (("ffn_gate", layer.gate), ("ffn_up", layer.up), ("ffn_down", layer.down))
+    rest: tuple[tuple[Role, Linear], ...] = (
+        ("ffn_gate", layer.gate),
+        ("ffn_up", layer.up),
+        ("ffn_down", layer.down),
+    )
     for role, found in rest:
         yield from _linear(f"{stem}{role}", role, number, found, 0)
 
@@ -156,7 +170,9 @@ def in_graph(tensor: ModelTensor, values: Float32) -> dict[ir.Value, Float32]:
         initializer = reader.stored()
         # Through a Transpose the initializer lies the other way round than the consumer sees it.
         turned = initializer is not reader.weight
-        found.setdefault(initializer, rows if reader.rows_first is not turned else np.ascontiguousarray(rows.T))
+        found.setdefault(
+            initializer, rows if reader.rows_first is not turned else np.ascontiguousarray(rows.T)
+        )
     return found
 
 

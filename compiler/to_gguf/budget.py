@@ -26,6 +26,7 @@ CANDIDATES = (
 # The perturbation by which a matrix's effect on the model is measured; errors of other types are scaled to it.
 PROBE = types.Q4_K
 JUDGING = 8
+LOSS_UNIT = 1e3
 # Rows of a matrix that its errors are taken from; more say nothing new.
 ERROR_WEIGHTS = 1 << 21
 
@@ -55,9 +56,15 @@ def spend(
         InfeasibleBudgetError: Even the smallest types take more.
     """
     matrices = [t for t in tensors if t.is_matrix]
+    # Divergences of good types are far below the solver's tolerances; only their proportions matter.
+    largest = max((sensitivities[t.name] for t in matrices), default=0.0) or 1.0
     groups = []
     for done, tensor in enumerate(matrices, start=1):
-        groups.append(_group(tensor, importance.get(tensor.name), sensitivities[tensor.name], threads))
+        groups.append(
+            _group(
+                tensor, importance.get(tensor.name), LOSS_UNIT * sensitivities[tensor.name] / largest, threads
+            )
+        )
         if progress is not None:
             progress(done, len(matrices))
     vectors = sum(4.0 * t.elements for t in tensors if not t.is_matrix)
@@ -74,7 +81,9 @@ def _group(tensor: ModelTensor, share: NDArray[np.float64] | None, loss: float, 
     rows = rows[:: max(1, rows.size // ERROR_WEIGHTS)]
     probe = types.fitting(PROBE, tensor.shape[1])
     kinds = [k for k in (*CANDIDATES, types.F16) if k.fits(tensor.shape[1])]
-    errors = {k: square_error(rows, quantize(rows, k, share, threads=threads), k, share) for k in {*kinds, probe}}
+    errors = {
+        k: square_error(rows, quantize(rows, k, share, threads=threads), k, share) for k in {*kinds, probe}
+    }
     scale = loss / errors[probe] if errors[probe] > 0 else 0.0
     choices = [Choice(k.name, scale * errors[k], weight_bytes=float(_bytes(tensor, k))) for k in kinds]
     return Group(tensor.name, (tensor.name,), tuple(choices))
@@ -127,7 +136,9 @@ def _checked(found: dict[str, float]) -> dict[str, float]:
     bad = next((name for name, loss in found.items() if not np.isfinite(loss)), None)
     if bad is not None:
         msg = f"rounding '{bad}' makes the predictions infinite"
-        raise DataError(msg, where="calibration data", fix="check the samples: the float model's logits must be finite")
+        raise DataError(
+            msg, where="calibration data", fix="check the samples: the float model's logits must be finite"
+        )
     return found
 
 

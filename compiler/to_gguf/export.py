@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +175,9 @@ class Opened:
     warnings: tuple[str, ...]
 
 
-def open_decoder(path: Path, data: str | Mapping[str, np.ndarray] | None = None, *, threads: int = 1) -> Opened:
+def open_decoder(
+    path: Path, data: str | Mapping[str, np.ndarray] | None = None, *, threads: int = 1
+) -> Opened:
     """Read a model, recognise the decoder in it and prove it.
 
     Raises:
@@ -191,7 +192,11 @@ def open_decoder(path: Path, data: str | Mapping[str, np.ndarray] | None = None,
     tensors = tensors_of(decoder)
     dataset = None
     if data is not None:
-        dataset = open_dataset(data, source.model) if isinstance(data, str) else dataset_from_memory(data, source.model)
+        dataset = (
+            open_dataset(data, source.model)
+            if isinstance(data, str)
+            else dataset_from_memory(data, source.model)
+        )
     warnings = (*source.warnings, *(dataset.warnings if dataset is not None else ()))
     return Opened(model, decoder, tensors, prove(model, decoder, tensors, threads=threads), dataset, warnings)
 
@@ -241,7 +246,11 @@ def _importance(opened: Opened, request: Request, told: Progress) -> dict[str, N
         return {}
     told.phase("calibrate")
     return mean_squares(
-        opened.model, opened.dataset, opened.tensors, threads=request.threads, progress=_steps(told, "samples")
+        opened.model,
+        opened.dataset,
+        opened.tensors,
+        threads=request.threads,
+        progress=_steps(told, "samples"),
     )
 
 
@@ -260,7 +269,12 @@ def _spend(
     )  # fmt: skip
     told.phase("allocate")
     return spend(
-        opened.tensors, importance, losses, request.bits, threads=request.threads, progress=_steps(told, "matrices")
+        opened.tensors,
+        importance,
+        losses,
+        request.bits,
+        threads=request.threads,
+        progress=_steps(told, "matrices"),
     )
 
 
@@ -280,7 +294,9 @@ def _vocabulary(request: Request, hyper: HyperParameters) -> tuple[dict[str, Typ
     path = request.tokenizer or beside
     if not path.is_file():
         msg = "there is no tokenizer.json" if request.tokenizer is None else "there is no such file"
-        raise UsageError(msg, where=str(path), fix="pass --tokenizer FILE, or --no-tokenizer for token numbers only")
+        raise UsageError(
+            msg, where=str(path), fix="pass --tokenizer FILE, or --no-tokenizer for token numbers only"
+        )
     found = read_tokenizer(path, hyper.vocabulary)
     return found.metadata(), list(found.notes)
 
@@ -334,7 +350,11 @@ class _Rounding:
         values = self._by_name[planned.name].load().reshape(-1, planned.shape[-1])
         share = self._importance.get(planned.name)
         stored = quantize(values, planned.kind, share, threads=self._threads)
-        self.written.append(WrittenTensor(planned.name, planned.kind.name, planned.shape, _sqnr(values, stored, planned.kind, share)))
+        self.written.append(
+            WrittenTensor(
+                planned.name, planned.kind.name, planned.shape, _sqnr(values, stored, planned.kind, share)
+            )
+        )
         self._told.step(len(self.written), len(self.planned), "tensors")
         return stored
 

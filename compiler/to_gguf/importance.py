@@ -52,11 +52,17 @@ def mean_squares(
             if progress is not None:
                 progress(done, len(dataset))
     _check(sums, names)
-    return {t: sum(sums[n] for n in found) / sum(rows[n] for n in found) for t, found in read.items()}
+    return {
+        t: np.sum([sums[n] for n in found], axis=0) / sum(rows[n] for n in found) for t, found in read.items()
+    }
 
 
 def _check(sums: dict[str, Float64], names: list[str]) -> None:
     for name in names:
         if name not in sums or not np.isfinite(sums[name]).all():
-            what = "no sample gave this tensor a value" if name not in sums else "the samples make this tensor infinite"
+            what = (
+                "no sample gave this tensor a value"
+                if name not in sums
+                else "the samples make this tensor infinite"
+            )
             raise DataError(what, where=f"tensor '{name}'", fix="check the calibration samples")

@@ -87,7 +87,12 @@ def mixture(name: str) -> Mixture:
 
 
 def assign(
-    chosen: Mixture, tensors: Sequence[ModelTensor], hyper: HyperParameters, *, weighted: bool, pure: bool = False
+    chosen: Mixture,
+    tensors: Sequence[ModelTensor],
+    hyper: HyperParameters,
+    *,
+    weighted: bool,
+    pure: bool = False,
 ) -> dict[str, TensorType]:
     """Return the type of every tensor.
 

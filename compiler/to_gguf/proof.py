@@ -73,5 +73,7 @@ def _feeds(model: ir.Model, decoder: Decoder, tokens: np.ndarray) -> Mapping[str
             feeds[spec.name] = row[None].astype(spec.dtype)
         else:
             msg = "nobody knows what this input of a decoder takes"
-            raise ModelError(msg, where=f"input '{spec.name}'", fix="export the decoder with tokens and caches only")
+            raise ModelError(
+                msg, where=f"input '{spec.name}'", fix="export the decoder with tokens and caches only"
+            )
     return feeds

@@ -96,7 +96,8 @@ class Listing:
             "metadata": self.metadata,
             "bits_per_weight": self.bits,
             "tensors": [
-                {"name": t.name, "type": t.kind.name, "shape": list(t.shape), "bytes": t.bytes} for t in self.tensors
+                {"name": t.name, "type": t.kind.name, "shape": list(t.shape), "bytes": t.bytes}
+                for t in self.tensors
             ],
         }
 

@@ -148,7 +148,11 @@ def _number(value: object, vocabulary: int, path: Path) -> int:
 
 def _merge(entry: object, path: Path) -> str:
     parts = entry.split(" ") if isinstance(entry, str) else entry
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and " " not in p for p in parts):
+    if (
+        not isinstance(parts, list)
+        or len(parts) != 2
+        or not all(isinstance(p, str) and " " not in p for p in parts)
+    ):
         msg = f"a merge is not a pair of texts: {str(entry)[:60]!r}"
         raise DataError(msg, where=str(path), fix=FIX)
     return f"{parts[0]} {parts[1]}"
@@ -161,7 +165,11 @@ def _rule(data: dict[str, Any], path: Path) -> str:
     kinds = [s.get("type") for s in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return GPT2
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
+    if (
+        kinds == ["Digits", "ByteLevel"]
+        and steps[0].get("individual_digits")
+        and steps[1].get("use_regex", True)
+    ):
         return DIGITS_FIRST
     if kinds == ["Split", "ByteLevel"]:
         pattern = (steps[0].get("pattern") or {}).get("Regex", "")
@@ -171,9 +179,7 @@ def _rule(data: dict[str, Any], path: Path) -> str:
     raise DataError(msg, where=str(path), fix=FIX)
 
 
-def _special(
-    config: dict[str, Any], tokens: list[str], types: list[int]
-) -> tuple[dict[str, int], list[str]]:
+def _special(config: dict[str, Any], tokens: list[str], types: list[int]) -> tuple[dict[str, int], list[str]]:
     """Return the numbers of tokens with a role."""
     found: dict[str, int] = {}
     for key in SPECIAL:
@@ -198,7 +204,9 @@ def _begins_with(data: dict[str, Any], bos: int | None, tokens: list[str]) -> bo
     steps = after.get("processors", []) if after.get("type") == "Sequence" else [after]
     for step in steps:
         single = step.get("single") if step.get("type") == "TemplateProcessing" else None
-        first = single[0].get("SpecialToken", {}).get("id") if single and isinstance(single[0], dict) else None
+        first = (
+            single[0].get("SpecialToken", {}).get("id") if single and isinstance(single[0], dict) else None
+        )
         if bos is not None and first == tokens[bos]:
             return True
     return False

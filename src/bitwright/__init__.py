@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.deploy import Deployment
     from bitwright.compiler.inspect import Inspection
     from bitwright.compiler.options import Options
+    from bitwright.compiler.to_gguf.export import Written
     from bitwright.compiler.tune.outcome import Tuning
 
     Data: TypeAlias = str | Path | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]] | None
@@ -57,6 +58,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "compile",
+    "gguf",
     "inspect",
     "quantize",
     "tune",
@@ -176,6 +178,46 @@ def tune(
     from bitwright.compiler.pipeline import tune_model
 
     return tune_model(_options(model, target, data, None, {**options, "tune": budget}))
+
+
+def gguf(
+    model: str | Path,
+    *,
+    output: str | Path,
+    type: str = "Q4_K_M",
+    data: str | Path | Mapping[str, np.ndarray] | None = None,
+    bits: float | None = None,
+    **options: Any,
+) -> Written:
+    """Write an ONNX decoder of the llama family as a GGUF file for llama.cpp.
+
+    Args:
+        model: The ONNX file.
+        output: The .gguf file to write.
+        type: A mixture of llama.cpp's, e.g. ``"Q4_K_M"``, ``"Q8_0"``, ``"F16"``.
+        data: Calibration samples, as for :func:`compile`: what rounding errors cost.
+        bits: Choose types for single tensors under so many bits for each weight instead; needs data.
+        **options: Further fields of :class:`bitwright.compiler.to_gguf.export.Request`, e.g. ``tokenizer=Path(...)``.
+
+    Returns:
+        What was written: size, types and errors of all tensors, notes.
+
+    Raises:
+        BitwrightError: See its subclasses; nothing is written then.
+    """
+    from dataclasses import fields
+
+    from bitwright.compiler.errors import nearest
+    from bitwright.compiler.to_gguf.export import Request, export_gguf
+
+    known = [field.name for field in fields(Request)]
+    unknown = next((name for name in options if name not in known), None)
+    if unknown is not None:
+        what = "no such option"
+        raise UsageError(what, where=unknown, fix=nearest(unknown, known))
+    source = str(data) if isinstance(data, Path) else data
+    request = Request(Path(model), Path(output), type, bits, source, **options)
+    return export_gguf(request)
 
 
 def inspect(
