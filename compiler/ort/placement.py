@@ -253,11 +253,8 @@ def _of_quantizer(node: ir.Node, opset: int) -> Iterator[AuditFinding]:
     scale = constant_array(node.inputs[1])
     if scale is not None and scale.size > 1:
         yield _broken(node, source, "an activation has one scale a tensor")
-    if (
-        source is not None
-        and source.producer() is not None
-        and source.producer().op_type == "DequantizeLinear"
-    ):  # type: ignore[union-attr]
+    before = None if source is None else source.producer()
+    if before is not None and before.op_type == "DequantizeLinear":
         yield _broken(node, source, "quantizes what was dequantized the moment before")
 
 
