@@ -10,8 +10,9 @@ from math import ceil, lcm
 from bitwright.compiler.errors import ProfileError, nearest
 from bitwright.compiler.program.ops import Program
 from bitwright.targets.fpga.engines.dot import MatrixVectorLayer
+from bitwright.targets.fpga.names import identifier
 from bitwright.targets.fpga.network import Engine, Folding, Layer, Network, Stream
-from bitwright.targets.fpga.recognise import Circuit, identifier, recognise
+from bitwright.targets.fpga.recognise import Circuit, recognise
 from bitwright.targets.schema import Profile
 
 WIDEST_LANES = 256

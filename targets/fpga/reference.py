@@ -117,8 +117,11 @@ def run_fixed_step(step: Step, program: Program, inputs: tuple[np.ndarray, ...],
 def accumulators(step: QGemm | QConv, program: Program, x: np.ndarray) -> np.ndarray:
     """Return the exact sums of a dot product with its integer bias, int64; axis 1 holds the channels."""
     quant, output = _quant(program, step.inputs[0]), program.tensor(step.output)
-    is_gemm = isinstance(step, QGemm)
-    sums = dot.gemm_products(step, x, quant) if is_gemm else dot.conv_products(step, x, quant, output)
+    match step:
+        case QGemm():
+            sums = dot.gemm_products(step, x, quant)
+        case QConv():
+            sums = dot.conv_products(step, x, quant, output)
     return sums if step.bias is None else sums + _along_channels(step.bias.astype(np.int64), sums.ndim)
 
 
@@ -141,7 +144,7 @@ def _add(
     centred = [x.astype(np.int64) - q.zero_point for x, q in zip(inputs, (a, b), strict=True)]
     total = centred[0] * scales.multipliers[0] + centred[1] * scales.multipliers[1]
     values = ((total + (1 << (scales.shift - 1))) >> scales.shift) + y.zero_point
-    return np.clip(values, step.lower, step.upper).astype(output.dtype)
+    return np.asarray(np.clip(values, step.lower, step.upper), output.dtype)
 
 
 def _average(step: QPool, program: Program, x: np.ndarray, output: Tensor, bits: int) -> np.ndarray:

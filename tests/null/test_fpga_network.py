@@ -18,8 +18,9 @@ from bitwright.targets.fpga.engines.dot import drain_fifo, drain_lanes, packed
 from bitwright.targets.fpga.engines.requantization import bits_for
 from bitwright.targets.fpga.engines.window import Window
 from bitwright.targets.fpga.host import Host
+from bitwright.targets.fpga.names import RESERVED, identifier
 from bitwright.targets.fpga.network import BINARY, TERNARY, Folding, WeightCode, narrowest_code
-from bitwright.targets.fpga.recognise import RESERVED, identifier, layers_of, recognise
+from bitwright.targets.fpga.recognise import layers_of, recognise
 from bitwright.targets.fpga.testbench import BENCH_INPUT, BENCH_OUTPUT, bench_files, board_files
 from bitwright.targets.fpga.verilog import network_text
 from bitwright.targets.loader import load_profile
