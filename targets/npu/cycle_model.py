@@ -60,18 +60,14 @@ def command_bound(grid: Grid, tiling: Tiling, machine: Machine) -> int:
     outer, depths = grid.blocks // tiling.outputs, grid.depth_units // tiling.depth
     visits = grid.groups * blocks * outer
     need = fills(grid, tiling)
-    strips = {"pixels": blocks, "outputs": outer}
-    act = {"block": visits * depths, "strip": grid.groups * strips["pixels"], "group": grid.groups}
-    wgt = {"block": visits * depths, "strip": grid.groups * strips["outputs"], "group": grid.groups}
+    act = {"block": visits * depths, "strip": grid.groups * blocks, "group": grid.groups}
+    wgt = {"block": visits * depths, "strip": grid.groups * outer, "group": grid.groups}
     loads = act[tiling.activations] * need.activations + wgt[tiling.weights] * need.weights
-    words = tiling.pixels * tiling.depth if machine.weight_stationary else tiling.depth
-    tiles = tiling.outputs * (1 if machine.weight_stationary else tiling.pixels)
     if machine.weight_stationary:
-        each = tiling.depth * machine.tile_cycles(tiling.pixels, reload=False)
-        del words
+        tiles = tiling.outputs * tiling.depth * machine.tile_cycles(tiling.pixels, reload=False)
     else:
-        each = machine.tile_cycles(words, reload=False)
-    return max(loads, visits * depths * tiles * each)
+        tiles = tiling.outputs * tiling.pixels * machine.tile_cycles(tiling.depth, reload=False)
+    return max(loads, visits * depths * tiles)
 
 
 @dataclass

@@ -39,7 +39,7 @@ from bitwright.targets.npu.tables import (
     measurements,
     schedule_table,
 )
-from bitwright.targets.npu.tiling import grid_of
+from bitwright.targets.npu.tiling import Grid, grid_of
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.interface import Interface, Port
 
@@ -109,6 +109,7 @@ class Npu:
     def why_not_executable(self, profile: Profile) -> str | None:
         """Return None: the artifact holds the programs that simulate it."""
         del profile
+        return None
 
     def execute(
         self, folder: Path, feeds: Mapping[str, np.ndarray], profile: Profile, *, check: bool
@@ -156,9 +157,9 @@ def plan_layer(step: Dot, program: Program, machine: Machine) -> LayerPlan:
 
 
 @lru_cache(maxsize=256)
-def _tuned(grid: object, machine: Machine) -> Tuned:
+def _tuned(grid: Grid, machine: Machine) -> Tuned:
     """Search once for layers of one shape."""
-    return tune(grid, machine)  # type: ignore[arg-type]
+    return tune(grid, machine)
 
 
 def not_on_array(program: Program) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Addresses are still pointers here; ``onchip`` turns those into words of the buffers. Access pointers of the host's
 memory stay pointers.
 """
+# mypy: allow-untyped-decorators  - TVM's are
 
 from __future__ import annotations
 

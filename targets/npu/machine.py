@@ -86,8 +86,10 @@ def machine_of(profile: Profile) -> Machine:
         array.columns,
         array.dataflow == "weight_stationary",
         array.weight_bits,
-        *words.values(),
-        clock_hz=profile.clock_hz,
+        words["activation_buffer_bytes"],
+        words["weight_buffer_bytes"],
+        words["accumulator_buffer_bytes"],
+        profile.clock_hz,
     )
 
 

@@ -1,4 +1,4 @@
-"""What every integer step computes on this target: the interpreter's formulas, products with fixed-point requantization."""
+"""What integer steps compute on this target: the interpreter's formulas, products requantized in fixed point."""
 
 from __future__ import annotations
 

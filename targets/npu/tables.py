@@ -48,7 +48,7 @@ def layer_table(plans: Sequence[LayerPlan], machine: Machine) -> Table:
         for plan in plans
     )
     columns = ("Node", "Products", "#MACs", "#Cycles", "#First legal", "#Gain", "#Array busy %")
-    note = "Cycles of the chosen schedule, equal to those of the simulated circuit; beside them the first legal schedule's."
+    note = "Cycles of the chosen schedule, as the simulated circuit takes them; beside them the first legal schedule's."
     return Table("Products on the array", columns, rows, note)
 
 

@@ -201,4 +201,4 @@ def _pixels(grid: Grid, machine: Machine) -> list[int]:
     least = min(machine.rows, units) if machine.weight_stationary else 1
     most = max(1, min(units, machine.accumulator_words // grid.pixel_unit))
     sizes = sorted({-(-units // blocks) for blocks in range(1, units + 1)} | {least})
-    return [s for s in sizes if least <= s <= most and (-units % s) * WASTE <= units or s == least]
+    return [s for s in sizes if (least <= s <= most and (-units % s) * WASTE <= units) or s == least]
