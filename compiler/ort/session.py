@@ -164,13 +164,13 @@ def _no_provider(provider: str) -> ToolchainError:
 
 
 def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a session and return its outputs by name; feeds that are not inputs are left out.
+    """Run a session and return its outputs by name; feeds that are neither inputs nor their defaults are left out.
 
     Raises:
         DataError: The model fails on these inputs.
     """
     names = [o.name for o in session.get_outputs()]
-    wanted = {i.name for i in session.get_inputs()}
+    wanted = {i.name for i in (*session.get_inputs(), *session.get_overridable_initializers())}
     try:
         values = session.run(names, {k: v for k, v in feeds.items() if k in wanted})
     except ORT_ERRORS as error:
