@@ -139,6 +139,8 @@ class LayerMaker:
         )
 
     def _gemm(self, step: QGemm) -> Layer:
+        if len(self.program.tensor(step.inputs[0]).shape) == IMAGE_RANK:
+            raise refusal(step, "a matrix product along the width of an image")
         weight = step.weight.T.astype(np.int64)
         channels, height, width = self._image(step.inputs[0])
         if channels != weight.shape[1]:  # a flattened image: the stream has its channels last
@@ -154,8 +156,8 @@ class LayerMaker:
         )
 
     def _add(self, step: QAdd) -> Layer:
-        if self._image(step.inputs[0]) != self._image(step.inputs[1]):
-            raise refusal(step, "the operands of a sum have different shapes")
+        if {self._image(name) for name in step.inputs} != {self._image(step.output)}:
+            raise refusal(step, "the operands of a sum have different shapes, or are a flattened image")
         a, b, y = (self._quant(name) for name in (*step.inputs, step.output))
         scales = add_scales(a, b, y, self.bits)
         zeros = signed(a).zero_point, signed(b).zero_point
@@ -185,6 +187,8 @@ class LayerMaker:
         return DepthwiseLayer(**self._common(step), weight=weight, requantization=requantizing, window=window)
 
     def _table(self, step: QLut) -> Layer:
+        if self._image(step.inputs[0]) != self._image(step.output):
+            raise refusal(step, "a table behind a flattened image")
         table = step.table.astype(np.int64) - signed(self._quant(step.output)).offset
         return TableLayer(**self._common(step), table=table, function=step.function)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Words that no instance may be called; see IEEE 1364-2005, annex B.
+# Words that no instance may be called; see IEEE 1800-2017, annex B (1364-2005 is part of it).
 KEYWORDS = """
     always and assign automatic begin buf case casex casez cell config deassign default defparam design disable edge
     else end endcase endconfig endfunction endgenerate endmodule endprimitive endspecify endtable endtask event for
@@ -13,6 +13,16 @@ KEYWORDS = """
     parameter pmos posedge primitive pull0 pull1 pulldown pullup rcmos real realtime reg release repeat rnmos rpmos
     rtran scalared showcancelled signed small specify specparam strong0 strong1 supply0 supply1 table task time tran
     tri tri0 tri1 triand trior trireg unsigned use vectored wait wand weak0 weak1 while wire wor xnor xor
+    accept_on alias always_comb always_ff always_latch assert assume before bind bins binsof bit break byte chandle
+    checker class clocking const constraint context continue cover covergroup coverpoint cross dist do endchecker
+    endclass endclocking endgroup endinterface endpackage endprogram endproperty endsequence enum eventually expect
+    export extends extern final first_match foreach forkjoin global iff ignore_bins illegal_bins implements implies
+    import inside int interconnect interface intersect join_any join_none let local logic longint matches modport
+    nettype new nexttime null package packed priority program property protected pure rand randc randcase
+    randsequence ref reject_on restrict return s_always s_eventually s_nexttime s_until s_until_with sequence
+    shortint shortreal soft solve static string strong struct super sync_accept_on sync_reject_on tagged this
+    throughout timeprecision timeunit type typedef union unique unique0 until until_with untyped uwire var virtual
+    void wait_order weak wildcard with within
 """
 RESERVED = frozenset(KEYWORDS.split())
 LONGEST_NAME = 60

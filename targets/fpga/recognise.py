@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from bitwright.compiler.errors import PerformanceGateError
 from bitwright.compiler.program.ops import (
@@ -22,7 +23,7 @@ from bitwright.compiler.program.ops import (
     Step,
 )
 from bitwright.targets.fpga.engines.requantization import multiplier_bits
-from bitwright.targets.fpga.layers import LayerMaker, refusal
+from bitwright.targets.fpga.layers import IMAGE_RANK, LayerMaker, refusal
 from bitwright.targets.fpga.network import Layer
 from bitwright.targets.schema import Profile
 
@@ -98,7 +99,10 @@ class _Cut:
         if isinstance(step, Move):
             if step.kind != "reshape":
                 raise refusal(step, f"there is no circuit for '{step.kind}'")
-            self.aliases[step.output] = self.aliases.get(step.inputs[0], step.inputs[0])
+            source = self.aliases.get(step.inputs[0], step.inputs[0])
+            if not _keeps_order(self.program.tensor(source).shape, self.program.tensor(step.output).shape):
+                raise refusal(step, "the elements would travel in another order")
+            self.aliases[step.output] = source
         self.inside.append(step)
         self.streamed[step.output] = step
 
@@ -131,6 +135,15 @@ class _Cut:
         wanted = [*(n for s in self.after for n in s.inputs), *self.program.outputs]
         streams = [self.aliases.get(n, n) for n in wanted]
         return _only([n for n in dict.fromkeys(streams) if n in written], "leave")
+
+
+def _keeps_order(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Tell whether a reshape leaves a stream, channels last, as it is, or makes a whole image one vector."""
+    image = len(before) == IMAGE_RANK and before[0] == 1
+    channels, pixels = (before[1], prod(before[2:])) if image else (before[-1], prod(before[:-1]))
+    if len(after) == IMAGE_RANK:
+        return after == before or (pixels == 1 and after == (1, channels, 1, 1))
+    return after[-1] == (channels * pixels if image else channels)
 
 
 def _only(names: list[str], verb: str) -> str:

@@ -45,9 +45,9 @@ def _words(elements: np.ndarray, stream: Stream) -> str:
 def _bench(source: Stream, result: Stream, interval: int) -> str:
     limit = FRAMES * interval * 4 + 1_000_000
     return f"""// Feeds {FRAMES} frames, compares what comes out, prints PASS or every difference.
-// iverilog -o bench testbench.v axis.v network.v rtl/*.v && vvp bench
-// verilator --binary --timing -Wno-fatal --top-module testbench testbench.v axis.v network.v rtl/*.v && \\
-//   obj_dir/Vtestbench
+// iverilog -g2005 -o bench testbench.v axis.v network.v rtl/*.v && vvp bench
+// or: verilator --binary --timing --default-language 1364-2005 -Wno-fatal --top-module testbench testbench.v axis.v
+//   network.v rtl/*.v && obj_dir/Vtestbench
 `timescale 1ns / 1ps
 module testbench;
   localparam SENT = {FRAMES * source.beats};

@@ -206,6 +206,22 @@ def test_what_has_no_circuit_is_refused_by_name() -> None:
         recognise(turned.program(), PROFILE)
 
 
+def test_orders_that_a_stream_has_not_are_refused() -> None:
+    chain = Chain((1, 4, 5, 5)).conv("c", 4)
+    with pytest.raises(PerformanceGateError, match="along the width"):
+        recognise(chain.gemm("fc", 3).program(), PROFILE)
+    chain = Chain((1, 4, 5, 5)).conv("c", 4)
+    out = chain.tensors[chain.at]
+    chain.steps.append(Move(name="r", inputs=(out.name,), outputs=("r",), kind="reshape"))
+    chain.tensors["r"] = replace(out, name="r", shape=(1, 4, 25))
+    chain.at = "r"
+    with pytest.raises(PerformanceGateError, match="another order"):
+        recognise(chain.gemm("fc", 3).program(), PROFILE)
+    chain = Chain((1, 4, 5, 5)).conv("c", 4).flatten("f").table("t").gemm("fc", 3)
+    with pytest.raises(PerformanceGateError, match="flattened image"):
+        recognise(chain.program(), PROFILE)
+
+
 def test_a_model_without_integers_is_refused() -> None:
     chain = Chain((1, 8))
     with pytest.raises(PerformanceGateError, match="no layer of the model became integers"):
