@@ -25,7 +25,9 @@ from bitwright.compiler.variants import Variants
 from bitwright.passes.normalize import specialize
 from bitwright.targets.folding import FoldedLayer, FoldingValues, Option, Taken, folder_for
 
-TRIES = 5
+TRIES = 8
+# Of the cells, left over while formats are chosen: accumulators of the real weights may be a bit wider than the draft's.
+MARGIN = 0.01
 OBJECTIVES = ("loss", "interval", *CELLS)
 
 
@@ -194,7 +196,8 @@ def goal(
     """
     asked, objective = c.options.budget, c.options.objective
     available = folder_for(c.profile.family).available(c.profile)
-    cells = {m: min(asked.get(m, available[m]), available[m]) for m in CELLS}
+    share = 1 - MARGIN if choosing else 1.0
+    cells = {m: share * min(asked.get(m, available[m]), available[m]) for m in CELLS}
     interval = None if "fps" not in asked else int(c.profile.clock_hz / asked["fps"])
     loss = asked.get("loss") if choosing else None
     if choosing and loss is None and (interval is None or objective not in (None, "loss")):

@@ -29,6 +29,7 @@ _MAP: Mapping[Series, str] = {
     "ecp5": "synth_ecp5",
     "xilinx7": "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf",
 }
+_COUNTED = re.compile(r"\$[0-9]+")
 _CELL = re.compile(r"^  cell (\S+) (\S+)$", re.MULTILINE)
 
 Progress = Callable[[int, int, str], None]
@@ -82,7 +83,8 @@ class Elaborated:
 
     def closure(self, name: str) -> str:
         """Return the text of a module and of everything below it, the module itself under the name ``unit``."""
-        return "".join(self.modules[m] for m in self.below(name)).replace(name, f"\\{UNIT}")
+        text = "".join(self.modules[m] for m in self.below(name)).replace(name, f"\\{UNIT}")
+        return _renumbered(text)
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,12 @@ def cell_counts(path: Path) -> dict[str, int]:
     except (KeyError, ValueError, TypeError) as error:
         msg = f"no counts of cells in yosys' report: {error!r}"
         raise ToolchainError(msg, where=str(path), fix="use a yosys from 0.60 on") from error
+
+
+def _renumbered(text: str) -> str:
+    """Return RTLIL whose made-up names do not depend on what else was in the design: counted anew from one."""
+    known: dict[str, str] = {}
+    return _COUNTED.sub(lambda found: known.setdefault(found[0], f"${len(known) + 1}"), text)
 
 
 def _plain(name: str) -> str:

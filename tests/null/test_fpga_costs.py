@@ -22,7 +22,16 @@ SERIES: tuple[Series, ...] = ("ecp5", "xilinx7")
 def test_cells_are_counted_in_what_devices_are_sold_by() -> None:
     counts = {"LUT4": 10, "CCU2C": 3, "TRELLIS_DPR16X4": 1, "TRELLIS_FF": 7, "MULT18X18D": 2, "DP16KD": 4}
     assert count_cells(counts, "ecp5") == Cells(22, 7, 2, 4)
-    counts = {"LUT2": 1, "LUT6": 2, "CARRY4": 9, "FDRE": 3, "FDSE": 1, "DSP48E1": 5, "RAMB36E1": 1, "RAMB18E1": 1}
+    counts = {
+        "LUT2": 1,
+        "LUT6": 2,
+        "CARRY4": 9,
+        "FDRE": 3,
+        "FDSE": 1,
+        "DSP48E1": 5,
+        "RAMB36E1": 1,
+        "RAMB18E1": 1,
+    }
     assert count_cells(counts, "xilinx7") == Cells(3, 4, 5, 3)
 
 
@@ -30,11 +39,29 @@ def test_cells_are_counted_in_what_devices_are_sold_by() -> None:
 @pytest.mark.parametrize(
     ("kind", "width", "depth", "blocks"),
     [
-        *[("rom", 8, 256, 0), ("rom", 8, 512, 1), ("rom", 32, 64, 0), ("rom", 32, 128, 1), ("rom", 46, 512, 2)],
-        *[("rom", 46, 1024, 3), ("rom", 64, 1024, 4), ("rom", 36, 64, 1), ("rom", 40, 64, 0), ("rom", 48, 2560, 7)],
+        *[
+            ("rom", 8, 256, 0),
+            ("rom", 8, 512, 1),
+            ("rom", 32, 64, 0),
+            ("rom", 32, 128, 1),
+            ("rom", 46, 512, 2),
+        ],
+        *[
+            ("rom", 46, 1024, 3),
+            ("rom", 64, 1024, 4),
+            ("rom", 36, 64, 1),
+            ("rom", 40, 64, 0),
+            ("rom", 48, 2560, 7),
+        ],
         *[("rom", 64, 2560, 9), ("rom", 128, 2560, 18), ("rom", 24, 100, 1)],
         *[("ram", 8, 128, 0), ("ram", 8, 256, 1), ("ram", 32, 32, 0), ("ram", 32, 64, 1), ("ram", 46, 64, 0)],
-        *[("ram", 46, 128, 2), ("ram", 64, 32, 0), ("ram", 64, 64, 2), ("ram", 64, 1024, 4), ("ram", 512, 9, 0)],
+        *[
+            ("ram", 46, 128, 2),
+            ("ram", 64, 32, 0),
+            ("ram", 64, 64, 2),
+            ("ram", 64, 1024, 4),
+            ("ram", 512, 9, 0),
+        ],
     ],
 )
 def test_memories_of_ecp5_go_where_yosys_puts_them(kind: str, width: int, depth: int, blocks: int) -> None:
@@ -47,8 +74,20 @@ def test_memories_of_ecp5_go_where_yosys_puts_them(kind: str, width: int, depth:
 @pytest.mark.parametrize(
     ("kind", "width", "depth", "blocks"),
     [
-        *[("rom", 8, 1024, 0), ("rom", 32, 256, 0), ("rom", 32, 512, 1), ("rom", 64, 512, 2), ("rom", 64, 1024, 4)],
-        *[("ram", 8, 256, 0), ("ram", 8, 512, 1), ("ram", 32, 64, 0), ("ram", 32, 128, 1), ("ram", 64, 128, 2)],
+        *[
+            ("rom", 8, 1024, 0),
+            ("rom", 32, 256, 0),
+            ("rom", 32, 512, 1),
+            ("rom", 64, 512, 2),
+            ("rom", 64, 1024, 4),
+        ],
+        *[
+            ("ram", 8, 256, 0),
+            ("ram", 8, 512, 1),
+            ("ram", 32, 64, 0),
+            ("ram", 32, 128, 1),
+            ("ram", 64, 128, 2),
+        ],
     ],
 )
 def test_memories_of_xilinx_go_where_yosys_puts_them(kind: str, width: int, depth: int, blocks: int) -> None:
@@ -67,7 +106,8 @@ def test_narrower_weights_take_fewer_luts(series: Series) -> None:
 @pytest.mark.parametrize("series", SERIES)
 def test_products_in_dsp_blocks_take_blocks_instead_of_luts(series: Series) -> None:
     luts, blocks = (
-        predict(matrix_vector(CODES["int8"], Folding(4, 4, dsp), 32, 144), cost_table(series)) for dsp in (False, True)
+        predict(matrix_vector(CODES["int8"], Folding(4, 4, dsp), 32, 144), cost_table(series))
+        for dsp in (False, True)
     )
     assert blocks.dsps - luts.dsps == 16
     assert blocks.luts < luts.luts / 2
