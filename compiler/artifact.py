@@ -25,6 +25,7 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import ToolchainError, UsageError, VerificationError
 from bitwright.compiler.graph.model import static_shape
 from bitwright.compiler.graph.saving import save_model
+from bitwright.compiler.lengths import length_dims
 from bitwright.compiler.lower.job import LengthModels, LoweringResult, lower_in_worker
 from bitwright.compiler.lower.kernel_table import dump_table
 from bitwright.compiler.options import Options
@@ -67,7 +68,9 @@ def _check_device(options: Options, profile: Profile) -> None:
     backend = backend_for(profile.family)
     missing = backend.missing_compiler() if isinstance(backend, DeviceBackend) else None
     if missing is not None:
-        raise ToolchainError(missing, where=f"--target {profile.name}", fix="install the CUDA toolkit 12 or 13")
+        raise ToolchainError(
+            missing, where=f"--target {profile.name}", fix="install the CUDA toolkit 12 or 13"
+        )
 
 
 def specialize_model(c: Compilation, notes: list[str]) -> None:
@@ -130,7 +133,7 @@ def length_models(c: Compilation) -> dict[str, LengthModels]:
     """Return the models, at several lengths, of every function for any length."""
     assert c.quantized is not None
     found = {}
-    for name, sizes in buckets.length_dims(c).items():
+    for name, sizes in length_dims(c).items():
         models = {length: c.quantized.clone() for length in sizes}
         for length, dims in sizes.items():
             specialize(models[length], dims)

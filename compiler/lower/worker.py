@@ -8,12 +8,13 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import tvm
 
 from bitwright.compiler.errors import BitwrightError, InternalError, ToolchainError, UsageError, to_record
 from bitwright.compiler.graph.saving import save_model
@@ -23,6 +24,8 @@ from bitwright.compiler.lower.dynamic.blocks import call_costs, dot_blocks
 from bitwright.compiler.lower.dynamic.functions import DynamicFunction, make_dynamic
 from bitwright.compiler.lower.dynamic.lengths import AnyLength, add_any_length
 from bitwright.compiler.lower.float.image_order import SlowerOrder
+from bitwright.compiler.lower.float.matmul import HALF_SUMS
+from bitwright.compiler.lower.float.vectors import vector_unit
 from bitwright.compiler.lower.island import importable
 from bitwright.compiler.lower.job import MAIN, Job
 from bitwright.compiler.lower.kernel_table import dump_table
@@ -33,7 +36,7 @@ from bitwright.compiler.lower.shared_packing import by_size, sharing
 from bitwright.compiler.lower.static_c.lower import plan_static, write_static
 from bitwright.compiler.lower.static_c.network import working_memory
 from bitwright.compiler.program.extract import extract_program
-from bitwright.compiler.program.ops import Program, Step, Tensor
+from bitwright.compiler.program.ops import FloatIsland, Program, Step, Tensor
 from bitwright.compiler.program.segments import Split, split_program
 from bitwright.compiler.program.workload import workload_key
 from bitwright.targets.backend import Backend, DeviceBackend, Kernel, KernelChoice, backend_for
@@ -128,6 +131,7 @@ def _write_library(
     ``programs`` is left with those that are needed to the end: code generation needs the room of the others' weights.
     """
     dot_kernel = _chosen_kernels(job, backend)
+    halves = _note_halves(programs.values(), backend.tvm_target(profile))
     if len(programs) > 1 or job.length_functions():
         dot_kernel = sharing(dot_kernel, backend)
     # Before the others: the largest kernel of a step chooses how its weight is packed.
@@ -175,7 +179,30 @@ def _write_library(
     part.objects.mkdir()
     objects = export_objects(executable, part.objects)
     notes = dict.fromkeys(str(w.message) for w in slower if w.category is SlowerOrder)
-    return {"objects": [p.name for p in objects], "notes": list(notes)}
+    return {"objects": [p.name for p in objects], "notes": [*halves, *notes]}
+
+
+def _note_halves(programs: Iterable[Program], target: dict[str, Any]) -> list[str]:
+    """Say what is computed in which precision, if anything is stored in half precision."""
+    nodes = {
+        node.outputs[0].name
+        for program in programs
+        for step in program.steps
+        if isinstance(step, FloatIsland)
+        for node in step.model.graph
+        if any(value.dtype == ir.DataType.FLOAT16 for value in node.outputs)
+    }
+    if not nodes:
+        return []
+    unit = vector_unit(tvm.target.Target(target))
+    products = (
+        f"their matrix products multiply in half precision, {HALF_SUMS} to a sum, and add these sums in float32"
+        if unit.half_lanes
+        else "their matrix products are computed in float32, as the processor multiplies no half precision"
+    )
+    return [
+        f"{len(nodes)} nodes store half precision; {products}; convolutions and everything else compute in float32"
+    ]
 
 
 def _with_lengths(

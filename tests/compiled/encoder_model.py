@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-WORDS, POSITIONS, WIDTH, HEADS, INNER = 50, 160, 48, 3, 80
+WORDS, POSITIONS, WIDTH, HEADS, INNER = 100, 160, 48, 3, 80
 MODEL = """
 <ir_version: 9, opset_import: ["" : 17]>
 g (int64[N, T] ids, int64[N, T] mask) => (float[N, T, 48] tokens, float[N, 48] pooled)

@@ -20,22 +20,22 @@ from tvm_ffi import structural_equal
 
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.lower.dynamic.functions import OPTION, place_of
-from bitwright.compiler.lower.dynamic.islands import NodeShapes, node_shapes, without_code
+from bitwright.compiler.lower.dynamic.islands import without_code
 from bitwright.compiler.lower.dynamic.kernels import Body, any_number
 from bitwright.compiler.lower.dynamic.products import any_matmul_function, any_params, why_not
 from bitwright.compiler.lower.dynamic.rows import any_row_function
 from bitwright.compiler.lower.dynamic.sizes import Unlike, expression, unified
 from bitwright.compiler.lower.dynamic.steps import NoRows, RowStep, in_order, reorders, row_step
+from bitwright.compiler.lower.dynamic.versions import Version, version_of
 from bitwright.compiler.lower.float.matmul import MatmulGeometry
-from bitwright.compiler.lower.float.replace import Replacement, find_replacements
+from bitwright.compiler.lower.float.replace import Replacement
 from bitwright.compiler.lower.float.row_program import RowProgram
 from bitwright.compiler.lower.float.vectors import VectorUnit, vector_unit
 from bitwright.compiler.lower.kernel_table import KernelCall, Stored
-from bitwright.compiler.lower.kernels.loops import OPAQUE, kernel
-from bitwright.compiler.lower.layout import Order, dot_order, physical_shape
-from bitwright.compiler.lower.relax_module import DotKernel, build_functions
+from bitwright.compiler.lower.kernels.loops import OPAQUE
+from bitwright.compiler.lower.layout import Order, physical_shape
+from bitwright.compiler.lower.relax_module import DotKernel
 from bitwright.compiler.program.ops import Dot, Program, Step, WeightOnlyDot
-from bitwright.targets.backend import Kernel
 from bitwright.targets.schema import Profile
 
 _CALL_TIR = tvm.ir.Op.get("relax.call_tir")
@@ -58,31 +58,6 @@ class AnyLength:
     lengths: tuple[int, ...]
     programs: Iterable[Program]
     bounded: bool
-
-
-@dataclass(frozen=True)
-class _Version:
-    """The model at one length.
-
-    Attributes:
-        program: Its program, of the first length only.
-        module: With its Relax function, and stand-ins for dot products.
-        bindings: Of the function: variables and values.
-        replaced: Position of a binding -> the float kernel that computes it.
-        dropped: Positions of bindings that float kernels make superfluous.
-        table: Kernel calls.
-        function: The Relax function.
-        nodes: What stays float.
-    """
-
-    program: Program | None
-    module: tvm.IRModule
-    bindings: list[tuple[Any, Any]]
-    replaced: dict[int, Replacement]
-    dropped: set[int]
-    table: Sequence[KernelCall]
-    function: Any
-    nodes: list[NodeShapes]
 
 
 def add_any_length(
@@ -110,9 +85,9 @@ def add_any_length(
         UsageError: Something cannot be computed for any length; the message names the node.
     """
     found = tvm.target.Target(target)
-    versions: list[_Version] = []
+    versions: list[Version] = []
     for program in wanted.programs:
-        version = _version(wanted.name, program, profile, found)
+        version = version_of(wanted.name, program, profile, found)
         # What is asked of the others is in their modules and tables.
         versions.append(replace(version, program=None) if versions else version)
     builder = relax.BlockBuilder(module)
@@ -127,46 +102,12 @@ def refuse(where: str, why: str) -> NoReturn:
     raise UsageError(msg, where=OPTION, fix=FIX)
 
 
-def _version(name: str, program: Program, profile: Profile, target: tvm.target.Target) -> _Version:
-    """Lower a program at its length as far as shapes tell; dot products keep their places only."""
-    lowered = build_functions({name: program}, profile, _stand_in)
-    prepare = [relax.transform.DecomposeOpsForInference(), relax.transform.CanonicalizeBindings()]
-    with target:
-        module = tvm.transform.Sequential(prepare)(lowered.ir_module)
-    function = module[name]
-    bindings = [(b.var, b.value) for block in function.body.blocks for b in block.bindings]
-    position = {variable: k for k, (variable, _) in enumerate(bindings)}
-    replaced, dropped = find_replacements(function, vector_unit(target))
-    return _Version(
-        program,
-        module,
-        bindings,
-        {position[v]: r for v, r in replaced.items()},
-        {position[v] for v in dropped},
-        lowered.kernel_tables[name],
-        function,
-        node_shapes(program),
-    )
-
-
-def _stand_in(step: Step, program: Program, _: Profile) -> Kernel:
-    """Return a kernel with the shapes of a dot product's and nothing in it: no weight is packed for it."""
-    (source,) = step.inputs
-    orders = {n: dot_order(step, len(program.tensor(n).shape)) for n in (source, step.output)}
-
-    def emit(_inputs: Any, _constants: Any, output: Any) -> None:
-        index = [tirx.const(0, "int32")] * len(output.shape)
-        output.store(index, tirx.const(0, output.buffer.dtype))
-
-    return kernel("stand_in", program, orders, ((source,), step.output), (), emit)
-
-
 @dataclass
 class _Unifier:
     """Walks the bindings of all versions in step and emits the function for any length."""
 
     wanted: AnyLength
-    versions: list[_Version]
+    versions: list[Version]
     profile: Profile
     dot_kernel: DotKernel
     unit: VectorUnit
@@ -180,7 +121,7 @@ class _Unifier:
     occurrences: Counter[str] = field(default_factory=Counter)
 
     @property
-    def first(self) -> _Version:
+    def first(self) -> Version:
         return self.versions[0]
 
     def unify(self) -> None:

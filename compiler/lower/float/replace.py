@@ -19,6 +19,7 @@ from bitwright.compiler.lower.float.images import ImageOperation, find_images
 from bitwright.compiler.lower.float.matmul import matmul_function
 from bitwright.compiler.lower.float.products import Product, find_products
 from bitwright.compiler.lower.float.rows import row_function
+from bitwright.compiler.lower.float.tables import narrow_tables
 from bitwright.compiler.lower.float.vectors import VectorUnit, vector_unit
 from bitwright.compiler.lower.kernels.loops import OPAQUE
 from bitwright.compiler.lower.kernels.move import reorder
@@ -56,7 +57,7 @@ def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IR
         target: For the width of its vectors.
     """
     unit = vector_unit(target)
-    module = channels_last(module)
+    module = channels_last(narrow_tables(module) if unit.widens else module)
     replaced: dict[Any, Replacement] = {}
     dropped: set[Any] = set()
     for _, function in _relax_functions(module):
