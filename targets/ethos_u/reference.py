@@ -30,6 +30,7 @@ from bitwright.compiler.program.ops import (
     QuantParams,
     Step,
 )
+from bitwright.targets.ethos_u.averages import as_products, rescaled_behind
 from bitwright.targets.ethos_u.functions import LookUp
 from bitwright.targets.ethos_u.integer_steps import QSoftmax
 from bitwright.targets.ethos_u.softmax import softmax
@@ -140,13 +141,32 @@ class Reference:
         if step.kind == "max":
             return _int8(windows(step, x, quant.bounds[0], output).max(axis=(4, 5)))
         fill = quant.zero_point if step.count_include_pad else 0
+        y = self._quant(step.output)
+        if as_products(step, quant, y):
+            return self._average(step, x, quant, y)
         total = windows(step, x.astype(np.int64), fill, output).sum(axis=(4, 5))
         count = np.full((1, 1, 1, 1), step.kernel[0] * step.kernel[1])
         if not step.count_include_pad:
             count = windows(step, np.ones((1, 1, *x.shape[2:]), np.int64), 0, output).sum(axis=(4, 5))
         # Half is added away from zero, then C's division cuts towards it.
-        nearest = (np.abs(total) + count // 2) // count
-        return _int8(np.clip(np.sign(total) * nearest, *quant.bounds))
+        nearest = np.sign(total) * ((np.abs(total) + count // 2) // count)
+        averaged = np.clip(nearest, *quant.bounds)
+        if not rescaled_behind(step, quant, y):
+            return _int8(averaged)
+        factor = float(np.float32(quant.scale)) / float(np.float32(y.scale))
+        by = fixed_point(factor, self.requantization.multiplier_bits)
+        scaled = requantize(averaged - quant.zero_point, by, self.requantization.rounding) + y.zero_point
+        return _int8(np.clip(scaled, *y.bounds))
+
+    def _average(self, step: QPool, x: np.ndarray, quant: QuantParams, y: QuantParams) -> np.ndarray:
+        """The sum of a window times one over its size, as a convolution computes it."""
+        centred = x.astype(np.int64) - quant.zero_point
+        total = windows(step, centred, 0, self.program.tensor(step.output)).sum(axis=(4, 5))
+        share = np.float64(np.float32(1 / (step.kernel[0] * step.kernel[1])))
+        factor = np.float64(np.float32(quant.scale)) * share / np.float64(np.float32(y.scale))
+        by = fixed_point(factor, self.requantization.multiplier_bits)
+        rounding = self.requantization.rounding_of.get("Conv", self.requantization.rounding)
+        return _int8(np.clip(requantize(total, by, rounding) + y.zero_point, *y.bounds))
 
 
 def _int8(values: np.ndarray) -> np.ndarray:

@@ -180,6 +180,27 @@ def convolution(t: Translator, step: QConv) -> None:
     emit_clipped(t, operator, operands, (step.output, target), bounds, (kind, options), 3)
 
 
+def average(t: Translator, step: QPool) -> None:
+    """Emit a pooling as DEPTHWISE_CONV_2D with ones, scaled by the number of elements."""
+    channels, kernel = t.shape(step.output)[1], step.kernel
+    found = geometry(t, step, kernel, fill=t.quant(step.inputs[0]).zero_point, same=False)
+    share = np.full(channels, 1 / (kernel[0] * kernel[1]), np.float32)
+    ones = t.constant(f"{step.output}_ones", np.ones((1, *kernel, channels), np.int8), share, 3)
+    unit = np.float32(t.quant(step.inputs[0]).scale) * share
+    nothing = t.constant(f"{step.output}_bias", np.zeros(channels, np.int32), unit, 0)
+    options = {
+        "padding": found.padding,
+        "strideH": found.strides[0],
+        "strideW": found.strides[1],
+        "dilationHFactor": 1,
+        "dilationWFactor": 1,
+        "depthMultiplier": 1,
+        "fusedActivationFunction": ACTIVATIONS["NONE"],
+    }
+    target = t.result(step.output, CHANNELS_LAST)
+    t.emit("DEPTHWISE_CONV_2D", (found.source, ones, nothing), target, "DepthwiseConv2DOptions", options, 3)
+
+
 def fully_connected(t: Translator, step: QGemm) -> None:
     """Emit FULLY_CONNECTED; all leading axes of the input are rows."""
     name, (depth, width) = step.inputs[0], step.weight.shape

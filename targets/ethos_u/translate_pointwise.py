@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bitwright.compiler.program.ops import QAdd, QConcat, QLut, QMul, QPool
+from bitwright.targets.ethos_u.averages import as_products, rescaled_behind
 from bitwright.targets.ethos_u.functions import LookUp
 from bitwright.targets.ethos_u.integer_steps import QSoftmax
-from bitwright.targets.ethos_u.translate_dot import emit_clipped, geometry
+from bitwright.targets.ethos_u.translate_dot import average, emit_clipped, geometry
 from bitwright.targets.ethos_u.translator import CHANNELS_LAST, Translator, UnsupportedStepError
 
 ELEMENTWISE_RANK = 4
@@ -59,11 +60,15 @@ def pooling(t: Translator, step: QPool) -> None:
     """Emit MAX_POOL_2D or AVERAGE_POOL_2D.
 
     Raises:
-        UnsupportedStepError: Input and output differ in scale, windows are dilated, or the padding has no form.
+        UnsupportedStepError: A maximum changes the scale, windows are dilated, or the padding has no form.
     """
-    if t.quant(step.inputs[0]) != t.quant(step.output):
-        msg = "pooling cannot change the scale"
+    quants = t.quant(step.inputs[0]), t.quant(step.output)
+    if step.kind == "max" and quants[0] != quants[1]:
+        msg = "a maximum cannot change the scale"
         raise UnsupportedStepError(msg)
+    if as_products(step, *quants):
+        average(t, step)
+        return
     if step.dilations != (1, 1):
         msg = "dilated pooling has no operator"
         raise UnsupportedStepError(msg)
@@ -81,7 +86,13 @@ def pooling(t: Translator, step: QPool) -> None:
         "fusedActivationFunction": 0,
     }
     operator = "MAX_POOL_2D" if step.kind == "max" else "AVERAGE_POOL_2D"
-    t.emit(operator, (found.source,), t.result(step.output, CHANNELS_LAST), "Pool2DOptions", options, 2)
+    target = t.result(step.output, CHANNELS_LAST)
+    if rescaled_behind(step, *quants):
+        averaged = t.add(t.fresh(f"{step.output}_average"), t.tensors[target].shape, quants[0])
+        t.emit(operator, (found.source,), averaged, "Pool2DOptions", options, 2)
+        t.emit("QUANTIZE", (averaged,), target, version=2)
+        return
+    t.emit(operator, (found.source,), target, "Pool2DOptions", options, 2)
 
 
 def softmax(t: Translator, step: QSoftmax) -> None:
