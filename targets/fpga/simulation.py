@@ -103,24 +103,33 @@ def runtime_headers() -> Path:
     return found
 
 
-def build_simulator(folder: Path, network: Network, *, timeout_s: float = 1800.0) -> Path:
+def build_simulator(
+    folder: Path,
+    network: Network,
+    *,
+    top: str = NETWORK,
+    files: Sequence[str] = (),
+    timeout_s: float = 1800.0,
+) -> Path:
     """Return a program that simulates the circuit in a folder; made unless it is known already.
 
     Args:
         folder: Holds ``network.v``, the module files and the memories.
         network: The network it was written from.
+        top: A module around the network that has its ports, to simulate that instead; inner streams are then unseen.
+        files: Further Verilog files that it needs, relative to the folder.
         timeout_s: Longest time of each tool.
 
     Raises:
         ToolchainError: A tool is missing or failed.
     """
-    taps = tapped_streams(network)
-    place = cache_place("simulators", _key(folder, taps))
+    taps = len(tapped_streams(network)) if top == NETWORK else 0
+    place = cache_place("simulators", _key(folder, f"{top} {taps}"))
     program = place / "simulate"
     if program.exists():
         return program
     with tempfile.TemporaryDirectory(prefix="bitwright-") as work:
-        made = _build(folder, len(taps), Path(work), timeout_s)
+        made = _build(folder, top, files, taps, Path(work), timeout_s)
         place.mkdir(parents=True, exist_ok=True)
         staged = place / f"{program.name}.{Path(work).name}"
         shutil.copy2(made, staged)
@@ -128,9 +137,9 @@ def build_simulator(folder: Path, network: Network, *, timeout_s: float = 1800.0
     return program
 
 
-def _key(folder: Path, taps: Sequence[Stream]) -> str:
+def _key(folder: Path, what: str) -> str:
     """Return a hash of everything that a simulator is made from."""
-    digest = hashlib.sha256(f"{EDITION} {yosys_version()} {len(taps)}".encode())
+    digest = hashlib.sha256(f"{EDITION} {yosys_version()} {what}".encode())
     digest.update(_harness().encode())
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".v", ".hex")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
@@ -141,11 +150,11 @@ def _harness() -> str:
     return files("bitwright.targets.fpga").joinpath("rtl", HARNESS).read_text("utf-8")
 
 
-def _build(folder: Path, taps: int, work: Path, timeout_s: float) -> Path:
-    sources = " ".join((*(f"rtl/{name}" for name in RTL_FILES), NETWORK_FILE))
+def _build(folder: Path, top: str, files: Sequence[str], taps: int, work: Path, timeout_s: float) -> Path:
+    sources = " ".join((*(f"rtl/{name}" for name in RTL_FILES), NETWORK_FILE, *files))
     script = [
-        f"read_verilog -D {TAPS} {sources}",
-        f"hierarchy -check -top {NETWORK}",
+        f"read_verilog {f'-D {TAPS}' if taps else ''} {sources}",
+        f"hierarchy -check -top {top}",
         # One class for what occurs many times: flattened, sixty-four multipliers took the compiler a minute.
         "setattr -mod -set keep_hierarchy 1 " + " ".join(f"A:hdlname=\\{name}" for name in REPEATED),
         "proc",
@@ -165,6 +174,7 @@ def _build(folder: Path, taps: int, work: Path, timeout_s: float) -> Path:
         "-fno-strict-aliasing",
         "-DNDEBUG",
         f"-DTAP_COUNT={taps}",
+        f"-DTOP=p_{top.replace('_', '__')}",
         f"-DRECORD_TAPS={recording}",
         f"-I{runtime_headers()}",
         str(work / HARNESS),
@@ -202,9 +212,8 @@ def simulate(
             timeout_s=timeout_s,
         )
         words = [int(word) for word in Path(work, "cycles.txt").read_text().split()]
-        streams = {
-            tap.name: _elements(Path(work, f"tap_{k}.bin"), tap, len(frames)) for k, tap in enumerate(taps)
-        }
+        recorded = ((tap, Path(work, f"tap_{k}.bin")) for k, tap in enumerate(taps))
+        streams = {tap.name: _elements(path, tap, len(frames)) for tap, path in recorded if path.exists()}
         outputs = _elements(Path(work, "out.bin"), result, len(frames))
     total, start, *ends = words
     return Trace(outputs, streams, total, tuple(end - start for end in ends))

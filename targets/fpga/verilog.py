@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 
 from bitwright.targets.fpga.network import Engine, Network, Stream
@@ -173,20 +172,6 @@ def _ports(network: Network, engine: Engine) -> list[tuple[str, str]]:
     return found
 
 
-@dataclass(frozen=True)
-class AxisWidths:
-    """Widths of the AXI streams, whole bytes.
-
-    Attributes:
-        input, output: Bits of ``tdata``.
-        beats: Transfers of an output frame.
-    """
-
-    input: int
-    output: int
-    beats: int
-
-
 def axis_text(network: Network) -> str:
     """Return the AXI-stream top level around the network."""
     source, result = network.streams[network.input], network.streams[network.output]
@@ -204,7 +189,7 @@ module {TOP} (
   output [{_width(result) - 1}:0] m_axis_tdata,
   output m_axis_tlast
 );
-  reg rst;
+  reg rst = 1;
   reg [{bits - 1}:0] beat;
   assign m_axis_tlast = (beat == {beats - 1});
   always @(posedge aclk) begin
@@ -213,10 +198,14 @@ module {TOP} (
     else if (m_axis_tvalid & m_axis_tready) beat <= m_axis_tlast ? 0 : beat + 1'b1;
   end
 
+  // In reset, which reaches the network a cycle after aresetn, nothing is taken and nothing offered.
+  wire in_ready, out_valid;
+  assign s_axis_tready = in_ready & ~rst;
+  assign m_axis_tvalid = out_valid & ~rst;
   {NETWORK} model (
     .clk(aclk), .rst(rst),
-    .in_valid(s_axis_tvalid), .in_ready(s_axis_tready), .in_data(s_axis_tdata),
-    .out_valid(m_axis_tvalid), .out_ready(m_axis_tready), .out_data(m_axis_tdata)
+    .in_valid(s_axis_tvalid & ~rst), .in_ready(in_ready), .in_data(s_axis_tdata),
+    .out_valid(out_valid), .out_ready(m_axis_tready & ~rst), .out_data(m_axis_tdata)
   );
 endmodule
 """

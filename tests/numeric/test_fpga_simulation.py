@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from bitwright.targets.fpga.host import Host
 from bitwright.targets.fpga.network import Folding, Network
 from bitwright.targets.fpga.recognise import recognise
 from bitwright.targets.fpga.simulation import Trace, build_simulator, simulate, simulator_missing
+from bitwright.targets.fpga.testbench import bench_files, board_files
 from bitwright.targets.loader import load_profile
+from bitwright.targets.toolchain.process import run_tool
 
 PROFILE = load_profile("ecp5-85f")
 MISSING = simulator_missing()
@@ -158,6 +161,72 @@ def test_concatenation_table_and_global_average(tmp_path: Path) -> None:
     built = build(chain.program(), tmp_path, foldings)
     assert_interval(built.run(chain.samples(4)), built.network)
     built.run(chain.samples(2), stalls=5)
+
+
+LOOP = """
+module loop (input clk, input rst, input in_valid, output in_ready, input [7:0] in_data,
+             output out_valid, input out_ready, output [7:0] out_data);
+  wire up, down;
+  wire [7:0] led;
+  uart #(.CYCLES(25)) computer (.clk(clk), .rst(rst), .rx(down), .tx(up),
+    .in_valid(in_valid), .in_ready(in_ready), .in_data(in_data),
+    .out_valid(out_valid), .out_ready(out_ready), .out_data(out_data));
+  board dut (.clk_25mhz(clk), .ftdi_txd(up), .ftdi_rxd(down), .led(led));
+endmodule
+"""
+
+
+def test_board_over_its_serial_port(tmp_path: Path) -> None:
+    """The board's top level, AXI streams inside, with a serial port at its pins: bytes in, bytes out."""
+    chain = Chain((1, 12), seed=8).gemm("fc", 6)
+    host = Host(chain.program(), recognise(chain.program(), PROFILE), 16)
+    network = assemble(host.circuit, host.program, {"fc": Folding(6, 4)})
+    write_circuit(network, tmp_path, "test")
+    for name, text in (board_files(network) | {"loop.v": LOOP}).items():
+        (tmp_path / name).write_text(text)
+    program = build_simulator(tmp_path, network, top="loop", files=("axis.v", "board.v", "loop.v"))
+    bytewise = replace(network, streams={k: replace(s, lanes=1) for k, s in network.streams.items()})
+    samples = chain.samples(3)
+    trace = simulate(program, bytewise, np.stack([to_frame(host.program, "x", x) for x in samples]))
+    for k, x in enumerate(samples):
+        np.testing.assert_array_equal(trace.outputs[k], host.reference(x)["fc_y"].reshape(-1))
+
+
+VERILATOR = (
+    "--binary",
+    "--timing",
+    "--default-language",
+    "1364-2005",
+    "-Wno-fatal",
+    "--top-module",
+    "testbench",
+)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("iverilog") or shutil.which("verilator")),
+    reason="neither Icarus nor Verilator is installed",
+)
+def test_bench_passes_in_another_simulator(tmp_path: Path) -> None:
+    """The shipped test bench, in a simulator that has nothing to do with the one of verification."""
+    chain = Chain((1, 2, 5, 4), seed=9).conv("c", 4, "5").flatten("f").gemm("fc", 3)
+    host = Host(chain.program(), recognise(chain.program(), PROFILE), 16)
+    network = assemble(host.circuit, host.program, {"c": Folding(2, 2)})
+    write_circuit(network, tmp_path, "test")
+    (tmp_path / "testbench").mkdir()
+    for name, text in bench_files(network, host).items():
+        (tmp_path / name).write_text(text)
+    files = [
+        "testbench.v",
+        "axis.v",
+        "network.v",
+        *(f"rtl/{path.name}" for path in (tmp_path / "rtl").iterdir()),
+    ]
+    icarus = shutil.which("iverilog") is not None
+    build_it = ["iverilog", "-g2005", "-o", "bench", *files] if icarus else ["verilator", *VERILATOR, *files]
+    run_tool(build_it, what="test bench", timeout_s=600, folder=tmp_path)
+    run_it = ["vvp", "bench"] if icarus else ["obj_dir/Vtestbench"]
+    assert run_tool(run_it, what="test bench", timeout_s=600, folder=tmp_path).startswith("PASS")
 
 
 MODEL = """

@@ -75,7 +75,7 @@ int main(int count, char **words) {
   const long limit = std::atol(words[6]);
   uint32_t stalls = std::strtoul(words[7], nullptr, 10);
 
-  static cxxrtl_design::p_network top;
+  static cxxrtl_design::TOP top;
   const size_t in_bytes = bits_of(top.p_in__data) / 8, out_bytes = bits_of(top.p_out__data) / 8;
   Recorder out, taps[TAP_COUNT + 1];
   out.open(folder + "/out.bin");
