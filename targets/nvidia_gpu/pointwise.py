@@ -34,7 +34,7 @@ from bitwright.compiler.program.ops import (
     Tensor,
 )
 from bitwright.targets.backend import Kernel
-from bitwright.targets.nvidia_gpu.mma_device import act, pointer, registers, thread_block, value
+from bitwright.targets.nvidia_gpu.mma_device import WARP, act, pointer, registers, thread_block, value
 
 THREADS = 256
 WORD = 4  # bytes of an element each, written at once
@@ -72,8 +72,6 @@ def _kernel(
     constants: Sequence[np.ndarray],
     element: Element,
     details: object = (),
-    *,
-    words: bool = True,
 ) -> Kernel:
     """Build a kernel whose threads compute elements one by one.
 
@@ -86,14 +84,13 @@ def _kernel(
         element: Gives the value at a logical index of the output, from views of the activations and the constants'
             buffers.
         details: Everything else that the code depends on.
-        words: Four neighbours of 8 bits are written as a word where their number allows it.
     """
 
     def emit(views: list[View], data: list[Any], output: View) -> None:
         extents = physical_shape(output.shape, output.order)
         total = math.prod(extents)
         bytes_each = np.dtype(str(output.buffer.dtype)).itemsize
-        packed = words and bytes_each == 1 and total % WORD == 0
+        packed = bytes_each == 1 and total % WORD == 0
         per = WORD if packed else 1
         count = total // per
         with thread_block([-(-count // THREADS)], THREADS) as ((block,), thread):
@@ -309,19 +306,62 @@ def _pool(step: Step, program: Program, orders: Mapping[str, Order]) -> Kernel:
     return (_maximum if step.kind == "max" else _average)(step, program, orders)
 
 
-def _geometry(step: QPool) -> tuple[tuple[int, ...], ...]:
-    return (step.kernel, step.strides, step.pads, step.dilations)
+def _lanes(step: QPool) -> int:
+    """Return how many threads share a window: a warp where one would wait for its loads one after the other."""
+    return WARP if math.prod(step.kernel) >= WARP else 1
 
 
 def _window(step: QPool, source: View, index: Index, visit: Callable[[Expr], None]) -> None:
-    """Emit a loop over the elements of a window that lie inside the image."""
-    n, c, oh, ow = index
-    with tir.serial(step.kernel[0]) as kh, tir.serial(step.kernel[1]) as kw:
-        ih = oh * step.strides[0] + kh * step.dilations[0] - step.pads[0]
-        iw = ow * step.strides[1] + kw * step.dilations[1] - step.pads[1]
+    """Emit a loop over the elements of a window that lie inside the image; a thread of several takes its share."""
+    lanes, size = _lanes(step), math.prod(step.kernel)
+    n, c, oh, ow, lane = index
+    with tir.serial(-(-size // lanes)) as turn:
+        at = turn * lanes + lane
+        ih = oh * step.strides[0] + at // step.kernel[1] * step.dilations[0] - step.pads[0]
+        iw = ow * step.strides[1] + at % step.kernel[1] * step.dilations[1] - step.pads[1]
         inside = tir.And(tir.And(ih >= 0, ih < source.shape[2]), tir.And(iw >= 0, iw < source.shape[3]))
-        with tir.If(inside), tir.Then():
+        with tir.If(tir.And(at < size, inside)), tir.Then():
             visit(_as_int(source.at([n, c, ih, iw])))
+
+
+def _joined(step: QPool, result: Any, join: Callable[[Expr, Expr], Expr]) -> None:
+    """Emit the exchange after which every thread of a window has the whole result."""
+    offset = _lanes(step) // 2
+    while offset:
+        other = registers(1, "int32")
+        tir.buffer_store(other, value("bw_shuffle_xor_int", result[0], tir.int32(offset), dtype="int32"), [0])
+        tir.buffer_store(result, join(result[0], other[0]), [0])
+        offset //= 2
+
+
+def _window_kernel(
+    step: QPool,
+    program: Program,
+    orders: Mapping[str, Order],
+    constants: Sequence[np.ndarray],
+    element: Element,
+) -> Kernel:
+    """Build a kernel whose threads, or warps, each compute one element; the index ends with the thread's lane."""
+    lanes = _lanes(step)
+
+    def emit(views: list[View], data: list[Any], output: View) -> None:
+        extents = physical_shape(output.shape, output.order)
+        count = math.prod(extents) * lanes
+        with thread_block([-(-count // THREADS)], THREADS) as ((block,), thread):
+            item = block * THREADS + thread
+            # Whole warps pass or not: their threads exchange results.
+            with tir.If(item < count), tir.Then():
+                index = _logical(item // lanes, extents, output.order)
+                found = element(views, data, [*index, item % lanes])
+                if lanes == 1:
+                    output.store(index, found)
+                else:
+                    with tir.If(item % lanes == 0), tir.Then():
+                        output.store(index, found)
+
+    details = (step.kernel, step.strides, step.pads, step.dilations)
+    made = kernel(f"{step.kind}_pool", program, orders, _names(step), constants, emit, details)
+    return replace(made, key=f"gpu {made.key}", intrinsic=ROW)
 
 
 def _maximum(step: QPool, program: Program, orders: Mapping[str, Order]) -> Kernel:
@@ -332,9 +372,10 @@ def _maximum(step: QPool, program: Program, orders: Mapping[str, Order]) -> Kern
         best = registers(1, "int32")
         tir.buffer_store(best, tir.int32(smallest), [0])
         _window(step, x[0], index, lambda q: tir.buffer_store(best, tir.max(best[0], q), [0]))
+        _joined(step, best, tir.max)
         return tir.cast(best[0], dtype)
 
-    return _kernel("max_pool", _names(step), program, orders, (), element, _geometry(step), words=False)
+    return _window_kernel(step, program, orders, (), element)
 
 
 def _average(step: QPool, program: Program, orders: Mapping[str, Order]) -> Kernel:
@@ -348,12 +389,11 @@ def _average(step: QPool, program: Program, orders: Mapping[str, Order]) -> Kern
         total = registers(1, "int32")
         tir.buffer_store(total, tir.int32(0), [0])
         _window(step, x[0], index, lambda q: tir.buffer_store(total, total[0] + q - z[0], [0]))
+        _joined(step, total, lambda a, b: a + b)
         real = _times(tir.cast(total[0], "float32"), multiplier[index[2], index[3]])
         return tir.cast(_rounded(real, c[0], c[1], z[1]), y_quant.dtype)
 
-    return _kernel(
-        "average_pool", _names(step), program, orders, constants, element, _geometry(step), words=False
-    )
+    return _window_kernel(step, program, orders, constants, element)
 
 
 _BUILDERS: dict[type[Step], Callable[[Any, Program, Mapping[str, Order]], Kernel]] = {

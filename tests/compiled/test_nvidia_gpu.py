@@ -192,6 +192,26 @@ def test_steps_that_are_no_products_equal_the_interpreter(tmp_path: Path) -> Non
     assert not wrong, "\n".join(wrong)
 
 
+def test_pooling_over_large_windows_is_shared_by_a_warp(tmp_path: Path) -> None:
+    from bitwright.compiler.interpret.run import run_program
+    from bitwright.compiler.program.ops import Program, QPool, QuantParams, Tensor
+
+    x, y = QuantParams("int8", 0.05, 0), QuantParams("int8", 0.04, 0)
+    tensors = {"x": Tensor("x", (2, 12, 8, 9), "int8", x)}
+    steps = []
+    for name, kind, kernel, pads, out in (
+        ("all", "average", (8, 9), (0, 0, 0, 0), (1, 1)),
+        ("padded", "average", (6, 7), (3, 2, 1, 4), (7, 9)),
+        ("largest", "max", (5, 7), (2, 3, 2, 3), (8, 9)),
+    ):
+        steps.append(QPool(name=name, inputs=("x",), outputs=(name,), kind=kind, kernel=kernel, pads=pads))
+        tensors[name] = Tensor(name, (2, 12, *out), "int8", x if kind == "max" else y)
+    program = Program(("x",), ("all", "padded", "largest"), tuple(steps), tensors)
+    feeds = {"x": np.random.default_rng(0).integers(-128, 128, (2, 12, 8, 9)).astype(np.int8)}
+    found, expected = on_emulated_device(program, feeds, tmp_path), run_program(program, feeds)
+    assert all(np.array_equal(found[name], expected[name]) for name in program.outputs)
+
+
 def on_emulated_device(program: object, feeds: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
     from bitwright.compiler.lower.compile import compile_module, export_objects
     from bitwright.compiler.lower.relax_module import build_functions
