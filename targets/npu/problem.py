@@ -14,6 +14,8 @@ from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.npu.machine import LONGEST_SHIFT, MULTIPLIER_BITS, Machine
 
 INT32 = 2**31
+# TensorIR drops loops of one iteration, and with them the shape of an intrinsic: tiles have two words at least.
+SHORTEST = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def packed_weights(step: Dot, geometry: DotGeometry, problem: Problem, machine: 
 
 def padded_depth(problem: Problem, machine: Machine) -> int:
     """Return the depth that is computed: weight stationary arrays take as many rows as they have at once."""
-    return -(-problem.depth // machine.rows) * machine.rows if machine.weight_stationary else problem.depth
+    if machine.weight_stationary:
+        return -(-problem.depth // machine.rows) * machine.rows
+    return max(problem.depth, SHORTEST)
 
 
 def output_blocks(problem: Problem, machine: Machine) -> int:

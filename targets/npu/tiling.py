@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitwright.targets.npu.machine import Machine
-from bitwright.targets.npu.problem import Problem, output_blocks, padded_depth
+from bitwright.targets.npu.problem import SHORTEST, Problem, output_blocks, padded_depth
 
 Fetch = Literal["block", "strip", "group"]
 FETCHES: tuple[Fetch, ...] = ("block", "strip", "group")
@@ -62,7 +62,7 @@ def grid_of(problem: Problem, machine: Machine) -> Grid:
     stationary = machine.weight_stationary
     return Grid(
         problem.groups,
-        problem.pixels,
+        max(problem.pixels, SHORTEST) if stationary else problem.pixels,
         1 if stationary else machine.rows,
         output_blocks(problem, machine),
         padded_depth(problem, machine),

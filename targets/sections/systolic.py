@@ -10,7 +10,7 @@ from bitwright.targets.sections.record import Count, Positive, Strict
 
 # Addresses and counts in commands have 16 bits.
 LARGEST_BUFFER_WORDS = 32768
-Side = Annotated[int, Field(ge=1, le=128)]
+Side = Annotated[int, Field(ge=2, le=128)]
 
 
 class CellArea(Strict):
