@@ -19,6 +19,7 @@ from zoo import Feeds, ZooModel, model_named
 
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.options import Options
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.pipeline import compile_model
 from bitwright.targets.ethos_u.execution import host_inputs, host_outputs, translated
 from bitwright.targets.ethos_u.generator import STATIC_MODEL, TFLITE_FILE
@@ -35,6 +36,8 @@ LOW_BIT = {
     ("ad_autoencoder", "ethos-u85-256"): 0.70,
     ("resnet8_cifar10", "ethos-u55-128"): 0.97,
 }
+# Models that are compiled with TFLite's way of calibrating, too.
+MINMAX = ("vww_mobilenet",)
 GOLDEN = 20
 
 
@@ -53,12 +56,15 @@ class Row:
     bits: float
     layers: str
     outputs: str
+    float_metric: float
     metric: float
     reference_metric: float | None
     formats: str
 
 
-def build(model: ZooModel, target: str, out: Path, recipe: str, budget: dict[str, float]) -> Bundle:
+def build(
+    model: ZooModel, target: str, out: Path, recipe: str, budget: dict[str, float], method: str = "mse"
+) -> Bundle:
     """Compile one model."""
     shutil.rmtree(out, ignore_errors=True)
     options = Options(
@@ -70,6 +76,7 @@ def build(model: ZooModel, target: str, out: Path, recipe: str, budget: dict[str
         recipe=recipe,
         golden=GOLDEN,
         budget=budget,
+        method=method,
     )
     bundle = compile_model(options)
     assert bundle is not None
@@ -96,7 +103,7 @@ class TfliteRun:
 
 def row(model: ZooModel, target: str, plan: str, bundle: Bundle) -> Row:
     """Read a bundle's report and measure its metric, in ONNX Runtime and by the reference kernels."""
-    report = bundle.report
+    report, session = bundle.report, open_session(model.path, SessionConfig())
     figures = {m["label"]: m["value"] for m in report["generated"]["measurements"]}
     found = report["verification"]
     mine = [o for o in found["outputs"] if o["reference"] == "golden"]
@@ -120,6 +127,7 @@ def row(model: ZooModel, target: str, plan: str, bundle: Bundle) -> Row:
         float(figures["Stored weight"].split()[0]),
         f"{found['calls'] - len(found['kernel_differences'])} of {found['calls']}",
         f"{different} of {total}",
+        model.evaluate(lambda feeds: run(session, feeds)),
         model.evaluate(lambda feeds: bundle.run(feeds, "ort")),
         model.evaluate(TfliteRun(bundle)) if target == TARGETS[0] else None,
         ", ".join(f"{n} {name}" for name, n in formats.items()),
@@ -135,6 +143,9 @@ def rows(names: list[str], out: Path) -> Iterator[Row]:
                 model, target, "int8", build(model, target, out / f"{name}-{target}-int8", "int8", {})
             )
             yield whole
+            if name in MINMAX and target == TARGETS[0]:
+                folder = out / f"{name}-{target}-minmax"
+                yield row(model, target, "int8, minmax", build(model, target, folder, "int8", {}, "minmax"))
             if (name, target) in LOW_BIT:
                 seconds = whole.cycles / load_profile(target).clock_hz
                 budget = {"latency": LOW_BIT[name, target] * seconds}
@@ -161,6 +172,7 @@ def table(found: list[Row]) -> str:
         "bits a weight",
         "layers equal",
         "outputs unlike Q/DQ",
+        "metric float32",
         "metric Q/DQ",
         "metric TFLite kernels",
         "TFLite's own int8",
@@ -179,7 +191,15 @@ def table(found: list[Row]) -> str:
                 r.on_npu,
                 f"{r.sram_kib:.1f}",
             ),
-            *(f"{r.constants_kib:.1f}", f"{r.bits:.2f}", r.layers, r.outputs, f"{r.metric:.4f}", reference),
+            *(
+                f"{r.constants_kib:.1f}",
+                f"{r.bits:.2f}",
+                r.layers,
+                r.outputs,
+                f"{r.float_metric:.4f}",
+                f"{r.metric:.4f}",
+                reference,
+            ),
             *(f"{TFLITE[r.model]:.4g}", r.formats),
         ]
         lines.append("| " + " | ".join(cells) + " |")

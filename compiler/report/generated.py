@@ -33,7 +33,7 @@ def generated_section(c: Compilation) -> dict[str, Any] | None:
 def generated_page(found: Mapping[str, Any] | None) -> Section:
     """Return the section of the page."""
     if found is None:
-        return "Circuit", None
+        return "Generated artifact", None
     figures: list[list[Child]] = [[m["label"], m["value"], m["detail"]] for m in found["measurements"]]
     parts: list[Child] = [table(("Figure", "#Value", "What it is"), figures)] if figures else []
     for each in found["tables"]:
@@ -43,7 +43,7 @@ def generated_page(found: Mapping[str, Any] | None) -> Section:
         rows: list[list[Child]] = [[node, why] for node, why in found["not_generated"].items()]
         parts += [element("h3", "Not on the target"), table(("Node", "Why"), rows)]
     return section(
-        "Circuit", "What was generated, what it was predicted to take and what was measured.", *parts
+        "Generated artifact", "What was generated, what it was predicted to take and what was measured.", *parts
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from bitwright.targets.ethos_u.tflite_graph import Stored, TfliteGraph
 
 BYTES_A_LINE = 16
-# What a TFLite Micro arena needs beside the accelerator's own memory is the interpreter's; this is the accelerator's.
 HEADER_FILE, SOURCE_FILE = "model_vela.h", "model_vela.c"
 
 HEADER = """\
@@ -28,8 +27,9 @@ extern "C" {{
 extern const uint8_t bitwright_model[];
 extern const size_t bitwright_model_bytes;
 
-/* Bytes of the tensor arena that Vela has planned; the interpreter needs some of its own on top. */
-#define BITWRIGHT_ARENA_BYTES {arena}
+/* Bytes of SRAM that Vela has planned: the tensor arena, where the memory mode puts it there. The interpreter needs
+   some of its own on top. */
+#define BITWRIGHT_SRAM_BYTES {sram}
 
 {tensors}
 /* real = (integer - zero_point) * scale */
@@ -53,7 +53,7 @@ static inline float bitwright_dequantize(int8_t integer, float scale, int32_t ze
 
 
 def write_firmware(
-    folder: Path, graph: TfliteGraph, optimised: bytes, accelerator: str, arena: int
+    folder: Path, graph: TfliteGraph, optimised: bytes, accelerator: str, sram: int
 ) -> list[Path]:
     """Write a header and a C source; returns their names.
 
@@ -62,13 +62,13 @@ def write_firmware(
         graph: Knows inputs and outputs.
         optimised: Content of the file that Vela wrote.
         accelerator: For the comment.
-        arena: Bytes of memory that Vela has planned.
+        sram: Bytes of SRAM that Vela has planned.
     """
     lines = [
         *_described("INPUT", graph.inputs, graph),
         *_described("OUTPUT", graph.outputs, graph),
     ]
-    text = HEADER.format(title=HEADER_FILE, accelerator=accelerator, arena=arena, tensors="\n".join(lines))
+    text = HEADER.format(title=HEADER_FILE, accelerator=accelerator, sram=sram, tensors="\n".join(lines))
     (folder / HEADER_FILE).write_text(text)
     (folder / SOURCE_FILE).write_text(_array(optimised))
     return [Path(HEADER_FILE), Path(SOURCE_FILE)]

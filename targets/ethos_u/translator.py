@@ -7,6 +7,7 @@ is another one the elements are moved. A Transpose of the model is a change of w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,8 @@ from bitwright.targets.ethos_u.tflite_graph import Layer, OptionValue, Stored, T
 
 CHANNELS_LAST = (0, 2, 3, 1)
 INTEGER_TYPE = "int8"
+UNUSUAL = re.compile(r"[^A-Za-z0-9_.:/-]")
+LONGEST_NAME = 200
 
 
 class UnsupportedStepError(Exception):
@@ -120,7 +123,8 @@ class Translator:
     # What is emitted.
 
     def fresh(self, stem: str) -> str:
-        """Return a name that no tensor of the file has."""
+        """Return a name that no tensor of the file has, of characters that Vela's tables hold unchanged."""
+        stem = UNUSUAL.sub("_", stem)[:LONGEST_NAME] or "tensor"
         name, number = stem, 2
         while name in self.tensors:
             name, number = f"{stem}_{number}", number + 1

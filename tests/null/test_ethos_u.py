@@ -269,4 +269,4 @@ def test_a_name_from_a_model_cannot_leave_its_comment(tmp_path: Path) -> None:
         "int main(void) _", ""
     )
     assert "BITWRIGHT_INPUT_0_SCALE 0.5f" in text and "BITWRIGHT_OUTPUT_0_ZERO_POINT (-3)" in text
-    assert "BITWRIGHT_ARENA_BYTES 99" in text and "0x01, 0xff" in (tmp_path / files[1]).read_text()
+    assert "BITWRIGHT_SRAM_BYTES 99" in text and "0x01, 0xff" in (tmp_path / files[1]).read_text()

@@ -173,7 +173,9 @@ def pool(rng: Rng) -> Program:
     )
     channels = int(rng.integers(1, 6))
     # Averages may have a scale of their own.
-    written = params(rng, 0.5 * quant.scale, quant.scale) if kind == "average" and rng.random() < 0.6 else quant
+    written = (
+        params(rng, 0.5 * quant.scale, quant.scale) if kind == "average" and rng.random() < 0.6 else quant
+    )
     shapes = [("x", (1, channels, *image), quant), ("y", (1, channels, *size), written)]
     return program([step], [Tensor(n, s, "int8", q) for n, s, q in shapes])
 

@@ -239,6 +239,24 @@ def test_what_vela_leaves_to_the_processor_is_refused_unless_allowed(tmp_path: P
     assert len(bundle.report["generated"]["not_generated"]) == 1
 
 
+def test_names_that_no_table_can_hold(tmp_path: Path) -> None:
+    """Vela writes tables of commas: names of the model must not break them, nor get lost in the report."""
+    proto = onnx.load(write(CNN, tmp_path / "plain.onnx"))
+    evil = {name: f'{name},"quoted"\n{name}' for name in ("c1", "r1", "s", "g")}
+    for node in proto.graph.node:
+        node.name = evil.get(node.output[0], node.output[0])
+        node.input[:] = [evil.get(name, name) for name in node.input]
+        node.output[:] = [evil.get(name, name) for name in node.output]
+    onnx.save(proto, tmp_path / "model.onnx")
+    options = Options(
+        model=tmp_path / "model.onnx", target=TARGET, data=samples((1, 4, 16, 16)), output=tmp_path / "out"
+    )
+    bundle = compile_model(options)
+    assert bundle is not None and verify(bundle.path).passed
+    rows = {t["title"]: t for t in bundle.report["generated"]["tables"]}["Layers"]["rows"]
+    assert evil["c1"] in {row[0] for row in rows}
+
+
 def test_a_failing_vela_is_an_error_of_the_tool(tmp_path: Path, cnn: Bundle) -> None:
     options = load_profile(TARGET).vela
     assert options is not None
