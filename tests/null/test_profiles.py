@@ -79,13 +79,30 @@ def test_names_and_summaries() -> None:
         "arm-cortex-a72",
         "arm-cortex-a76",
         "arm-neoverse-n2",
+        "artix-7-100t",
         "cortex-m4",
         "cortex-m55",
         "cortex-m7",
+        "ecp5-25f",
+        "ecp5-45f",
+        "ecp5-85f",
+        "ethos-u55-128",
+        "ethos-u55-256",
+        "ethos-u55-64",
+        "ethos-u65-512",
+        "ethos-u85-2048",
+        "ethos-u85-256",
         "host",
+        "npu-16x16",
+        "npu-8x8",
+        "nvidia-a100",
+        "nvidia-ada",
+        "nvidia-h100",
+        "nvidia-orin",
         "x86-amx",
         "x86-avx2",
         "x86-avx512-vnni",
+        "zynq-7020",
     )
     summaries = {s.name: s for s in list_profiles()}
     assert set(summaries) >= set(SHIPPED)
@@ -95,7 +112,7 @@ def test_names_and_summaries() -> None:
 def test_every_shipped_part_is_marked_abstract_or_a_target() -> None:
     for path in fragment_files().values():
         assert is_abstract(read_file(path, path.name))
-    for base in ("x86-base", "arm-base"):
+    for base in ("x86-base", "arm-base", "gpu-base"):
         with pytest.raises(ProfileError, match="abstract profile"):
             load_profile(base)
 
