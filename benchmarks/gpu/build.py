@@ -1,4 +1,4 @@
-"""Writes a kit: runtime libraries, machine code, models, inputs and what they must give, and the scripts that use them."""
+"""Writes a kit: runtime libraries, machine code, models, inputs, what they must give, and the scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu.items import Item, half_products, int4_rows, int8_products, model_kernels
 from zoo import Feeds, model_named
 
 from bitwright.compiler.artifact import emit, lower
@@ -26,10 +25,14 @@ from bitwright.targets.nvidia_gpu.emulated_kernels import build_kernels
 from bitwright.targets.nvidia_gpu.kernels import gpu_of
 from bitwright.targets.nvidia_gpu.ptxas import require_fitting
 from bitwright.targets.schema import Profile
+from gpu.items import Item, half_products, int4_rows, int8_products, model_kernels
 
 KIT = Path(__file__).parent / "kit"
 RUNTIME_FILES = ("runner", "libtvm_ffi.so", "libtvm_runtime.so", "libtvm_runtime_cuda.so")
-CUDA_RUNTIMES = ("/usr/local/cuda/lib64/libcudart.so.13", "/usr/local/cuda/targets/x86_64-linux/lib/libcudart.so.13")
+CUDA_RUNTIMES = (
+    "/usr/local/cuda/lib64/libcudart.so.13",
+    "/usr/local/cuda/targets/x86_64-linux/lib/libcudart.so.13",
+)
 MOST_BYTES = 60_000_000
 SAMPLES = 16
 # Batch and tokens of the encoder that is measured.
@@ -40,7 +43,9 @@ BOUNDS = {"minilm_l6": 0.02}
 INTEGER_BOUND = 1e-5
 
 
-def build_kit(out: Path, profile_name: str, models: Sequence[str], size: int, *, emulated: bool = False) -> int:
+def build_kit(
+    out: Path, profile_name: str, models: Sequence[str], size: int, *, emulated: bool = False
+) -> int:
     """Write the folder; returns its size in bytes.
 
     Args:

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitwright.compiler.interpret.dot import conv, gemm
 from bitwright.compiler.interpret.weight_only import weight_only_dot
-from bitwright.compiler.lower.templates.choice import as_choice
+from bitwright.compiler.lower.templates.choice import as_choice, params_of
 from bitwright.compiler.lower.templates.geometry import geometry_of
 from bitwright.compiler.program.ops import Dot, Program, QConv, QGemm, QuantParams, Tensor, WeightOnlyDot
-from bitwright.targets.backend import Kernel
+from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.nvidia_gpu import kernels
 from bitwright.targets.nvidia_gpu.float_gemm import half_gemm_kernel
-from bitwright.targets.nvidia_gpu.mma_tiles import MMA_UNIT, Tiling, extent_of, space
+from bitwright.targets.nvidia_gpu.mma_tiles import MMA_UNIT, Tiling
 from bitwright.targets.schema import Profile
-
-sys.path.insert(0, str(Path(__file__).parent / "kit"))
-from patterns import pattern
+from gpu.kit.patterns import pattern
 
 Arrays = dict[str, np.ndarray]
 # Larger outputs are compared by their hash.
 LARGEST_GOLDEN = 1 << 16
-CANDIDATES = 10
+CANDIDATES = 6
 HALF_ROWS, HALF_TOLERANCE = 16, 2.0**-10
 # What is known to be good on processors of this kind, whatever the cost model says.
 USUAL = (
@@ -82,8 +78,8 @@ class Item:
             if number in self.patterns:
                 described.append(dict(zip(("shape", "dtype", "pattern"), self.patterns[number], strict=True)))
                 continue
-            key = f"{self.name}/{number}"
-            self.arrays[key] = constant
+            key = hashlib.sha256(constant.tobytes() + str(constant.dtype).encode()).hexdigest()[:16]
+            self.arrays[key] = constant  # kernels that share it share its place in the file
             described.append({"array": key})
         described.append({"shape": self.kernel.output_shape, "dtype": self.kernel.output_dtype})
         named = [{"name": n, **d} for n, d in zip(parameters, described, strict=True)]
@@ -109,28 +105,38 @@ def int8_products(size: int, profile: Profile) -> Iterator[Item]:
     }
     # The constant's layout is [N, K]: with whole tiles it is the pattern itself.
     step = QGemm(
-        name="product", inputs=("x",), outputs=("y",), weight=weight.T, weight_scale=scale, lower=-128, upper=127
+        name="product",
+        inputs=("x",),
+        outputs=("y",),
+        weight=weight.T,
+        weight_scale=scale,
+        lower=-128,
+        upper=127,
     )
     program = Program(("x",), ("y",), (step,), tensors)
     quant = tensors["x"].quant
     assert quant is not None
     golden, arrays = golden_of("int8_gemm", gemm(step, x, quant, tensors["y"]))
-    choices = kernels.candidates(step, program, profile)
-    gpu = kernels.gpu_of(profile)
-    usual = [t for t in USUAL if t.is_legal(MMA_UNIT, gpu, 1)]
-    tilings = dict.fromkeys([*usual, *_best(step, program, profile)])
-    for number, tiling in enumerate(t for t in tilings if size % t.block_n == size % t.block_k == 0):
-        choice = next((c for c in choices if c.params == as_choice("", "", tiling).params), None)
-        kernel = kernels.tiled(step, program, tiling, kernels.MMA_S8)
-        name = f"int8_gemm_{number}"
-        label = choice.label() if choice else f"{tiling}"
+    for number, choice in enumerate(_measured(kernels.candidates(step, program, profile), profile)):
+        tiling = params_of(choice, Tiling)
+        if size % tiling.block_n or size % tiling.block_k:
+            continue
+        kernel = kernels.tiled(step, program, tiling, choice.intrinsic)
         at = {0: ((1, size, size), "int8", 2)}
-        yield Item(name, "int8_gemm", kernel, ((size, size), "int8", 1), golden, arrays, label, size**3, True, at)
+        inputs = ((size, size), "int8", 1)
+        name = f"int8_gemm_{number}"
+        yield Item(name, "int8_gemm", kernel, inputs, golden, arrays, choice.label(), size**3, True, at)
 
 
-def _best(step: QGemm, program: Program, profile: Profile) -> list[Tiling]:
-    found = space(extent_of(geometry_of(step, program)), kernels.gpu_of(profile), 1)
-    return [t for t, _ in zip((t for t in found if t.stages > 2), range(CANDIDATES), strict=False)]
+def _measured(candidates: Sequence[KernelChoice], profile: Profile) -> list[KernelChoice]:
+    """Return the best candidates of each instruction for large tiles, and those known to be good."""
+    names = [n for n in (kernels.WGMMA_S8, kernels.MMA_S8) if any(row.name == n for row in profile.compute)]
+    best = [[c for c in candidates if c.intrinsic == name][:CANDIDATES] for name in names]
+    gpu = kernels.gpu_of(profile)
+    usual = [
+        as_choice(kernels.IMPLICIT_GEMM, kernels.MMA_S8, t) for t in USUAL if t.is_legal(MMA_UNIT, gpu, 1)
+    ]
+    return list(dict.fromkeys([c for found in best for c in found] + usual))
 
 
 def half_products(size: int, profile: Profile) -> Iterator[Item]:
@@ -139,7 +145,9 @@ def half_products(size: int, profile: Profile) -> Iterator[Item]:
     rows = x[:HALF_ROWS].astype(np.float64) @ weight.T.astype(np.float64)
     golden = {"array": "fp16_gemm/golden", "tolerance": HALF_TOLERANCE}
     gpu = kernels.gpu_of(profile)
-    for number, tiling in enumerate(t for t in USUAL if t.is_legal(MMA_UNIT, gpu, 0) and size % t.block_n == 0):
+    for number, tiling in enumerate(
+        t for t in USUAL if t.is_legal(MMA_UNIT, gpu, 0) and size % t.block_n == 0
+    ):
         kernel = half_gemm_kernel(size, weight.T, None, tiling)
         shape = ((size, size), "float16", 3)
         at = {0: ((1, size, size), "float16", 4)}
@@ -189,7 +197,9 @@ def model_kernels(model: str, program: Program, profile: Profile) -> Iterator[It
         yield Item(name, model, kernel, (shape, dtype, 10 + number), golden, arrays, label, macs, False)
 
 
-def _reference(step: Dot | WeightOnlyDot, program: Program, seed: int) -> tuple[tuple[int, ...], str, np.ndarray, int]:
+def _reference(
+    step: Dot | WeightOnlyDot, program: Program, seed: int
+) -> tuple[tuple[int, ...], str, np.ndarray, int]:
     """Return the physical input's shape and type, the physical output for its pattern, and the work."""
     source, output = program.tensor(step.inputs[0]), program.tensor(step.output)
     if isinstance(step, WeightOnlyDot):

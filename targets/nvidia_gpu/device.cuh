@@ -73,6 +73,14 @@ BW_DEVICE void bw_mma_f16(void* sums, const void* left, const void* right) {
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// A matrix of 128-byte rows in shared memory, swizzled by 128 bytes, as wgmma takes it: address, eight rows 1024 bytes
+// apart, mode 1, all but the mode in units of 16 bytes.
+BW_DEVICE unsigned long long bw_matrix(const void* shared) {
+  return static_cast<unsigned long long>((bw_shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 |
+         1ull << 62;
+}
+// Copies that this thread has waited for become visible to the tensor cores behind the next barrier.
+BW_DEVICE void bw_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 BW_DEVICE int bw_dp4a(int a, int b, int sum) { return __dp4a(a, b, sum); }
 
 BW_DEVICE int bw_load_word(const void* from) { return *static_cast<const int*>(from); }

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, load, store
 from bitwright.targets.nvidia_gpu.mma_device import WARP, act, pointer, registers, value
-from bitwright.targets.nvidia_gpu.mma_engine import Pair
+from bitwright.targets.nvidia_gpu.mma_engine import Pair, Synchronous
 from bitwright.targets.nvidia_gpu.mma_stage import swizzled
 from bitwright.targets.nvidia_gpu.mma_tiles import CHUNK, Tiling
 
@@ -19,7 +19,7 @@ WORDS = 4
 
 
 @dataclass(frozen=True)
-class Dp4aEngine:
+class Dp4aEngine(Synchronous):
     """Every thread multiplies a few rows by a few pairs of columns, 16 bytes of the reduction at a time.
 
     Attributes:

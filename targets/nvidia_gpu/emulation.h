@@ -46,7 +46,7 @@ struct longlong4 { long long x, y, z, w; };
 
 static bw_dim threadIdx, blockIdx, blockDim, gridDim;
 static const int warpSize = 32;
-alignas(1024) static unsigned char buf_dyn_shmem[1 << 18];
+alignas(1024) static unsigned char buf_dyn_shmem[1 << 18];  // at most 228 KiB are used
 
 namespace bw {
 struct Copy { void* to; const void* from; unsigned size; bool valid; };
@@ -65,10 +65,18 @@ struct Warp {
   int arrived = 0, lanes = 0, kind = 0;
   unsigned long done = 0;
 };
+// Four warps that multiply together; what they have issued and not waited for yet.
+struct Product { void* sums; const unsigned char* left; const unsigned char* right; int columns; };
+struct WarpGroup {
+  std::vector<Product> issued[128];
+  int arrived = 0;
+  unsigned long done = 0;
+};
 struct Range { const unsigned char* first; size_t size; };
 
 static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
+static std::vector<WarpGroup> groups;
 static unsigned char* stacks;
 static unsigned stack_count, current, block_threads, barrier_arrived;
 static unsigned long barrier_done;
@@ -214,6 +222,54 @@ static void barrier() {
   while (barrier_done < number) yield();
 }
 
+// Element of a matrix of 128-byte rows in shared memory, as wgmma finds it: bits 4 to 6 of the address change places by
+// bits 7 to 9.
+static int8_t swizzled(const unsigned char* matrix, int row, int byte) {
+  size_t at = static_cast<size_t>(matrix - buf_dyn_shmem) + static_cast<size_t>(row) * 128 + static_cast<size_t>(byte);
+  at ^= (at >> 7 & 7) << 4;
+  if (at >= shared_size) fail("wgmma reads outside shared memory");
+  return static_cast<int8_t>(buf_dyn_shmem[at]);
+}
+static void multiply_group(const WarpGroup& g, size_t number) {
+  const Product& first = g.issued[0][number];
+  if (reinterpret_cast<uintptr_t>(first.left) % 1024 || reinterpret_cast<uintptr_t>(first.right) % 1024)
+    return fail("a matrix of wgmma that is not aligned to 1024 bytes");
+  static int8_t a[64][128], b[256][128];
+  for (int row = 0; row < 64; row++)
+    for (int k = 0; k < 128; k++) a[row][k] = swizzled(first.left, row, k);
+  for (int row = 0; row < first.columns; row++)
+    for (int k = 0; k < 128; k++) b[row][k] = swizzled(first.right, row, k);
+  for (int lane = 0; lane < 128; lane++) {
+    const Product& p = g.issued[lane][number];
+    if (p.left != first.left || p.right != first.right) return fail("the lanes of a warp group multiply other matrices");
+    int* sums = static_cast<int*>(p.sums);
+    for (int r = 0; r < first.columns / 2; r++) {
+      const int row = lane / 32 * 16 + lane % 32 / 4 + 8 * (r % 4 / 2), column = r / 4 * 8 + lane % 4 * 2 + r % 2;
+      int total = 0;
+      for (int k = 0; k < 128; k++) total += a[row][k] * b[column][k];
+      sums[r] += total;
+    }
+  }
+}
+// The last of the 128 threads does what all have issued.
+static void finish_group() {
+  const unsigned thread = current;
+  WarpGroup& g = groups[thread / 128];
+  const unsigned long number = ++fibers[thread].collectives;
+  if (++g.arrived == 128) {
+    for (size_t i = 0; i < g.issued[0].size() && !failure[0]; i++) multiply_group(g, i);
+    for (auto& issued : g.issued) issued.clear();
+    g.arrived = 0;
+    g.done = number;
+  }
+  while (g.done < number) yield();
+}
+static void issue_group(void* sums, const void* left, const void* right, int columns) {
+  auto& issued = groups[current / 128].issued[current % 128];
+  issued.push_back({sums, static_cast<const unsigned char*>(left), static_cast<const unsigned char*>(right), columns});
+  if (!late_copies) finish_group();
+}
+
 // Runs one fiber until it yields; true if it ended, or came past something that it waited for.
 static bool step(unsigned thread) {
   Fiber& f = fibers[thread];
@@ -242,6 +298,7 @@ static void run_block(unsigned shared, bool falling) {
   memset(buf_dyn_shmem, 0xA5, shared);
   barrier_arrived = 0;
   barrier_done = 0;
+  groups.assign(block_threads / 128, WarpGroup());
   for (unsigned w = 0; w < warps.size(); w++) {
     warps[w] = Warp();
     warps[w].lanes = static_cast<int>(std::min(32u, block_threads - 32 * w));
@@ -335,6 +392,16 @@ static void bw_load_matrix_2(void* fragment, const void* row) {
 }
 static void bw_mma_s8(void* d, const void* a, const void* b) { bw::collective(bw::MMA_S8, d, a, b); }
 static void bw_mma_f16(void* d, const void* a, const void* b) { bw::collective(bw::MMA_F16, d, a, b); }
+static void bw_wgmma_s8_64(void* d, const void* a, const void* b) { bw::issue_group(d, a, b, 64); }
+static void bw_wgmma_s8_128(void* d, const void* a, const void* b) { bw::issue_group(d, a, b, 128); }
+static void bw_wgmma_s8_256(void* d, const void* a, const void* b) { bw::issue_group(d, a, b, 256); }
+static void bw_wgmma_wait_64(void*) { if (bw::late_copies) bw::finish_group(); }
+static void bw_wgmma_wait_128(void*) { if (bw::late_copies) bw::finish_group(); }
+static void bw_wgmma_wait_256(void*) { if (bw::late_copies) bw::finish_group(); }
+static inline void bw_declare_wgmma_64() {}
+static inline void bw_declare_wgmma_128() {}
+static inline void bw_declare_wgmma_256() {}
+static inline void bw_publish() {}
 static inline int bw_dp4a(int a, int b, int sum) {
   int8_t x[4], y[4];
   memcpy(x, &a, 4);
@@ -416,6 +483,7 @@ static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c);
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 #define __expf(a) expf(a)
+static inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
 static inline float __ldg(const float* at) { return *at; }
 template <typename T> static inline T max(T a, T b) { return a > b ? a : b; }
 template <typename T> static inline T min(T a, T b) { return a < b ? a : b; }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from bitwright.compiler.errors import ProfileError
 from bitwright.compiler.lower.templates.choice import (
@@ -14,20 +14,30 @@ from bitwright.compiler.lower.templates.choice import (
     params_of,
     require_candidate,
 )
-from bitwright.compiler.lower.templates.geometry import DotGeometry, geometry_of
+from bitwright.compiler.lower.templates.geometry import geometry_of
 from bitwright.compiler.program.ops import Dot, Program, Step, WeightOnlyDot
 from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.nvidia_gpu import dp4a_depthwise, weight_only_gpu
 from bitwright.targets.nvidia_gpu.dp4a import Dp4aEngine
 from bitwright.targets.nvidia_gpu.mma import tiled_kernel
-from bitwright.targets.nvidia_gpu.mma_engine import s8_engine
-from bitwright.targets.nvidia_gpu.mma_tiles import DP4A_UNIT, MMA_UNIT, Tiling, extent_of, space
+from bitwright.targets.nvidia_gpu.mma_engine import Engine, s8_engine
+from bitwright.targets.nvidia_gpu.mma_tiles import (
+    DP4A_UNIT,
+    MMA_UNIT,
+    WGMMA_UNIT,
+    Tiling,
+    cost,
+    extent_of,
+    space,
+)
+from bitwright.targets.nvidia_gpu.mma_wgmma import WgmmaEngine
 from bitwright.targets.schema import Profile
 from bitwright.targets.sections.gpu import Gpu
 
-MMA_S8, DP4A, DP4A_W4 = "mma_s8", "dp4a", "dp4a_w4"
+WGMMA_S8, MMA_S8, DP4A, DP4A_W4 = "wgmma_s8", "mma_s8", "dp4a", "dp4a_w4"
 IMPLICIT_GEMM, DEPTHWISE, WEIGHT_ONLY = "implicit_gemm", "depthwise", "weight_only"
-UNITS = {MMA_S8: MMA_UNIT, DP4A: DP4A_UNIT}
+UNITS = {WGMMA_S8: WGMMA_UNIT, MMA_S8: MMA_UNIT, DP4A: DP4A_UNIT}
+ENGINES: dict[str, Callable[[Tiling], Engine]] = {WGMMA_S8: WgmmaEngine, MMA_S8: s8_engine, DP4A: Dp4aEngine}
 MAX_CANDIDATES = 300
 # Below these a tensor core's tile is mostly padding.
 FEW_ROWS, FEW_COLUMNS = 4, 8
@@ -47,12 +57,18 @@ def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelCh
     known = [name for name in available if name in UNITS]
     if not known:
         raise no_kernel(available, UNITS)
-    dot, geometry = dot_of(step, program)
+    _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
         return tuple(as_choice(DEPTHWISE, DP4A, params) for params in dp4a_depthwise.space(geometry))
+    output = 0 if program.tensor(step.output).quant is None else 1
+    tilings = {name: list(space(extent_of(geometry), gpu, output, UNITS[name])) for name in known}
     small = geometry.pixels <= FEW_ROWS or geometry.group_outputs < FEW_COLUMNS
-    ordered = sorted(known, key=lambda name: (name == DP4A) != small)
-    spaces = (_tilings(dot, program, geometry, gpu, name) for name in ordered)
+
+    def order(name: str) -> tuple[bool, float]:
+        return (name == DP4A) != small, cost(tilings[name][0], extent_of(geometry), gpu, UNITS[name])
+
+    ordered = sorted((name for name in known if tilings[name]), key=order)
+    spaces = ([as_choice(IMPLICIT_GEMM, name, tiling) for tiling in tilings[name]] for name in ordered)
     return tuple(interleaved(spaces, MAX_CANDIDATES))
 
 
@@ -68,14 +84,6 @@ def _weight_only_candidates(
         what = f"a row of {step.weight.shape[0]} rounded activations does not fit a block's shared memory"
         raise ProfileError(what, where=step.name, fix="quantize the weight for 8-bit kernels (int8, w4a8)")
     return found
-
-
-def _tilings(
-    step: Dot, program: Program, geometry: DotGeometry, gpu: Gpu, intrinsic: str
-) -> Iterator[KernelChoice]:
-    output = 0 if program.tensor(step.output).quant is None else 1
-    for tiling in space(extent_of(geometry), gpu, output, UNITS[intrinsic]):
-        yield as_choice(IMPLICIT_GEMM, intrinsic, tiling)
 
 
 def gpu_of(profile: Profile) -> Gpu:
@@ -115,5 +123,5 @@ def tiled(step: Dot, program: Program, tiling: Tiling, intrinsic: str) -> Kernel
     Raises:
         ProfileError: The activations are not symmetric int8, or a tensor is too large for 32-bit offsets.
     """
-    engine = Dp4aEngine(tiling) if intrinsic == DP4A else s8_engine(tiling)
+    engine = ENGINES[intrinsic](tiling)
     return tiled_kernel(step, program, geometry_of(step, program), engine, intrinsic)

@@ -176,13 +176,16 @@ class Template:
         with T.serial(steps) as step:
             # The stage that the step before has read is free behind the barrier: it takes the next loads.
             act(f"bw_wait_{stages - 2}")
+            self.engine.publish()
             act("bw_barrier")
-            ahead = step + (stages - 1)
-            with T.If(ahead < steps), T.Then():
-                loads.emit(ahead, ahead % stages)
-            act("bw_commit")
             at = step % stages * self.engine.tiling.stage_bytes
-            self.engine.multiply(loads.shared, at, loads.thread, sums)
+            if self.engine.is_asynchronous:
+                self.engine.multiply(loads.shared, at, loads.thread, sums)
+                loads.ahead(step, steps, stages)
+                self.engine.wait(sums)
+            else:
+                loads.ahead(step, steps, stages)
+                self.engine.multiply(loads.shared, at, loads.thread, sums)
 
 
 class _Loads:
@@ -204,3 +207,10 @@ class _Loads:
         self.rows.load(self.x, self.shared, at, self.origins, step, self.thread)
         weights = at + self.tiling.block_m * self.tiling.block_k
         self.columns.load(self.weight, self.shared, weights, self.tile.channel, step, self.thread)
+
+    def ahead(self, step: Expr, steps: int, stages: int) -> None:
+        """Emit the copies that a step starts: those of the last of the steps in flight behind it."""
+        later = step + (stages - 1)
+        with T.If(later < steps), T.Then():
+            self.emit(later, later % stages)
+        act("bw_commit")

@@ -16,6 +16,8 @@ from bitwright.compiler.lower.templates.scaffold import Buffer, Expr
 
 DEVICE_SOURCE = Path(__file__).with_name("device.cuh")
 WARP = 32
+# What the swizzled matrices of wgmma are aligned to.
+ATOM_BYTES = 1024
 BLOCK_AXES = ("blockIdx.x", "blockIdx.y", "blockIdx.z")
 
 
@@ -69,7 +71,7 @@ def shared_bytes(size: int) -> Buffer:
     Its size is asked for at launch, which alone may exceed 48 KiB. What lies where in it is the template's business,
     so no pass can see overlaps or put barriers of its own.
     """
-    buffer = T.alloc_buffer((size,), "int8", scope="shared.dyn", layout=None, align=128)
+    buffer = T.alloc_buffer((size,), "int8", scope="shared.dyn", layout=None, align=ATOM_BYTES)
     act("bw_keep", pointer(buffer, 0), pointer(buffer, size - 1))
     return buffer
 

@@ -44,13 +44,42 @@ class Engine(Protocol):
         """Emit the products of the stage that begins at byte ``at``."""
         ...
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Multiplications are only issued by ``multiply``; ``wait`` ends them."""
+        ...
+
+    def publish(self) -> None:
+        """Emit what makes a thread's finished copies visible to the multiplier, before the barrier."""
+        ...
+
+    def wait(self, sums: Buffer) -> None:
+        """Emit the end of the multiplications: the stage may be written again, the sums may be read."""
+        ...
+
     def pairs(self, thread: Expr) -> Iterator[Pair]:
         """Yield the accumulators of a thread, column by column."""
         ...
 
 
+class Synchronous:
+    """What engines have in common whose multiplications are done when they are issued."""
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Nothing is left to wait for."""
+        return False
+
+    def publish(self) -> None:
+        """Copies are visible behind the barrier."""
+
+    def wait(self, sums: Buffer) -> None:
+        """Nothing is under way."""
+        del sums
+
+
 @dataclass(frozen=True)
-class MmaEngine:
+class MmaEngine(Synchronous):
     """Tensor cores: every warp multiplies ``warp_m`` rows by ``warp_n`` columns with mma.sync.
 
     Attributes:

@@ -21,7 +21,7 @@ MMA_M, MMA_N = 16, 8
 OTHER_REGISTERS = 56
 # Cycles of a copy from DRAM, of a barrier, and around the reduction; bytes and elements a cycle.
 # Guesses that only order candidates.
-COPY_LATENCY, BARRIER, START = 700.0, 60.0, 900.0
+COPY_LATENCY, BARRIER, START = 1100.0, 60.0, 900.0
 COPIED_PER_CYCLE, STORED_PER_CYCLE = 32.0, 64.0
 MAX_RASTER = 8
 OUTPUT_PADDING = 16
@@ -30,13 +30,17 @@ LINE = 128
 
 @dataclass(frozen=True)
 class Unit:
-    """What multiplies: the steps in which a warp's tile can be cut, and how fast it is.
+    """What multiplies: which cuts it allows, and how fast it is.
 
     Attributes:
         rows, columns: A warp's tile is a multiple of these.
         fragment_rows, fragment_columns: Registers of operands for each step of rows and of columns.
         macs_per_cycle: int8 multiply-accumulates of a multiprocessor.
         blocks_m: Rows of a block that are worth a try.
+        warps_m, warps_n: Rows and columns of a warp.
+        depths: Bytes of a stage's rows.
+        warps: Most warps of a block.
+        sharing_rows: Rows that are multiplied by one reading of the columns, if they are more than a warp's.
     """
 
     rows: int
@@ -45,12 +49,19 @@ class Unit:
     fragment_columns: int
     macs_per_cycle: float
     blocks_m: tuple[int, ...]
+    warps_m: tuple[int, ...]
+    warps_n: tuple[int, ...] = (16, 32, 64)
+    depths: tuple[int, ...] = (32, 64, 128)
+    warps: int = 8
+    sharing_rows: int = 0
 
 
 # A tensor core's fragments: 4 registers for 16 rows, 4 for 16 columns.
-MMA_UNIT = Unit(16, 16, 4, 4, 2048, (16, 32, 64, 128, 256))
+MMA_UNIT = Unit(16, 16, 4, 4, 2048, (16, 32, 64, 128, 256), (16, 32, 64))
 # A thread's 16 bytes of a row, for every fourth row, and of two columns, for every sixteen.
-DP4A_UNIT = Unit(4, 16, 4, 8, 256, (4, 8, 16, 32, 64))
+DP4A_UNIT = Unit(4, 16, 4, 8, 256, (4, 8, 16, 32, 64), (4, 8, 16, 32, 64))
+# Four warps share 64 rows; operands stay in shared memory, whose rows have to be as wide as the swizzle.
+WGMMA_UNIT = Unit(16, 64, 0, 0, 4096, (64, 128, 256), (16,), (64, 128, 256), (128,), 16, 64)
 
 
 @dataclass(frozen=True)
@@ -148,10 +159,9 @@ def extent_of(geometry: DotGeometry, element_bytes: int = 1) -> Extent:
     return Extent(geometry.pixels, geometry.group_outputs, depth, geometry.group)
 
 
-BLOCKS_N = (16, 32, 64, 128, 256)
-WARP_ROWS, WARPS_N = (4, 8, 16, 32, 64), (16, 32, 64)
-DEPTHS, STAGES = (32, 64, 128), (2, 3, 4)
-MAX_WARPS = 8
+BLOCKS_N, STAGES = (16, 32, 64, 128, 256), (2, 3, 4)
+# Fewer warps on a multiprocessor do not keep it busy.
+BUSY_WARPS = 8
 
 
 def space(extent: Extent, gpu: Gpu, output_bytes: int, unit: Unit = MMA_UNIT) -> Iterator[Tiling]:
@@ -163,28 +173,25 @@ def space(extent: Extent, gpu: Gpu, output_bytes: int, unit: Unit = MMA_UNIT) ->
         output_bytes: Bytes of an output element collected in shared memory, 0 if there are none.
         unit: What multiplies.
     """
-    cuts = (
-        Tiling(bm, bn, bk, wm, wn, stages)
-        for bm, bn, bk, wm, wn, stages in product(unit.blocks_m, BLOCKS_N, DEPTHS, WARP_ROWS, WARPS_N, STAGES)
-        if wm <= bm and wn <= bn and wm % unit.rows == 0
-    )
-    few = (t for t in cuts if t.warps <= MAX_WARPS and _is_useful(t, extent, unit))
+    cuts = product(unit.blocks_m, BLOCKS_N, unit.depths, unit.warps_m, unit.warps_n, STAGES)
+    tiles = (Tiling(*cut) for cut in cuts)
+    few = (t for t in tiles if 0 < t.warps <= unit.warps and _is_useful(t, extent, unit))
     legal = [t for t in few if t.is_legal(unit, gpu, output_bytes)]
-    yield from sorted(legal, key=lambda t: (_cost(t, extent, gpu, unit), t.shared_bytes(0)))
+    yield from sorted(legal, key=lambda t: (cost(t, extent, gpu, unit), -t.warp_m * t.warp_n, -t.stages))
 
 
 def _is_useful(tiling: Tiling, extent: Extent, unit: Unit) -> bool:
     """Tell whether a tile is not twice as large as what it covers, and has enough steps for its stages."""
     sides = (
         (tiling.block_m, extent.rows, unit.blocks_m[0]),
-        (tiling.block_n, extent.columns, BLOCKS_N[0]),
-        (tiling.block_k, extent.depth, DEPTHS[0]),
+        (tiling.block_n, extent.columns, unit.warps_n[0]),
+        (tiling.block_k, extent.depth, unit.depths[0]),
     )
     fits = all(tile <= least or tile < 2 * size for tile, size, least in sides)
     return fits and tiling.stages <= max(2, extent.tiles(tiling)[2] + 1)
 
 
-def _cost(tiling: Tiling, extent: Extent, gpu: Gpu, unit: Unit) -> float:
+def cost(tiling: Tiling, extent: Extent, gpu: Gpu, unit: Unit) -> float:
     """Return estimated cycles: waves of blocks, each bound by multiplications, shared memory or latency.
 
     A multiprocessor reads 128 bytes of shared memory a cycle; a step of the reduction cannot take less than its
@@ -198,8 +205,8 @@ def _cost(tiling: Tiling, extent: Extent, gpu: Gpu, unit: Unit) -> float:
     waves = -(-blocks // (gpu.multiprocessors * resident))
     together = min(resident, -(-blocks // gpu.multiprocessors))
     area = tiling.block_m * tiling.block_n
-    multiply = area * tiling.block_k / unit.macs_per_cycle * max(1.0, MAX_WARPS / (tiling.warps * together))
-    read = tiling.block_k * area * (1 / tiling.warp_n + 1 / tiling.warp_m) / LINE
+    multiply = area * tiling.block_k / unit.macs_per_cycle * max(1.0, BUSY_WARPS / (tiling.warps * together))
+    read = tiling.block_k * area * (1 / tiling.warp_n + 1 / max(tiling.warp_m, unit.sharing_rows)) / LINE
     latency = COPY_LATENCY / (tiling.stages - 1)
     step = max(together * max(multiply, read, tiling.stage_bytes / COPIED_PER_CYCLE), latency) + BARRIER
     return waves * (steps * step + START + area * together / STORED_PER_CYCLE)

@@ -25,6 +25,7 @@ from bitwright.targets.nvidia_gpu.mma import tiled_kernel
 from bitwright.targets.nvidia_gpu.mma_engine import s8_engine
 from bitwright.targets.nvidia_gpu.mma_stage import swizzled
 from bitwright.targets.nvidia_gpu.mma_tiles import Tiling, extent_of, space
+from bitwright.targets.nvidia_gpu.mma_wgmma import WgmmaEngine
 
 pytestmark = pytest.mark.skipif(why_not_emulated() is not None, reason=str(why_not_emulated()))
 PROFILE = load_profile("nvidia-a100")
@@ -72,6 +73,10 @@ def test_kernels_equal_the_formulas(number: int, machine: tuple[Emulated, dict[s
             check(case, step, program, x, run(emulation, name, built[name], physical, policy))
 
 
+def _labelled(label: str) -> Case:
+    return next(c for c in CASES if c.label == label)
+
+
 def _tiled(case: Case, tiling: Tiling) -> tuple[Kernel, tuple]:
     case, step, program, x = symmetric(case)
     kernel = tiled_kernel(step, program, geometry_of(step, program), s8_engine(tiling), "mma_s8")
@@ -79,13 +84,59 @@ def _tiled(case: Case, tiling: Tiling) -> tuple[Kernel, tuple]:
 
 
 def test_the_result_does_not_depend_on_the_tile() -> None:
-    case = next(c for c in CASES if c.label == "conv3x3_batch")
+    case = _labelled("conv3x3_batch")
     built = {f"tile{i}": _tiled(case, tiling) for i, tiling in enumerate(TILINGS)}
     emulation = emulated({name: kernel for name, (kernel, _) in built.items()})
     for name, (kernel, (symmetric_case, step, program, x)) in built.items():
         for policy in POLICIES:
             got = run(emulation, name, kernel, x.transpose(0, 2, 3, 1), policy)
             check(symmetric_case, step, program, x, got)
+
+
+GROUP_TILINGS = (
+    Tiling(128, 256, 128, 16, 256, 4),
+    Tiling(64, 64, 128, 16, 64, 2),
+    Tiling(128, 128, 128, 16, 64, 3),
+)
+
+
+def test_warp_groups_equal_the_formulas() -> None:
+    shapes = (Case("product", (150, 300), (300, 270), y_dtype="int8"), _labelled("conv3x3_batch"))
+    built, steps = {}, {}
+    for number, shape in enumerate(shapes):
+        steps[number] = symmetric(shape)
+        _, step, program, _ = steps[number]
+        for which, tiling in enumerate(GROUP_TILINGS):
+            name = f"group{number}_{which}"
+            built[name] = tiled_kernel(
+                step, program, geometry_of(step, program), WgmmaEngine(tiling), "wgmma_s8"
+            )
+    emulation = emulated(built)
+    for name, kernel in built.items():
+        case, step, program, x = steps[int(name[5])]
+        physical = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+        for policy in POLICIES:
+            check(case, step, program, x, run(emulation, name, kernel, physical, policy))
+
+
+def test_warp_groups_that_are_not_waited_for_are_noticed() -> None:
+    case, step, program, x = symmetric(Case("product", (64, 512), (512, 64), y_dtype="int8"))
+    engine = WgmmaEngine(Tiling(64, 64, 128, 16, 64, 3))
+    kernel = tiled_kernel(step, program, geometry_of(step, program), engine, "wgmma_s8")
+    source = cuda_source({"product": kernel.function}, "sm_90a")
+    head, text = source.text.split('extern "C" __global__', 1)
+    without = re.sub(r"bw_wgmma_wait_64\([^;]*\);", "", text)
+    broken = Emulated(replace(source, text=f'{head}extern "C" __global__{without}'))
+    with pytest.raises(AssertionError, match="differ"):
+        check(case, step, program, x, run(broken, "product", kernel, x, POLICIES[0]))
+
+
+def test_hopper_multiplies_large_tiles_by_warp_groups() -> None:
+    hopper = load_profile("nvidia-h100")
+    _, step, program, _ = symmetric(Case("large", (4096, 1024), (1024, 4096)))
+    assert kernels.candidates(step, program, hopper)[0].intrinsic == "wgmma_s8"
+    _, step, program, _ = symmetric(Case("small", (32, 384), (384, 384)))
+    assert kernels.candidates(step, program, hopper)[0].intrinsic == "mma_s8"
 
 
 @pytest.mark.parametrize("removed", [r"bw_wait_\d\(\);", r"bw_barrier\(\);", r"bw_commit\(\);"])

@@ -71,6 +71,16 @@ def test_the_instructions_are_in_the_code() -> None:
 
 
 @needs_nvcc
+def test_hopper_gets_warp_group_products() -> None:
+    profile = load_profile("nvidia-h100")
+    _, step, program, _ = symmetric(Case("large", (4096, 512), (512, 4096), y_dtype="int8"))
+    kernel = kernels.dot_kernel(step, program, profile)
+    ptx = compile_cuda(cuda_source({"k": kernel.function}, "sm_90a").text, "sm_90a", "ptx")[0].decode()
+    assert "wgmma.mma_async.sync.aligned.m64n" in ptx
+    assert "fence.proxy.async.shared::cta" in ptx
+
+
+@needs_nvcc
 def test_fp16_product_has_its_instruction() -> None:
     import numpy as np
 

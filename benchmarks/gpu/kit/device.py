@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-RUNTIME = "libcudart.so.13"
+DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
 TO_DEVICE, TO_HOST = 1, 2
 MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 DEFAULT_SHARED = 49152
@@ -28,12 +28,14 @@ class LaunchConfig(ctypes.Structure):
     )
 
 
-def _load_runtime() -> ctypes.CDLL:
-    """Load CUDA's runtime: the system's, else the one in this folder."""
+def _load() -> ctypes.CDLL:
+    """Load the driver, and CUDA's runtime: the system's, else the one in this folder; returns all symbols."""
+    ctypes.CDLL(DRIVER, mode=ctypes.RTLD_GLOBAL)
     try:
-        return ctypes.CDLL(RUNTIME, mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(RUNTIME, mode=ctypes.RTLD_GLOBAL)
     except OSError:
-        return ctypes.CDLL(str(Path(__file__).parent / "runtime" / RUNTIME), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(Path(__file__).parent / "runtime" / RUNTIME), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(None)
 
 
 class Device:
@@ -45,23 +47,22 @@ class Device:
     """
 
     def __init__(self) -> None:
-        self.runtime = _load_runtime()
-        self.driver = ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
-        self.runtime.cudaGetErrorString.restype = ctypes.c_char_p
-        self._must(self.runtime.cudaSetDevice(0), "cudaSetDevice")
-        self._must(self.runtime.cudaFree(None), "starting the device")
+        self._cuda = _load()
+        self._cuda.cudaGetErrorString.restype = ctypes.c_char_p
+        self._must(self._cuda.cudaSetDevice(0), "cudaSetDevice")
+        self._must(self._cuda.cudaFree(None), "starting the device")
         self._stream = ctypes.c_void_p()
-        self._must(self.runtime.cudaStreamCreate(ctypes.byref(self._stream)), "cudaStreamCreate")
+        self._must(self._cuda.cudaStreamCreate(ctypes.byref(self._stream)), "cudaStreamCreate")
 
     def _must(self, code: int, what: str) -> None:
         if code:
-            message = f"{what}: error {code}, {self.runtime.cudaGetErrorString(code).decode()}"
+            message = f"{what}: error {code}, {self._cuda.cudaGetErrorString(code).decode()}"
             raise RuntimeError(message)
 
     def name(self) -> str:
         """Return what the driver calls the device."""
         text = ctypes.create_string_buffer(256)
-        self._must(self.driver.cuDeviceGetName(text, 256, 0), "cuDeviceGetName")
+        self._must(self._cuda.cuDeviceGetName(text, 256, 0), "cuDeviceGetName")
         return text.value.decode()
 
     def upload(self, array: np.ndarray) -> ctypes.c_void_p:
@@ -69,61 +70,71 @@ class Device:
         array = np.ascontiguousarray(array)
         at = ctypes.c_void_p()
         size = ctypes.c_size_t(array.nbytes)
-        self._must(self.runtime.cudaMalloc(ctypes.byref(at), size), "cudaMalloc")
+        self._must(self._cuda.cudaMalloc(ctypes.byref(at), size), "cudaMalloc")
         source = ctypes.c_void_p(array.ctypes.data)
-        self._must(self.runtime.cudaMemcpyAsync(at, source, size, TO_DEVICE, self._stream), "copying to the device")
+        self._must(
+            self._cuda.cudaMemcpyAsync(at, source, size, TO_DEVICE, self._stream), "copying to the device"
+        )
         self.wait()
         return at
 
     def download(self, at: ctypes.c_void_p, into: np.ndarray) -> None:
         """Copy from the device into an array."""
         target, size = ctypes.c_void_p(into.ctypes.data), ctypes.c_size_t(into.nbytes)
-        self._must(self.runtime.cudaMemcpyAsync(target, at, size, TO_HOST, self._stream), "copying from the device")
+        self._must(
+            self._cuda.cudaMemcpyAsync(target, at, size, TO_HOST, self._stream), "copying from the device"
+        )
         self.wait()
 
     def release(self, at: ctypes.c_void_p) -> None:
         """Free memory."""
-        self._must(self.runtime.cudaFree(at), "cudaFree")
+        self._must(self._cuda.cudaFree(at), "cudaFree")
 
     def wait(self) -> None:
         """Wait until the device has done everything."""
-        self._must(self.runtime.cudaStreamSynchronize(self._stream), "the device")
+        self._must(self._cuda.cudaStreamSynchronize(self._stream), "the device")
 
     def load(self, code: bytes) -> ctypes.c_void_p:
         """Load machine code."""
         module = ctypes.c_void_p()
-        self._must(self.driver.cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
+        self._must(self._cuda.cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
         return module
 
     def kernel(self, module: ctypes.c_void_p, launch: Mapping[str, Any]) -> Kernel:
         """Return a kernel of loaded code with the extents of a launch record."""
         function = ctypes.c_void_p()
         name = launch["kernel"].encode()
-        self._must(self.driver.cuModuleGetFunction(ctypes.byref(function), module, name), f"kernel {name.decode()}")
+        self._must(
+            self._cuda.cuModuleGetFunction(ctypes.byref(function), module, name), f"kernel {name.decode()}"
+        )
         if launch["shared_bytes"] > DEFAULT_SHARED:
-            code = self.driver.cuFuncSetAttribute(function, MOST_SHARED, launch["shared_bytes"])
+            code = self._cuda.cuFuncSetAttribute(function, MOST_SHARED, launch["shared_bytes"])
             self._must(code, "asking for shared memory")
         return Kernel(self, function, launch)
 
     def launch(self, function: ctypes.c_void_p, config: LaunchConfig, pointers: Any) -> None:
         """Start a kernel."""
         config.stream = self._stream
-        self._must(self.driver.cuLaunchKernelEx(ctypes.byref(config), function, pointers, None), "launching")
+        self._must(self._cuda.cuLaunchKernelEx(ctypes.byref(config), function, pointers, None), "launching")
 
-    def microseconds(self, kernel: Kernel, arguments: Sequence[ctypes.c_void_p], calls: int, rounds: int) -> list[float]:
+    def microseconds(
+        self, kernel: Kernel, arguments: Sequence[ctypes.c_void_p], calls: int, rounds: int
+    ) -> list[float]:
         """Return, for each round, the time of one of ``calls`` launches in a row; a round before them warms up."""
         start, end = ctypes.c_void_p(), ctypes.c_void_p()
         for event in (start, end):
-            self._must(self.runtime.cudaEventCreate(ctypes.byref(event)), "cudaEventCreate")
+            self._must(self._cuda.cudaEventCreate(ctypes.byref(event)), "cudaEventCreate")
         found = []
         for _ in range(rounds + 1):
-            self._must(self.runtime.cudaEventRecord(start, self._stream), "cudaEventRecord")
+            self._must(self._cuda.cudaEventRecord(start, self._stream), "cudaEventRecord")
             for _ in range(calls):
                 kernel(arguments)
-            self._must(self.runtime.cudaEventRecord(end, self._stream), "cudaEventRecord")
-            self._must(self.runtime.cudaEventSynchronize(end), "the device")
+            self._must(self._cuda.cudaEventRecord(end, self._stream), "cudaEventRecord")
+            self._must(self._cuda.cudaEventSynchronize(end), "the device")
             elapsed = ctypes.c_float()
-            self._must(self.runtime.cudaEventElapsedTime(ctypes.byref(elapsed), start, end), "cudaEventElapsedTime")
+            self._must(
+                self._cuda.cudaEventElapsedTime(ctypes.byref(elapsed), start, end), "cudaEventElapsedTime"
+            )
             found.append(elapsed.value * 1e3 / calls)
         return found[1:]
 

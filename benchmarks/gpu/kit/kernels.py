@@ -41,7 +41,11 @@ def compare(got: np.ndarray, golden: Mapping[str, Any], arrays: Mapping[str, np.
         error = np.abs(got[: len(want)].astype(np.float64) - want).max() / np.abs(want).max()
         return {"within": bool(error <= golden["tolerance"]), "error": float(error)}
     same = got.reshape(-1).view(np.uint8) == want.reshape(-1).view(np.uint8)
-    return {"exact": bool(same.all()), "differing_bytes": int(np.count_nonzero(~same)), "bytes": int(same.size)}
+    return {
+        "exact": bool(same.all()),
+        "differing_bytes": int(np.count_nonzero(~same)),
+        "bytes": int(same.size),
+    }
 
 
 def run_kernels(folder: Path, device: Device, *, timed: bool) -> list[dict[str, Any]]:

@@ -99,7 +99,9 @@ class MiniLM(nn.Module):
         return (x * kept).sum(1) / kept.sum(1)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, group: int = 1, *, relu: bool = True) -> nn.Module:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, group: int = 1, *, relu: bool = True
+) -> nn.Module:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=group)
     return nn.Sequential(conv, nn.ReLU()) if relu else conv
 

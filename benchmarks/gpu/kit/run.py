@@ -27,7 +27,9 @@ def is_right(result: dict[str, Any]) -> bool:
     return bool(result.get("exact", result.get("within")))
 
 
-def compared(kernels: list[dict[str, Any]], models: list[dict[str, Any]], rivals: dict[str, Any]) -> dict[str, Any]:
+def compared(
+    kernels: list[dict[str, Any]], models: list[dict[str, Any]], rivals: dict[str, Any]
+) -> dict[str, Any]:
     """Return the figures that are asked for: shares of the vendor's speed, and ratios of times."""
     found: dict[str, Any] = {}
     groups: dict[str, dict[str, Any]] = {}
@@ -75,7 +77,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         rivals = run_rivals(about["gemm_size"])
     return {
         "kit": about,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device.name(),
         "python": platform.python_version(),
         "numpy": np.__version__,
