@@ -1,0 +1,82 @@
+"""Sequences of any length, and half precision, on emulated ARM processors."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from attention_model import LENGTHS, samples, write_model
+from encoder_model import text_of, texts, write_encoder
+
+from bitwright.compiler.bundle.verify import verify
+from bitwright.compiler.options import Options
+from bitwright.compiler.pipeline import compile_model
+from bitwright.targets.backend import backend_for
+from bitwright.targets.loader import load_profile
+
+pytestmark = [pytest.mark.emulated]
+
+
+def skip_unless_emulated(target: str) -> None:
+    reason = backend_for("arm_cpu").why_not_executable(load_profile(target))
+    if reason:
+        pytest.skip(reason)
+
+
+def test_any_length_is_computed_on_arm(tmp_path: Path) -> None:
+    target = "arm-cortex-a76"
+    skip_unless_emulated(target)
+    made = compile_model(
+        Options(
+            model=write_model(tmp_path / "attention.onnx"),
+            output=tmp_path / "out",
+            target=target,
+            data=samples(),
+            dims={"N": 1},
+            dynamic="T",
+            golden=1,
+        )
+    )
+    assert made is not None and made.rules is not None
+    result = verify(made.path)
+    assert result.executed == "emulated" and result.passed
+    lengths = {golden.inputs["x"].shape[1] for golden in made.golden()}
+    assert lengths >= {1, 7, 16, 33, 128} and lengths - {1, 7, 16, 33, 128} <= set(LENGTHS)
+    for golden in made.golden():
+        for name, found in made.run(golden.inputs).items():
+            # As in test_buckets: a value at a tie of a quantizer behind float code moves by one step.
+            expected = golden.outputs[name]
+            np.testing.assert_allclose(found, expected, atol=np.ptp(expected) / 100)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("arm-cortex-a76", "their matrix products multiply in half precision"),
+        ("arm-cortex-a53", "their matrix products are computed in float32"),
+    ],
+)
+def test_half_precision_on_arm(tmp_path: Path, target: str, words: str) -> None:
+    """Cortex-A53 has no arithmetic of halves: an instruction of it would end the emulated process."""
+    skip_unless_emulated(target)
+    model = write_encoder(tmp_path / "encoder.onnx")
+    made = compile_model(
+        Options(
+            model=model,
+            output=tmp_path / "out",
+            target=target,
+            data=texts(),
+            dims={"N": 1, "T": 12},
+            golden=1,
+            recipe="fp16",
+        )
+    )
+    assert made is not None
+    assert words in str(made.report)
+    types = {i.data_type for i in onnx.load(made.path / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    feeds = text_of(12, 3)
+    found, expected = made.run(feeds), made.run(feeds, "ort")
+    for name, array in expected.items():
+        # A few roundings of 2^-11 through a dozen layers.
+        assert np.abs(found[name] - array).max() <= 4e-3 * np.ptp(array)
