@@ -28,7 +28,16 @@ from bitwright.targets.toolchain.process import run_tool
 RUNTIME = Path(__file__).with_name("emulation.h")
 COMPILERS = ("c++", "g++", "clang++")
 # Contraction off: every product and sum rounds by itself, as on the GPU under the options of codegen.
-FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-U_FORTIFY_SOURCE")
+FLAGS = (
+    "-O2",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-w",
+    "-U_FORTIFY_SOURCE",
+)
 COMPILE_SECONDS = 600.0
 # (copies early, threads in falling order): both ends of what the hardware may do.
 POLICIES = (0, 3)
@@ -77,7 +86,7 @@ class Emulated:
 
     def __init__(self, source: CudaSource) -> None:
         self.source = source
-        self._library = _loaded(_host_source(source))
+        self._library = _loaded(host_source(source.text, tuple(source.launches())))
 
     def call(self, name: str, arrays: Sequence[np.ndarray], policy: int = POLICIES[0]) -> None:
         """Run the kernels of a function on arrays for its parameters; what they write is written in place.
@@ -128,12 +137,16 @@ class _Guarded:
             self.array[...] = content
 
 
-def _host_source(source: CudaSource) -> str:
-    """Return C++ for the host: the kernels behind the emulation's header, and an entry for each."""
-    text = source.text[source.text.index('extern "C" __global__') :]
+def host_source(source: str, kernels: Sequence[str]) -> str:
+    """Return C++ for the host: the kernels of a CUDA source behind the emulation's header, and an entry for each.
+
+    The entry ``bw_run_NAME`` takes the kernel's pointers and the bytes behind each, their number, the launch's
+    extents and shared memory, and a policy; it returns null, or what went wrong.
+    """
+    text = source[source.index('extern "C" __global__') :]
     # Inside a function: the block's shared memory of the emulation instead of one that the launch brings.
     text = _DYNAMIC.sub(r"\1* \2 = (\1*)buf_dyn_shmem;", text)
-    entries = "".join(_entry(kernel, text) for kernel in source.launches())
+    entries = "".join(_entry(kernel, text) for kernel in kernels)
     return f"{RUNTIME.read_text()}\n{text}\n{entries}"
 
 
