@@ -7,6 +7,7 @@ float operators) is object code for this machine, by the same templates as other
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,16 @@ def c_source(kernels: RawKernels, names: set[str]) -> str:
     found = tvm.target.Target("c")
     lowered = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
     build = tvm_ffi.get_global_func("target.build.c")
-    return _bare(str(build(tirx.transform.LowerIntrin()(lowered), found).inspect_source()))
+    return _bare(str(build(tirx.transform.LowerIntrin()(lowered), found).inspect_source()), names)
 
 
-def _bare(text: str) -> str:
-    """Return the functions of a C source alone: no headers of TVM's, no declarations, no linkage for C++."""
+def _bare(text: str, names: set[str]) -> str:
+    """Return the named functions of a C source: no headers of TVM's, no declarations, no entry for its runtime."""
     lines: list[str] = []
     inside = False
     for line in text.splitlines():
-        inside = inside or (line.startswith("TVM_DLL") and line.endswith("{"))
+        defined = re.match(r"TVM_DLL int32_t (\w+)\(.*\{$", line)
+        inside = inside or (defined is not None and defined.group(1) in names)
         if inside:
             lines.append(line.removeprefix("TVM_DLL "))
         if inside and line == "}":
