@@ -65,8 +65,9 @@ def run(bundle: Path, feeds: Mapping[str, np.ndarray], *, trace: bool, library: 
         ToolchainError: There is no C++ compiler, or the run failed.
     """
     lib = bundle.resolve() / "lib"
-    own = lib / library / EMULATION_FOLDER / KERNELS_FILE
-    kernels = own if own.exists() else lib / EMULATION_FOLDER / KERNELS_FILE
+    # A further function of the library has a folder without a library of its own.
+    place = lib / library if (lib / library / LIBRARY_FILE).exists() else lib
+    kernels = place / EMULATION_FOLDER / KERNELS_FILE
     launch = Launch(
         prefix=(),
         environment=environment(kernels),
@@ -77,8 +78,7 @@ def run(bundle: Path, feeds: Mapping[str, np.ndarray], *, trace: bool, library: 
         library=Path(EMULATION_FOLDER, LIBRARY_FILE),
     )
     found = execute(bundle, feeds, launch, trace=trace, repeat=0, library=library)
-    taken = lib / library / RESOURCES_FILE
-    return replace(found, measurements=tuple(measurements(taken)))
+    return replace(found, measurements=tuple(measurements(place / RESOURCES_FILE)))
 
 
 def measurements(file: Path) -> Iterator[Measurement]:
