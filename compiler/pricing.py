@@ -27,9 +27,11 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.generated import request_of
 from bitwright.compiler.migration import observe_inputs
+from bitwright.compiler.plan.planner import RuntimeName
 from bitwright.compiler.variants import Variants
 from bitwright.passes.normalize import specialize
 from bitwright.targets.generator import Price, pricing_generator
+from bitwright.targets.schema import PRICED_FAMILIES
 
 
 def choose_formats(c: Compilation, notes: list[str]) -> None:
@@ -39,6 +41,21 @@ def choose_formats(c: Compilation, notes: list[str]) -> None:
         UsageError: No layer has a choice, or what is bounded is not known of this target.
         InfeasibleBudgetError: No assignment keeps the bounds.
     """
+    problem = priced_problem(c, notes)
+    budget, objective = goal(c, problem, notes)
+    c.allocation = allocate_placed(
+        problem, budget, objective, lambda formats: priced(c, _by_site(problem, formats)).seconds
+    )
+    apply_formats(c, "artifact", problem, c.allocation.formats)
+    notes.extend(allocation_notes(c.allocation))
+
+
+def priced_problem(c: Compilation, notes: list[str]) -> Problem:
+    """Measure losses, ask for costs, and put the problem together.
+
+    Raises:
+        UsageError: No layer has a choice, or what is bounded is not known of this target.
+    """
     assert c.selection is not None
     _check_bounds(c)
     variants = Variants(c, "artifact")
@@ -46,14 +63,12 @@ def choose_formats(c: Compilation, notes: list[str]) -> None:
         what = f"{c.profile.name} has no kernel for any layer of this model: nothing can be allocated"
         raise UsageError(what, where="--recipe", fix="take a recipe that allocates nothing, e.g. int8")
     observe_inputs(c, c.selection)
-    losses = measured_losses(c, variants, notes)
-    problem = _problem(c, variants, losses, notes)
-    budget, objective = goal(c, problem, notes)
-    c.allocation = allocate_placed(
-        problem, budget, objective, lambda formats: priced(c, _by_site(problem, formats)).seconds
-    )
-    apply_formats(c, "artifact", problem, c.allocation.formats)
-    notes.extend(allocation_notes(c.allocation))
+    return _problem(c, variants, measured_losses(c, variants, notes), notes)
+
+
+def is_priced(c: Compilation, runtime: RuntimeName) -> bool:
+    """Tell whether a target's own compiler says what the layers cost."""
+    return runtime == "artifact" and c.profile.family in PRICED_FAMILIES
 
 
 def _check_bounds(c: Compilation) -> None:

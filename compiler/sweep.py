@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitwright.compiler import frontend, migration
+from bitwright.compiler import frontend, migration, pricing
 from bitwright.compiler.allocate.frontier import FrontPoint, front_csv, not_dominated, sweep
 from bitwright.compiler.allocate.problem import FLOAT, Budget, Metric, Problem, totals
 from bitwright.compiler.allocate.solve import allocate
@@ -118,6 +118,8 @@ def front_of(
     budget, variants = budget_of(c, problem), Variants(c, runtime)
 
     def seconds(formats: Mapping[str, str]) -> float:
+        if pricing.is_priced(c, runtime):  # the prices of layers add up
+            return totals(problem, formats).latency_s
         return placed_seconds(variants, problem, formats)
 
     def placed(point: FrontPoint) -> FrontPoint:
@@ -220,6 +222,8 @@ def problem_of(c: Compilation, runtime: RuntimeName) -> Problem:
     with c.recorded("calibrate") as notes:
         frontend.calibrate(c, observed_tensors(c.selection), notes)
     with c.recorded("allocate") as notes:
+        if pricing.is_priced(c, runtime):
+            return pricing.priced_problem(c, notes)
         return allocation_problem(c, runtime, notes)
 
 

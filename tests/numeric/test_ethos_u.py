@@ -22,6 +22,7 @@ from bitwright.compiler.errors import (
 )
 from bitwright.compiler.options import Options
 from bitwright.compiler.pipeline import compile_model
+from bitwright.compiler.sweep import sweep_model
 from bitwright.targets.ethos_u.execution import accepted
 from bitwright.targets.ethos_u.generator import compile_file
 from bitwright.targets.ethos_u.translate import translate
@@ -291,6 +292,19 @@ def test_no_fewer_bits_where_the_multipliers_are_the_limit(tmp_path: Path) -> No
     bound = {row[0]: row[5] for row in rows}
     for node, fmt in formats.items():
         assert fmt == "int8" or bound[node] != "NPU", (node, fmt, bound[node])
+
+
+def test_a_sweep_shows_what_vela_says(tmp_path: Path) -> None:
+    model = write(MLP, tmp_path / "model.onnx")
+    options = Options(
+        model=model, target=TARGET, data=samples((1, 256)), output=tmp_path / "front", recipe="short-mixed"
+    )
+    front = sweep_model(options, "artifact", "latency", 3, measure=False)
+    seconds = [point.totals.latency_s for point in front.points]
+    losses = [point.totals.loss for point in front.points]
+    assert seconds == sorted(seconds) and losses == sorted(losses, reverse=True) and len(seconds) > 1
+    fewer, whole = front.uniform["w4a8"].totals, front.uniform["int8"].totals
+    assert fewer.latency_s < 0.8 * whole.latency_s and fewer.loss > whole.loss
 
 
 def test_bounds_that_nobody_can_predict_are_refused(tmp_path: Path) -> None:
