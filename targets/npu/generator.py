@@ -58,8 +58,13 @@ class Npu:
     }
 
     def missing_tools(self, profile: Profile, request: Request) -> str | None:
-        """Return what to install before anything can be generated, or None."""
-        del profile, request
+        """Return what to install before anything can be generated, or None.
+
+        Raises:
+            ProfileError: The profile's array contradicts itself.
+        """
+        del request
+        machine_of(profile)
         return tools_missing()
 
     def generate(

@@ -65,8 +65,8 @@ def machine_of(profile: Profile) -> Machine:
     """Return the accelerator that a profile describes.
 
     Raises:
-        ProfileError: A buffer is too small for the array, or too large for its addresses, or the numerics are none
-            that the requantization unit has.
+        ProfileError: A buffer is too small for the array, or too large for its addresses; the numerics are none that
+            the requantization unit has; a compute row or a kernel contradicts the array.
     """
     array = profile.array
     assert array is not None
@@ -81,6 +81,7 @@ def machine_of(profile: Profile) -> Machine:
             what = f"{found} words; the array needs {least} at least and can address {LARGEST_BUFFER_WORDS}"
             raise ProfileError(what, where=f"array.{name}", fix="change the buffer's bytes")
     _check_numerics(profile)
+    _check_kernels(profile)
     return Machine(
         array.rows,
         array.columns,
@@ -96,20 +97,26 @@ def machine_of(profile: Profile) -> Machine:
 def _check_numerics(profile: Profile) -> None:
     rule = profile.numerics.requantize
     known = rule.kind == "fixed_point" and rule.rounding == "half_up" and not rule.rounding_of
-    if not known or rule.multiplier_bits > MULTIPLIER_BITS:
-        what = "the requantization unit multiplies by at most 16 bits, adds half and shifts"
+    if not known or rule.multiplier_bits != MULTIPLIER_BITS:
+        what = "the requantization unit multiplies by 16 bits, adds half and shifts"
         fix = "write {kind: fixed_point, multiplier_bits: 16, rounding: half_up}"
         raise ProfileError(what, where="numerics.requantize", fix=fix)
-    if any(row.acc == "s32" and row.macs_per_cycle != _macs(profile) for row in profile.compute):
-        what = (
-            f"the array makes {_macs(profile)} multiply-accumulates a cycle, its compute row says otherwise"
-        )
-        raise ProfileError(what, where="compute", fix=f"write 'macs_per_cycle: {_macs(profile)}'")
 
 
-def _macs(profile: Profile) -> int:
-    assert profile.array is not None
-    return profile.array.rows * profile.array.columns
+def _check_kernels(profile: Profile) -> None:
+    array = profile.array
+    assert array is not None
+    macs = array.rows * array.columns
+    if any(row.acc == "s32" and row.macs_per_cycle != macs for row in profile.compute):
+        what = f"the array makes {macs} multiply-accumulates a cycle, its compute row says otherwise"
+        raise ProfileError(what, where="compute", fix=f"write 'macs_per_cycle: {macs}'")
+    for op, rule in profile.runtimes.artifact.ops.items():
+        for combo in rule.combos if rule.role == "anchor" else ():
+            bits = 0 if combo.weight is None else profile.qspace(combo.weight).bits
+            if bits > array.weight_bits:
+                what = f"weights of format {combo.format} have {bits} bits, those of the array {array.weight_bits}"
+                fix = f"list narrower formats only, or write 'array: {{weight_bits: {bits}}}'"
+                raise ProfileError(what, where=f"runtimes.artifact.ops.{op}", fix=fix)
 
 
 def size_header(machine: Machine) -> str:

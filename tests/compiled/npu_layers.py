@@ -29,9 +29,11 @@ class Layers:
 
     Attributes:
         random: Where sizes, weights and inputs come from.
+        weight_bits: Width of the weights.
     """
 
     random: np.random.Generator
+    weight_bits: int = 8
     tensors: dict[str, Tensor] = field(default_factory=dict)
     steps: list[Dot] = field(default_factory=list)
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class Layers:
         self, kind: type[Dot], x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...], **more: object
     ) -> None:
         """Add a layer; its outputs use most of their range, and some of them are clipped."""
-        number = len(self.steps)
+        number, limit = len(self.steps), 1 << (self.weight_bits - 1)
         self.tensor(f"x{number}", x, 1.0)
         depth = weight[0] if kind is QGemm else int(np.prod(weight[1:]))
         self.tensor(f"y{number}", y, 0.7 * depth**0.5)
@@ -60,8 +62,8 @@ class Layers:
                 inputs=(f"x{number}",),
                 outputs=(f"y{number}",),
                 nodes=(f"layer{number}",),
-                weight=self.random.integers(-127, 128, weight).astype(np.int8),
-                weight_scale=self.random.uniform(0.004, 0.012, outputs).astype(np.float32),
+                weight=self.random.integers(-limit, limit, weight).astype(np.int8),
+                weight_scale=(self.random.uniform(0.5, 1.5, outputs) / limit).astype(np.float32),
                 bias=self.random.integers(-3000, 3000, outputs).astype(np.int32),
                 lower=self.draw(-128, -10),
                 upper=127,
@@ -125,9 +127,9 @@ class Layers:
         return found
 
 
-def random_layers(seed: int, count: int) -> Layers:
+def random_layers(seed: int, count: int, machine: Machine) -> Layers:
     """Return layers of every kind."""
-    layers = Layers(np.random.default_rng(seed))
+    layers = Layers(np.random.default_rng(seed), machine.weight_bits)
     kinds = (layers.add_gemm, layers.add_conv, layers.add_depthwise, layers.add_conv)
     layers.add(QGemm, (1, 1), (1, 1), (1, 1))  # the smallest
     for number in range(count):

@@ -17,9 +17,10 @@ from bitwright.targets.npu.programs import CIRCUIT_PROGRAM, MODEL_PROGRAM, tools
 needs_simulator = pytest.mark.skipif(
     tools_missing() is not None, reason=f"circuits cannot be simulated here: {tools_missing()}"
 )
-# Sizes that divide nothing, buffers of odd lengths; the wide one has more columns than any layer's channels.
+# Sizes that divide nothing, buffers of odd lengths, weights of 6 bits in one; the wide one has more columns than most
+# layers have channels.
 MACHINES = {
-    "output stationary": Machine(3, 5, False, 8, 75, 61, 45, 1e8),
+    "output stationary": Machine(3, 5, False, 6, 75, 61, 45, 1e8),
     "weight stationary": Machine(5, 4, True, 8, 83, 57, 44, 1e8),
     "wide": Machine(4, 16, False, 8, 128, 90, 64, 1e8),
 }
@@ -29,7 +30,7 @@ LAYERS = 8
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_random_layers_equal_the_reference_and_the_cycle_model(name: str, tmp_path: Path) -> None:
-    machine, layers = MACHINES[name], random_layers(SEEDS[name], LAYERS)
+    machine, layers = MACHINES[name], random_layers(SEEDS[name], LAYERS, MACHINES[name])
     tilings = layers.tilings(machine)
     assert len({repr(t) for t in tilings.values()}) > LAYERS // 2
     build(layers, tilings, machine, tmp_path, circuit=False)
@@ -45,7 +46,7 @@ def test_random_layers_equal_the_reference_and_the_cycle_model(name: str, tmp_pa
 @needs_simulator
 @pytest.mark.parametrize("name", ["output stationary", "weight stationary"])
 def test_the_circuit_computes_the_same_in_the_same_cycles(name: str, tmp_path: Path) -> None:
-    machine, layers = MACHINES[name], random_layers(SEEDS[name] + 50, LAYERS)
+    machine, layers = MACHINES[name], random_layers(SEEDS[name] + 50, LAYERS, MACHINES[name])
     tilings = layers.tilings(machine)
     build(layers, tilings, machine, tmp_path, circuit=True)
     circuit, checks = run(layers, tmp_path, CIRCUIT_PROGRAM)
@@ -58,7 +59,7 @@ def test_the_circuit_computes_the_same_in_the_same_cycles(name: str, tmp_path: P
 
 
 def test_kernels_are_plain_c(tmp_path: Path) -> None:
-    machine, layers = MACHINES["wide"], random_layers(1, 2)
+    machine, layers = MACHINES["wide"], random_layers(1, 2, MACHINES["wide"])
     build(layers, layers.tilings(machine), machine, tmp_path, circuit=False)
     text = (tmp_path / "npu_kernels.c").read_text()
     assert "npu_tile(" in text and "npu_load_activations(" in text and "npu_finish();" in text
@@ -66,7 +67,7 @@ def test_kernels_are_plain_c(tmp_path: Path) -> None:
 
 
 def test_a_wrong_kernel_is_seen(tmp_path: Path) -> None:
-    machine, layers = MACHINES["output stationary"], random_layers(3, 1)
+    machine, layers = MACHINES["output stationary"], random_layers(3, 1, MACHINES["output stationary"])
     tilings = layers.tilings(machine)
     build(layers, tilings, machine, tmp_path, circuit=False)
     source = tmp_path / "npu_model.c"

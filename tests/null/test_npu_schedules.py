@@ -299,6 +299,7 @@ def test_an_array_is_described_by_yaml_alone(tmp_path: Path) -> None:
             "clock_hz: 1.5e+8\nnumerics: {requantize: {multiplier_bits: 20}}\n",
             "16 bits",
         ),
+        ("  rows: 5\n", "  rows: 5\n  weight_bits: 4\n", "int8 have 8 bits, those of the array 4"),
     ],
 )
 def test_contradictions_of_a_profile_are_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
