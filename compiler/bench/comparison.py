@@ -151,7 +151,8 @@ def _candidate(a: GivenModel, feeds: Path, threads: int) -> Entry:
     if reason:
         what = f"its artifact cannot be timed here: {reason}"
         raise UsageError(what, where=a.label, fix=f"compare models: {a.path}")
-    if not is_native(a.bundle.profile.toolchain.triple):
+    device = a.bundle.profile.codegen.kind == "cuda"
+    if device or not is_native(a.bundle.profile.toolchain.triple):
         what = "its artifact cannot be timed here: the time of an emulated artifact means nothing"
         raise UsageError(what, where=a.label, fix=f"compare models: {a.path}")
     return artifact_entry(a.label, a.bundle.path, feeds, threads)

@@ -20,7 +20,13 @@ from bitwright.compiler.ingest.dataset import open_dataset, random_dataset
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.ort.session import SessionConfig
 
-SESSION_KEYS = ("providers", "graph_optimization_level", "session_config_entries", "disabled_optimizers")
+SESSION_KEYS = (
+    "providers",
+    "provider_options",
+    "graph_optimization_level",
+    "session_config_entries",
+    "disabled_optimizers",
+)
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -98,6 +104,7 @@ def load_session_config(path: Path) -> SessionConfig:
         session_config_entries=record.get("session_config_entries", {}),
         disabled_optimizers=record.get("disabled_optimizers", []),
         provider=record.get("providers", ["CPUExecutionProvider"])[0],
+        provider_options=record.get("provider_options", [{}])[0],
     )
 
 
@@ -114,6 +121,13 @@ def _problem(record: Any) -> str:
         return "'providers' must be a list of names"
     if not _texts(record.get("disabled_optimizers", [])):
         return "'disabled_optimizers' must be a list of names"
+    options = record.get("provider_options", [{}])
+    if (
+        not isinstance(options, list)
+        or len(options) != len(record.get("providers", [""]))
+        or not all(isinstance(o, dict) and _texts(list(o.values())) for o in options)
+    ):
+        return "'provider_options' must map names to strings, for each provider"
     entries = record.get("session_config_entries", {})
     if not isinstance(entries, dict) or not _texts(list(entries.values())):
         return "'session_config_entries' must map names to strings"

@@ -280,3 +280,11 @@ def test_a_model_that_keeps_the_rules_has_no_findings() -> None:
 def test_other_providers_have_no_placement_rules() -> None:
     model = ir.from_proto(parse_model(RESIDUAL))
     assert audit_placement(model, load_profile("x86-avx2").runtimes.onnxruntime) is None
+
+
+def test_the_session_file_is_read_back(int8: Deployment) -> None:
+    from bitwright.compiler.bench.models import load_session_config
+
+    config = load_session_config(int8.session)
+    assert config.provider == "TensorrtExecutionProvider" and not config.optimize
+    assert dict(config.provider_options or {})["trt_int8_enable"] == "True"
