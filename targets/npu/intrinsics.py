@@ -3,7 +3,8 @@
 Addresses are still pointers here; ``onchip`` turns those into words of the buffers. Access pointers of the host's
 memory stay pointers.
 """
-# mypy: allow-untyped-decorators  - TVM's are
+# TVM's decorators have no types.
+# mypy: allow-untyped-decorators
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-import tvm_ffi
 from tvm import tirx
 
 from bitwright.compiler.lower.kernel_table import KernelCall, dump_table
@@ -102,7 +101,7 @@ def c_source(kernels: RawKernels, names: set[str]) -> str:
     functions = {v: f for v, f in kernels.module.functions_items() if v.name_hint in names}
     found = tvm.target.Target("c")
     lowered = tirx.transform.BindTarget(found.with_host(found))(tvm.IRModule(functions))
-    build = tvm_ffi.get_global_func("target.build.c")
+    build = tvm.get_global_func("target.build.c")
     return _bare(str(build(tirx.transform.LowerIntrin()(lowered), found).inspect_source()), names)
 
 
