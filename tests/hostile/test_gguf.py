@@ -34,7 +34,9 @@ def good_file() -> bytes:
         "flag": Typed(ValueType.BOOL, True),
     }
     stream = io.BytesIO()
-    write_gguf(stream, metadata, planned, lambda t: quantize(np.ones(t.shape).reshape(-1, t.shape[-1]), t.kind))
+    write_gguf(
+        stream, metadata, planned, lambda t: quantize(np.ones(t.shape).reshape(-1, t.shape[-1]), t.kind)
+    )
     return stream.getvalue()
 
 
@@ -118,7 +120,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "key length": (header(0, 1, struct.pack("<Q", HUGE) + bytes(40)), "a key of"),
     "key beyond the end": (header(0, 1, struct.pack("<Q", 500) + bytes(40)), "500 bytes are announced"),
     "string length": (header(0, 1, entry("k", 8, struct.pack("<Q", HUGE) + bytes(9))), "a string of"),
-    "array length": (header(0, 1, entry("k", 9, struct.pack("<IQ", 0, HUGE) + bytes(9))), "elements are more"),
+    "array length": (
+        header(0, 1, entry("k", 9, struct.pack("<IQ", 0, HUGE) + bytes(9))),
+        "elements are more",
+    ),
     "strings": (header(0, 1, entry("k", 9, struct.pack("<IQ", 8, 1 << 20) + bytes(99))), "elements are more"),
     "array of arrays": (header(0, 1, entry("k", 9, struct.pack("<IQ", 9, 1) + bytes(40))), "array of arrays"),
     "unknown kind": (header(0, 1, entry("k", 77, bytes(40))), "unknown metadata type 77"),
@@ -133,7 +138,10 @@ LIES: dict[str, tuple[bytes, str]] = {
         header(0, 1, entry("general.alignment", 4, struct.pack("<I", 1 << 31)) + bytes(40)),
         "not a power of two from",
     ),
-    "alignment a text": (header(0, 1, entry("general.alignment", 8, string_bytes("32")) + bytes(40)), "uint32"),
+    "alignment a text": (
+        header(0, 1, entry("general.alignment", 8, string_bytes("32")) + bytes(40)),
+        "uint32",
+    ),
     "no dimensions": (header(1, 0, tensor([]) + bytes(64)), "0 dimensions"),
     "dimensions": (header(1, 0, tensor([1] * 5) + bytes(64)), "5 dimensions"),
     "many dimensions": (header(1, 0, tensor([1], count=1 << 31) + bytes(64)), "2147483648 dimensions"),

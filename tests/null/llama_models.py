@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -96,7 +96,6 @@ class Sizes:
     scale: float | None = None
     rotate_keys: bool = True
     seed: int = 0
-    prefix: str = field(default="")
 
     @property
     def head_width(self) -> int:
@@ -132,7 +131,8 @@ def _layer(s: Sizes, n: int) -> str:
     text += ROTATE.format(x=f"q{n}") + ROTATE.format(x=f"k{n}")
     keys, values = f"k{n}_rot" if s.rotate_keys else f"k{n}", f"v{n}"
     if s.cache:
-        text += f"new_past_k{n} = Concat<axis=2>(past_k{n}, {keys})\nnew_past_v{n} = Concat<axis=2>(past_v{n}, {values})\n"
+        text += f"new_past_k{n} = Concat<axis=2>(past_k{n}, {keys})\n"
+        text += f"new_past_v{n} = Concat<axis=2>(past_v{n}, {values})\n"
         keys, values = f"new_past_k{n}", f"new_past_v{n}"
     if s.heads != s.key_heads:
         text += REPEAT.format(x=keys) + REPEAT.format(x=values)
@@ -179,6 +179,8 @@ def _weights(s: Sizes) -> dict[str, np.ndarray]:
         shapes |= {f"w_u{n}": (s.width, s.feed_forward), f"w_d{n}": (s.feed_forward, s.width)}
         shapes |= {f"g_a{n}": (s.width,), f"g_f{n}": (s.width,)}
     found = {k: (random.standard_normal(v) * (v[0] ** -0.5)).astype(np.float32) for k, v in shapes.items()}
-    found |= {k: (1 + 0.1 * random.standard_normal(v)).astype(np.float32) for k, v in shapes.items() if len(v) == 1}
+    found |= {
+        k: (1 + 0.1 * random.standard_normal(v)).astype(np.float32) for k, v in shapes.items() if len(v) == 1
+    }
     head = found["w_embedding"].T if s.tied else random.standard_normal((s.width, s.vocabulary)) / 8
     return {**found, "w_head": np.ascontiguousarray(head, np.float32)}

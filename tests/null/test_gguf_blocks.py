@@ -97,7 +97,9 @@ def test_codes_come_back_from_their_bytes(kind: TensorType) -> None:
     assert np.array_equal(found, expected.astype(np.float32))
 
 
-@pytest.mark.parametrize(("bits", "run"), [(1, 1), (1, 32), (2, 32), (4, 16), (4, 32), (4, 64), (2, 4), (4, 8)])
+@pytest.mark.parametrize(
+    ("bits", "run"), [(1, 1), (1, 32), (2, 32), (4, 16), (4, 32), (4, 64), (2, 4), (4, 8)]
+)
 def test_packing_is_undone(bits: int, run: int) -> None:
     codes = np.random.default_rng(0).integers(0, 1 << bits, (7, 8 // bits * run * 3), dtype=np.uint8)
     assert np.array_equal(unpack(pack(codes, bits, run), bits, run), codes)
@@ -174,9 +176,9 @@ def test_columns_that_calibration_never_saw_are_not_free() -> None:
     share[:256] = 0
     found = dequantize(quantize(weights, types.Q4_0, share), types.Q4_0)
     assert np.abs(found[:, :256] - weights[:, :256]).max() < np.abs(weights).max() / 6
-    assert np.array_equal(
-        quantize(weights, types.Q4_0, np.zeros(512)), quantize(weights, types.Q4_0)
-    ), "no importance at all is the same importance everywhere"
+    assert np.array_equal(quantize(weights, types.Q4_0, np.zeros(512)), quantize(weights, types.Q4_0)), (
+        "no importance at all is the same importance everywhere"
+    )
 
 
 def test_threads_change_nothing() -> None:

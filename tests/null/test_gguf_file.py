@@ -115,7 +115,7 @@ def test_we_read_what_the_gguf_package_writes(tmp_path: Path) -> None:
 def test_missing_values_and_tensors_are_named(tmp_path: Path) -> None:
     written(tmp_path / "a.gguf")
     with GgufFile(tmp_path / "a.gguf") as file:
-        with pytest.raises(ModelError, match="did you mean 'general.name'"):
+        with pytest.raises(ModelError, match=r"did you mean 'general\.name'"):
             file.value("general.nam", str)
         with pytest.raises(ModelError, match="'share' is float, not int"):
             file.value("share", int)
