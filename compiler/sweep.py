@@ -16,6 +16,7 @@ from bitwright.compiler.allocation import (
     OBJECTIVES,
     allocation_problem,
     budget_of,
+    greedy_near,
     greedy_or_none,
     placed_seconds,
     placed_totals,
@@ -140,6 +141,7 @@ def front_of(
         compared = [*greedy, *uniform.values()]
         known = [*map(placed, found), *compared]
         if metric == "latency_s":
+            known += [placed(p) for p in _greedy_near(problem, budget, found)]
             known += [_polished(problem, budget, point, seconds) for point in not_dominated(known, metric)]
         kept = [p for p in known if budget.met_by(p.totals)]
     if measure:
@@ -173,6 +175,14 @@ def _greedy_points(
     """
     chosen = [greedy_or_none(problem, budget.with_limit(metric, p.totals.of(metric))) for p in found]
     return [FrontPoint(f, totals(problem, f), math.nan) for f in chosen if f is not None]
+
+
+def _greedy_near(problem: Problem, budget: Budget, found: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """Return greedy selection at limits of time near those of known points: its times are not the placement's."""
+    near = [
+        f for p in found for f in greedy_near(problem, budget.with_limit("latency_s", p.totals.latency_s))
+    ]
+    return [FrontPoint(f, totals(problem, f), math.nan) for f in near]
 
 
 def _beside_wholes(
