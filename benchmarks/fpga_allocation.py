@@ -72,10 +72,13 @@ class Workshop:
 
     def plan(self, name: str, recipe: str, **budget: float) -> Plan:
         """Quantize, choose foldings, and measure the metric."""
+        samples = f"{zoo.__file__}:{self.model.samples.__name__}"
         options = Options(
             model=self.model.path,
             target=self.profile.name,
-            data=f"{zoo.__file__}:{self.model.samples.__name__}",
+            data=samples,
+            # 64 of the samples that calibrate judge the formats; by default 16 would.
+            validation=samples,
             recipe=recipe,
             budget=budget,
             cache=self.cache,

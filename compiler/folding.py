@@ -26,6 +26,7 @@ from bitwright.passes.normalize import specialize
 from bitwright.targets.folding import FoldedLayer, FoldingValues, Option, Taken, folder_for
 
 TRIES = 8
+STEP = 0.001
 # Of the cells, left over while formats are chosen: accumulators of the real weights may be a bit wider than the draft's.
 MARGIN = 0.01
 OBJECTIVES = ("loss", "interval", *CELLS)
@@ -156,9 +157,9 @@ def _cells(taken: Taken) -> str:
 
 
 def _left(limits: Budget, metric: Metric, excess: float) -> float:
-    """Return a limit less what was exceeded; one that is kept stays."""
+    """Return a limit less what was exceeded, and a little more so that few tries are enough; one that is kept stays."""
     known = limits.limits()[metric]
-    return known - max(excess, 0.0)
+    return known - excess - STEP * known if excess > 0 else known
 
 
 def _problem(layers: Sequence[FoldedLayer], losses: Mapping[tuple[str, str], float]) -> FoldedProblem:
