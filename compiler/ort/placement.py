@@ -105,12 +105,8 @@ def _pattern(node: ir.Node) -> FusedPattern | None:
         return None
     reads = [_side(value) for value in _operands(node)]
     chain = _epilogue(node)
-    added = [
-        f"{n.op_type}({'DQ' if _other_is_quantized(n, before) else 'float'})"
-        if n.op_type == "Add"
-        else n.op_type
-        for before, n in zip([node, *chain], chain, strict=False)
-    ]
+    steps = zip([node, *chain], chain, strict=False)
+    added = [f"Add({_added(n, before)})" if n.op_type == "Add" else n.op_type for before, n in steps]
     last = chain[-1] if chain else node
     tail = ["Q"] if _all_quantize(last.outputs[0]) else []
     text = " -> ".join([f"[{', '.join(reads)}]", node.op_type, *added, *tail])
@@ -141,9 +137,12 @@ def _epilogue(node: ir.Node) -> list[ir.Node]:
     return chain
 
 
-def _other_is_quantized(add: ir.Node, before: ir.Node) -> bool:
+def _added(add: ir.Node, before: ir.Node) -> str:
+    """Return what an Add adds to what ``before`` wrote."""
     others = [v for v in add.inputs if v is not None and v.producer() is not before]
-    return any(constant_array(v) is not None or _quantizer(v) is not None for v in others)
+    if any(constant_array(v) is not None for v in others):
+        return "bias"
+    return "DQ" if any(_quantizer(v) is not None for v in others) else "float"
 
 
 def _all_quantize(value: ir.Value) -> bool:
