@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from zoo import model_named
+from zoo import load, model_named
 
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.options import Options
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.pipeline import compile_model
 from bitwright.compiler.program.ops import Program, QGemm, QuantParams, Tensor
 from bitwright.targets.loader import load_profile
@@ -27,7 +28,7 @@ from bitwright.targets.npu.execution import run_program
 from bitwright.targets.npu.generator import compare, plan_layer
 from bitwright.targets.npu.lowering import write_host
 from bitwright.targets.npu.machine import Machine, machine_of
-from bitwright.targets.npu.programs import CIRCUIT_PROGRAM, build_programs, write_sources
+from bitwright.targets.npu.programs import CIRCUIT_PROGRAM, MODEL_PROGRAM, build_programs, write_sources
 from bitwright.targets.npu.tiling import Tiling, grid_of, legal_tilings
 from bitwright.targets.toolchain.interface import Interface, Port
 
@@ -89,10 +90,10 @@ def simulated_product(target: str, machine: Machine, tiling: Tiling) -> int:
         ports = [(Port(n, "int8", (SIZE, SIZE)),) for n in ("x", "y")]
         Interface(ports[0], ports[1], {}).write(folder)
         build_programs(machine, folder)
-        run = run_program(folder, CIRCUIT_PROGRAM, feeds)
-    for check in compare(run, program):
+        simulated = run_program(folder, CIRCUIT_PROGRAM, feeds)
+    for check in compare(simulated, program):
         np.testing.assert_array_equal(check.actual, check.expected)
-    return run.cycles[0]
+    return simulated.cycles[0]
 
 
 def product_row(target: str) -> list[str]:
@@ -161,6 +162,21 @@ def network_rows(target: str, report: Mapping[str, object]) -> tuple[list[str], 
     return summary, layers
 
 
+def accuracy(bundle: Bundle, images: int) -> tuple[float, float]:
+    """Return top-1 of the artifact (the program around the cycle model, proven equal to the circuit) and of float32."""
+    data = load(MODEL)
+    x, y = data["x"][:images].astype(np.float32), data["y"][:images]
+    lib = bundle.path / "lib"
+    (port,) = Interface.read(lib).inputs
+    session = open_session(model_named(MODEL).path, SessionConfig())
+    hits = [0, 0]
+    for image, label in zip(x, y, strict=True):
+        feeds = {port.name: image.reshape(port.shape)}
+        for k, found in enumerate((run_program(lib, MODEL_PROGRAM, feeds).outputs, run(session, feeds))):
+            hits[k] += int(next(iter(found.values())).argmax() == label)
+    return hits[0] / images, hits[1] / images
+
+
 def print_table(head: list[str], rows: list[list[object]]) -> None:
     print("| " + " | ".join(head) + " |")
     print("|" + " --- |" * len(head))
@@ -173,7 +189,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", default=["npu-8x8", "npu-16x16", "my-array"])
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--golden", type=int, default=2)
+    parser.add_argument("--golden", type=int, default=2, help="images through the simulated circuit")
+    parser.add_argument("--images", type=int, default=200, help="images of the accuracy")
     given = parser.parse_args()
     out = given.out or Path(tempfile.mkdtemp(prefix="bitwright-npu-"))
     out.mkdir(parents=True, exist_ok=True)
@@ -188,10 +205,14 @@ def main() -> None:
         bundle = compiled(target, out / f"resnet8-{Path(target).stem}", given.golden)
         report = json.loads((bundle.path / "report.json").read_text())
         summary, layers = network_rows(target, report)
+        if given.images:
+            ours, floats = accuracy(bundle, given.images)
+            summary += [f"{ours:.3f} ({floats:.3f})"]
         summaries.append(list(summary))
         details.append((summary[0], layers))
     print(f"{MODEL}: every product on the array, {given.golden} images through the simulated circuit\n")
-    print_table([*head, "ms at its clock", "gate equivalents", "kernels of the images"], summaries)
+    last = [f"top-1 of {given.images} (float32)"] if given.images else []
+    print_table([*head, "ms at its clock", "gate equivalents", "kernels of the images", *last], summaries)
     for name, layers in details:
         print(f"{MODEL} on {name}\n")
         print_table(
