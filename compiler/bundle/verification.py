@@ -95,7 +95,7 @@ class Verification:
     """What was executed and how it compares.
 
     Attributes:
-        executed: How the library was executed: ``"native"`` or ``"emulated"``; ``"onnxruntime"`` if nothing of the
+        executed: How the library was executed: ``"native"`` or ``"emulated..."``; ``"onnxruntime"`` if nothing of the
             model is in a library; ``"none"`` if nothing was executed.
         reason: Why nothing was executed, or "".
         sets: Golden sets executed.
