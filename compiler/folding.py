@@ -27,7 +27,7 @@ from bitwright.targets.folding import FoldedLayer, FoldingValues, Option, Taken,
 
 TRIES = 8
 STEP = 0.001
-# Of the cells, left over while formats are chosen: accumulators of the real weights may be a bit wider than the draft's.
+# Of the cells, left over while formats are chosen: the real weights' accumulators may be a bit wider than the draft's.
 MARGIN = 0.01
 OBJECTIVES = ("loss", "interval", *CELLS)
 

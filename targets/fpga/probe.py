@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ from bitwright.targets.fpga.yosys import yosys_version
 CODES = (*(WeightCode("integer", bits) for bits in (8, 6, 5, 4, 3, 2)), TERNARY, BINARY)
 # Engines weigh in the fit as if they had at least this many cells more: small ones are mostly fixed parts.
 DAMPING = 100.0
+# How much a coefficient that is off by its own size counts against a relative error of one engine.
+PULL = 0.01
+SMALLEST = 5e-4
 OUTPUT = Signed(-128, -128, 127, 0)
 Progress = Callable[[int, int, str], None]
 
@@ -208,25 +212,34 @@ def probe_series(series: Series, path: Path, progress: Progress) -> tuple[str, .
     )
 
 
-def fit(found: Sequence[Probed], series: Series) -> CostTable:
-    """Fit a table to synthesized engines; rules of memories are those of the shipped table."""
+def fit(found: Sequence[Probed], series: Series, prior: CostTable | None = None) -> CostTable:
+    """Fit a table to synthesized engines; rules of memories are those of the shipped table.
+
+    Args:
+        found: Engines.
+        series: What they were synthesized for.
+        prior: Coefficients that what the engines do not decide stays near to; the shipped table's by default.
+    """
     base = cost_table(series)
     parts = [parts_of(p.engine.module, p.engine.parameters) for p in found]
     names = sorted({name for one in parts for name in one.amounts})
     amounts = np.array([[one.amounts.get(name, 0.0) for name in names] for one in parts])
-    stored = []
-    for one in parts:
-        total = Cells()
-        for memory in one.memories:
-            total += mapped(memory, base.memories)
-        stored.append(total)
+    stored = [
+        reduce(Cells.__add__, (mapped(m, base.memories) for m in one.memories), Cells()) for one in parts
+    ]
 
     def coefficients(kind: str) -> dict[str, float]:
+        expected: dict[str, float] = getattr(prior or base, kind)
         measured = np.array([getattr(p.cells, kind) for p in found])
         rest = np.maximum(measured - [getattr(s, kind) for s in stored], 0.0)
         weight = 1.0 / (measured + DAMPING)
-        solved, _ = nnls(amounts * weight[:, None], rest * weight)
-        return {name: round(float(v), 3) for name, v in zip(names, solved, strict=True) if v > 5e-4}
+        # Rows that ask every coefficient to be what is expected, weakly.
+        near = np.array([expected.get(name, 0.0) for name in names])
+        pull = PULL / np.maximum(near, 0.1)
+        rows = np.concatenate([amounts * weight[:, None], np.diag(pull)])
+        solved, _ = nnls(rows, np.concatenate([rest * weight, pull * near]))
+        unseen = {name: value for name, value in expected.items() if name not in names}
+        return unseen | {n: round(float(v), 3) for n, v in zip(names, solved, strict=True) if v > SMALLEST}
 
     table = replace_table(base, coefficients("luts"), coefficients("ffs"), len(found))
     return table.model_copy(update={"error": round(median_error(found, table), 4)})
