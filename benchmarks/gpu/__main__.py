@@ -1,6 +1,8 @@
 """A folder that checks and times GPU kernels and models on a machine with a GPU, built on a machine without one.
 
 usage: BITWRIGHT_ZOO=... python benchmarks/gpu build --out DIR [--profile NAME] [--models NAME ...] [--gemm SIZE]
+           [--device-key KEY --tuning-store FILE]
+       python benchmarks/gpu learn RESULT.json --device-key KEY --tuning-store FILE
        python benchmarks/gpu table RESULT.json
 """
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.options import Options
 from bitwright.compiler.pipeline import FRONT
 from bitwright.compiler.program.extract import extract_program
+from bitwright.compiler.tune.farm import Farm
+from bitwright.compiler.tune.hardware import hardware_key
 from bitwright.targets.loader import load_profile
 from bitwright.targets.nvidia_gpu.codegen import CudaSource, compile_cuda, cuda_source
 from bitwright.targets.nvidia_gpu.emulated_device import runner_folder
@@ -43,8 +45,27 @@ BOUNDS = {"minilm_l6": 0.02}
 INTEGER_BOUND = 1e-5
 
 
+@dataclass(frozen=True)
+class Records:
+    """Where times of an earlier run are.
+
+    Attributes:
+        device_key: What that run's device was called.
+        store: File of tuning records.
+    """
+
+    device_key: str
+    store: Path
+
+
 def build_kit(
-    out: Path, profile_name: str, models: Sequence[str], size: int, *, emulated: bool = False
+    out: Path,
+    profile_name: str,
+    models: Sequence[str],
+    size: int,
+    *,
+    emulated: bool = False,
+    records: Records | None = None,
 ) -> int:
     """Write the folder; returns its size in bytes.
 
@@ -54,6 +75,7 @@ def build_kit(
         models: Zoo models.
         size: Side of the measured products.
         emulated: Add what runs the kit on this machine's processor.
+        records: The models' kernels are chosen by these; None: by the templates' estimates.
 
     Raises:
         BitwrightError: Something cannot be compiled.
@@ -66,12 +88,17 @@ def build_kit(
     _write_runtime(out / "runtime")
     items = [*int8_products(size, profile), *half_products(size, profile), *int4_rows(size, profile)]
     for name in models:
-        items += _write_model(out / "models" / name, name, profile, emulated=emulated)
+        items += _write_model(out / "models" / name, name, profile, records, emulated=emulated)
     source = _write_kernels(out, items, profile)
     if emulated:
         (out / "emulation").mkdir()
         build_kernels(source.text, out / "emulation/kernels.so")
-    about = {"profile": profile.name, "architecture": gpu_of(profile).architecture, "gemm_size": size}
+    about: dict[str, Any] = {
+        "profile": profile.name,
+        "architecture": gpu_of(profile).architecture,
+        "gemm_size": size,
+    }
+    about["made_by"] = hardware_key(profile, "")
     (out / "kit.json").write_text(json.dumps({**about, "models": list(models)}, indent=1) + "\n")
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if total > MOST_BYTES:
@@ -100,13 +127,17 @@ def _samples(name: str) -> tuple[list[Feeds], dict[str, int]]:
     return [*found, sized], {"N": BATCH, "T": TOKENS}
 
 
-def _write_model(place: Path, name: str, profile: Profile, *, emulated: bool) -> list[Item]:
+def _write_model(
+    place: Path, name: str, profile: Profile, records: Records | None, *, emulated: bool
+) -> list[Item]:
     """Compile a model and write its library with golden inputs and outputs; returns its kernels.
 
     The phases of a compilation without the last: executing a batch of this size by emulation takes too long.
     """
     data, dims = _samples(name)
     options = Options(model=model_named(name).path, target=profile.name, data=data, dims=dims, golden=1)
+    if records is not None:
+        options = replace(options, farm=Farm(records.device_key), tuning_store=records.store)
     c = Compilation(options, profile)
     notes: list[str] = []
     for _, phase in FRONT:

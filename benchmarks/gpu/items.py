@@ -15,6 +15,7 @@ from bitwright.compiler.interpret.weight_only import weight_only_dot
 from bitwright.compiler.lower.templates.choice import as_choice, params_of
 from bitwright.compiler.lower.templates.geometry import geometry_of
 from bitwright.compiler.program.ops import Dot, Program, QConv, QGemm, QuantParams, Tensor, WeightOnlyDot
+from bitwright.compiler.program.workload import workloads_of
 from bitwright.targets.backend import Kernel, KernelChoice
 from bitwright.targets.nvidia_gpu import kernels
 from bitwright.targets.nvidia_gpu.float_gemm import half_gemm_kernel
@@ -52,7 +53,8 @@ class Item:
         choice: What was chosen, for the reader.
         macs: Multiply-accumulates.
         timed: It is to be timed.
-        patterns: Constants by position that are patterns, not in a file: dtype and seed.
+        patterns: Constants by position that are patterns, not in a file: shape, dtype and seed.
+        learned: What a tuning record of it is made from: workload, choice and rank.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Item:
     macs: int
     timed: bool
     patterns: Mapping[int, tuple[tuple[int, ...], str, int]] = field(default_factory=dict)
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, parameters: tuple[str, ...], launch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the kit says of it.
@@ -83,8 +86,20 @@ class Item:
             described.append({"array": key})
         described.append({"shape": self.kernel.output_shape, "dtype": self.kernel.output_dtype})
         named = [{"name": n, **d} for n, d in zip(parameters, described, strict=True)]
-        plain = {"name": self.name, "group": self.group, "choice": self.choice, "macs": self.macs}
-        return {**plain, "timed": self.timed, "launch": launch, "parameters": named, "golden": self.golden}
+        plain: dict[str, Any] = {
+            "name": self.name,
+            "group": self.group,
+            "choice": self.choice,
+            "macs": self.macs,
+        }
+        return {
+            **plain,
+            **self.learned,
+            "timed": self.timed,
+            "launch": launch,
+            "parameters": named,
+            "golden": self.golden,
+        }
 
 
 def golden_of(name: str, output: np.ndarray) -> tuple[dict[str, Any], Arrays]:
@@ -182,19 +197,20 @@ def int4_rows(size: int, profile: Profile) -> Iterator[Item]:
 
 
 def model_kernels(model: str, program: Program, profile: Profile) -> Iterator[Item]:
-    """Yield every distinct kernel of a model's dot products, with the constants of the first step that has it."""
-    known: set[str] = set()
-    steps = (s for s in program.steps if isinstance(s, Dot | WeightOnlyDot))
-    for number, step in enumerate(steps):
-        kernel = kernels.dot_kernel(step, program, profile)
-        if kernel.key in known:
-            continue
-        known.add(kernel.key)
-        name = re.sub(r"\W", "_", f"{model}_{number}")
+    """Yield the best candidates of every distinct dot product of a model, with the constants of the first such step."""
+    steps = {step.name: step for step in program.steps}
+    for number, workload in enumerate(workloads_of([program])):
+        step = steps[workload.steps[0]]
+        assert isinstance(step, Dot | WeightOnlyDot)
         shape, dtype, output, macs = _reference(step, program, 10 + number)
-        golden, arrays = golden_of(name, output)
-        label = f"{step.name}: {kernels.candidates(step, program, profile)[0].label()}"
-        yield Item(name, model, kernel, (shape, dtype, 10 + number), golden, arrays, label, macs, False)
+        stem = re.sub(r"\W", "_", f"{model}_{number}")
+        golden, arrays = golden_of(stem, output)
+        for rank, choice in enumerate(kernels.candidates(step, program, profile)[:CANDIDATES]):
+            kernel = kernels.dot_kernel(step, program, profile, choice)
+            learned = {"workload": workload.key, "plan": choice.as_plain(), "rank": rank}
+            inputs, label = (shape, dtype, 10 + number), f"{workload.label}: {choice.label()}"
+            name = f"{stem}_{rank}"
+            yield Item(name, model, kernel, inputs, golden, arrays, label, macs, True, learned=learned)
 
 
 def _reference(

@@ -11,13 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dot_reference import Case
 from gpu.build import build_kit
 from gpu.kit.patterns import pattern
+from gpu.learn import learn
 from gpu.table import table_of
+from gpu_cases import symmetric
 
+from bitwright.compiler.program.workload import workload_key
+from bitwright.compiler.tune.farm import Farm
+from bitwright.compiler.tune.hardware import hardware_key, processor_of
+from bitwright.compiler.tune.records import Key
+from bitwright.compiler.tune.store import TuningStore
+from bitwright.targets.loader import load_profile
 from bitwright.targets.nvidia_gpu.codegen import find_nvcc
 from bitwright.targets.nvidia_gpu.emulated_device import environment
 from bitwright.targets.nvidia_gpu.emulation import why_not_emulated
+from bitwright.targets.nvidia_gpu.kernels import candidates
 
 needs_tools = pytest.mark.skipif(
     find_nvcc() is None or why_not_emulated() is not None,
@@ -139,3 +149,56 @@ def test_the_table_says_which_bounds_hold(share: float, held: str) -> None:
     assert f"| int8_gemm | 150.0 | 916 TOP/s | PyTorch `_int_mm` | {share:.2f} | 0.65 | {held} |" in text
     assert "| resnet8_cifar10 | 30.0 |  | PyTorch fp16 with a CUDA graph | 1.25 | 1.0 | yes |" in text
     assert "minilm_l6 |" not in text
+
+
+def _timed_result() -> dict[str, object]:
+    """Return a result of two kinds of dot products: one whose second candidate is faster, one whose default is."""
+    profile = load_profile("nvidia-h100")
+    kernels = []
+    for number, times in enumerate(((4.0, 3.0), (5.0, 6.0))):
+        case = Case("product", (64, 128), (128, 64 * (number + 1)), y_dtype="int8")
+        _, step, program, _ = symmetric(case)
+        choices = candidates(step, program, profile)
+        for rank, microseconds in enumerate(times):
+            kernels.append(
+                {
+                    "name": f"k{number}_{rank}",
+                    "workload": workload_key(step, program),
+                    "plan": choices[rank].as_plain(),
+                    "rank": rank,
+                    "best_us": microseconds,
+                    "exact": True,
+                }
+            )
+    kernels.append({**kernels[0], "best_us": 0.1, "exact": False})  # fast and wrong
+    return {"kit": {"profile": "nvidia-h100", "made_by": hardware_key(profile, "")}, "kernels": kernels}
+
+
+def test_times_become_records_that_compilations_use(tmp_path: Path) -> None:
+    result, store = _timed_result(), tmp_path / "records.jsonl"
+    assert learn(result, "h200", store) == 2
+    profile = load_profile("nvidia-h100")
+    known = TuningStore(store).read()
+    assert known.damaged == 0
+    hardware = hardware_key(profile, processor_of(profile, Farm("h200")) or "")
+    best = {}
+    for kernel in result["kernels"]:  # type: ignore[attr-defined]
+        found = known.of(Key(kernel["workload"], hardware)).finished
+        assert found is not None
+        best[kernel["name"][1]] = (found.rank, round(found.seconds * 1e6, 3), round(found.default_s * 1e6, 3))
+    assert best == {"0": (1, 3.0, 4.0), "1": (0, 5.0, 5.0)}
+
+
+def test_times_of_other_templates_are_refused(tmp_path: Path) -> None:
+    result = _timed_result()
+    result["kit"]["made_by"] += "x"  # type: ignore[index]
+    with pytest.raises(ValueError, match="build it again"):
+        learn(result, "h200", tmp_path / "records.jsonl")
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_a_run_without_times_teaches_nothing(tmp_path: Path) -> None:
+    result = _timed_result()
+    result["kernels"] = [{"name": "k", "exact": True}]
+    with pytest.raises(ValueError, match="timed no kernel"):
+        learn(result, "h200", tmp_path / "records.jsonl")

@@ -120,23 +120,39 @@ class Device:
     def microseconds(
         self, kernel: Kernel, arguments: Sequence[ctypes.c_void_p], calls: int, rounds: int
     ) -> list[float]:
-        """Return, for each round, the time of one of ``calls`` launches in a row; a round before them warms up."""
+        """Return, for each round, the time of one of ``calls`` launches; a round before them warms up.
+
+        The launches of a round are one graph: Python would take longer to make them than small kernels to run.
+        """
+        graph = self._captured(kernel, arguments, calls)
         start, end = ctypes.c_void_p(), ctypes.c_void_p()
         for event in (start, end):
             self._must(self._cuda.cudaEventCreate(ctypes.byref(event)), "cudaEventCreate")
         found = []
         for _ in range(rounds + 1):
             self._must(self._cuda.cudaEventRecord(start, self._stream), "cudaEventRecord")
-            for _ in range(calls):
-                kernel(arguments)
+            self._must(self._cuda.cudaGraphLaunch(graph, self._stream), "cudaGraphLaunch")
             self._must(self._cuda.cudaEventRecord(end, self._stream), "cudaEventRecord")
             self._must(self._cuda.cudaEventSynchronize(end), "the device")
             elapsed = ctypes.c_float()
-            self._must(
-                self._cuda.cudaEventElapsedTime(ctypes.byref(elapsed), start, end), "cudaEventElapsedTime"
-            )
+            code = self._cuda.cudaEventElapsedTime(ctypes.byref(elapsed), start, end)
+            self._must(code, "cudaEventElapsedTime")
             found.append(elapsed.value * 1e3 / calls)
+        self._must(self._cuda.cudaGraphExecDestroy(graph), "cudaGraphExecDestroy")
         return found[1:]
+
+    def _captured(self, kernel: Kernel, arguments: Sequence[ctypes.c_void_p], calls: int) -> ctypes.c_void_p:
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        self._must(self._cuda.cudaStreamBeginCapture(self._stream, 0), "cudaStreamBeginCapture")
+        for _ in range(calls):
+            kernel(arguments)
+        code = self._cuda.cudaStreamEndCapture(self._stream, ctypes.byref(graph))
+        self._must(code, "cudaStreamEndCapture")
+        flags = ctypes.c_ulonglong(0)
+        code = self._cuda.cudaGraphInstantiate(ctypes.byref(executable), graph, flags)
+        self._must(code, "cudaGraphInstantiate")
+        self._must(self._cuda.cudaGraphDestroy(graph), "cudaGraphDestroy")
+        return executable
 
 
 class Kernel:

@@ -65,7 +65,8 @@ def run_kernels(folder: Path, device: Device, *, timed: bool) -> list[dict[str, 
         kernel(arguments)
         output = values[record["parameters"][-1]["name"]].copy()
         device.download(places[record["parameters"][-1]["name"]], output)
-        result = {key: record[key] for key in ("name", "group", "choice", "macs")}
+        kept = ("name", "group", "choice", "macs", "workload", "plan", "rank")
+        result = {key: record[key] for key in kept if key in record}
         result |= compare(output, record["golden"], arrays)
         if timed and record["timed"]:
             times = device.microseconds(kernel, arguments, CALLS, ROUNDS)

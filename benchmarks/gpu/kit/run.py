@@ -33,7 +33,7 @@ def compared(
     """Return the figures that are asked for: shares of the vendor's speed, and ratios of times."""
     found: dict[str, Any] = {}
     groups: dict[str, dict[str, Any]] = {}
-    for result in (k for k in kernels if "best_us" in k):
+    for result in (k for k in kernels if k.get("best_us") and "workload" not in k):
         best = groups.setdefault(result["group"], result)
         if result["best_us"] < best["best_us"]:
             groups[result["group"]] = result
@@ -50,7 +50,7 @@ def compared(
     if "int4_row" in groups and "fp16_row" in rivals:
         found["int4_row"]["times_vendor_fp16"] = rivals["fp16_row"]["best_us"] / groups["int4_row"]["best_us"]
     for result in models:
-        if "best_us" in result and result["name"] in rivals:
+        if result.get("best_us") and result["name"] in rivals:
             ratio = rivals[result["name"]]["best_us"] / result["best_us"]
             found[result["name"]] = {"us": result["best_us"], "times_torch_fp16": ratio}
     return found
