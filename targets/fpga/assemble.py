@@ -91,7 +91,7 @@ class _Assembly:
         for size in tensor.shape:
             elements *= size
         lanes = first.input_lanes(self.foldings[first.name])
-        return self._stream("input", tensor.name, elements // channels, channels, lanes, 8)
+        return self._stream("from_host", tensor.name, elements // channels, channels, lanes, 8)
 
     def _stream(self, name: str, tensor: str, positions: int, channels: int, lanes: int, bits: int) -> str:
         own = self._name(name)

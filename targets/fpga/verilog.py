@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
+from textwrap import fill
 
 from bitwright.targets.fpga.network import Engine, Network, Stream
 
@@ -28,6 +29,7 @@ RTL_FILES = (
 NETWORK = "network"
 TOP = "bitwright_axis"
 MEMORY_FOLDER = "memory"
+LINE = 112
 # Defined, the network also shows its inner streams, for simulation.
 TAPS = "BITWRIGHT_TAPS"
 
@@ -147,10 +149,27 @@ def _instance(network: Network, engine: Engine) -> str:
     parameters = ", ".join(f".{name}({value})" for name, value in values.items())
     ports = ", ".join(f".{port}({wire})" for port, wire in _ports(network, engine))
     note = f": {engine.note}" if engine.note else ""
-    return (
-        f"\n  // {_comment(engine.node)}{note}; {engine.cycles} cycles a frame\n"
-        f"  {engine.module} #({parameters})\n"
-        f"  {engine.name} (.clk(clk), .rst(rst), {ports});"
+    return "\n".join(
+        (
+            f"\n  // {_comment(engine.node)}{note}; {engine.cycles} cycles a frame",
+            f"  {engine.module} #(",
+            _wrapped(parameters),
+            f"  ) {engine.name} (",
+            _wrapped(f".clk(clk), .rst(rst), {ports}"),
+            "  );",
+        )
+    )
+
+
+def _wrapped(text: str) -> str:
+    indent = " " * 4
+    return fill(
+        text,
+        LINE,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from fpga_programs import CODES, Chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.compiler.errors import PerformanceGateError, ProfileError
+from bitwright.compiler.errors import PerformanceGateError, ProfileError, UsageError
 from bitwright.compiler.program.ops import Dequantize, Move, Program, QConv, Quantize, Tensor
+from bitwright.targets.fpga import generator
 from bitwright.targets.fpga.assemble import build_network
 from bitwright.targets.fpga.circuit import from_frame, to_frame
 from bitwright.targets.fpga.engines.dot import drain_fifo, drain_lanes, packed
@@ -23,9 +25,11 @@ from bitwright.targets.fpga.network import BINARY, TERNARY, Folding, WeightCode,
 from bitwright.targets.fpga.recognise import layers_of, recognise
 from bitwright.targets.fpga.testbench import BENCH_INPUT, BENCH_OUTPUT, bench_files, board_files
 from bitwright.targets.fpga.verilog import network_text
+from bitwright.targets.generator import Request
 from bitwright.targets.loader import load_profile
 
 PROFILE = load_profile("ecp5-85f")
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -160,6 +164,29 @@ def test_hostile_node_names_stay_in_their_comment() -> None:
     assert line.lstrip().startswith("//") and not line.endswith("\\")
 
 
+def test_the_text_of_a_small_network() -> None:
+    chain = Chain((1, 2, 6, 6)).conv("stem", 4)
+    skip = chain.at
+    program = chain.conv("body", 4, "4", depthwise=True).add("sum", skip).program()
+    foldings = {"stem": Folding(2, 2), "body": Folding(2), "sum": Folding(4)}
+    text = network_text(build_network(program, PROFILE, foldings), "Example")
+    assert text == (GOLDEN / "fpga_network.v").read_text()
+
+
+def test_only_optional_steps_need_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "simulator_missing", lambda: "pip install pyosys")
+    made = generator.GENERATOR
+    assert made.missing_tools(PROFILE, Request()) is None
+    assert made.missing_tools(PROFILE, Request(steps=frozenset({"synth"}))) == "pip install pyosys"
+    reason = made.why_not_executable(PROFILE)
+    assert reason is not None and "pip install pyosys" in reason
+
+
+def test_a_folder_without_a_circuit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no circuit can be read"):
+        generator.read_circuit(tmp_path, PROFILE)
+
+
 def test_every_engine_names_its_node_in_the_top_level() -> None:
     chain = Chain((1, 2, 6, 6)).conv("first", 4).conv("second", 4, depthwise=True)
     text = network_text(build_network(chain.program(), PROFILE), "test")
@@ -228,11 +255,14 @@ def test_a_model_without_integers_is_refused() -> None:
         recognise(chain.program(), PROFILE)
 
 
-def test_the_requantization_must_be_that_of_the_circuits() -> None:
-    numerics = PROFILE.numerics.model_copy(
-        update={"requantize": PROFILE.numerics.requantize.model_copy(update={"rounding": "double"})}
-    )
-    with pytest.raises(ProfileError, match="half before one shift"):
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"rounding": "double"}, "half before one shift"), ({"multiplier_bits": 18}, "multipliers of 18 bits")],
+)
+def test_the_requantization_must_be_that_of_the_circuits(change: dict[str, object], why: str) -> None:
+    requantize = PROFILE.numerics.requantize.model_copy(update=change)
+    numerics = PROFILE.numerics.model_copy(update={"requantize": requantize})
+    with pytest.raises(ProfileError, match=why):
         layers_of(Chain((1, 8)).gemm("fc", 8).program(), PROFILE.model_copy(update={"numerics": numerics}))
 
 

@@ -16,6 +16,8 @@ from bitwright.targets.fpga.network import Integers, Memory
 from bitwright.targets.schema import Profile
 
 UNSIGNED_OFFSET = 128
+# Blocks multiply 18 bits with their sign.
+MOST_MULTIPLIER_BITS = 17
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ def multiplier_bits(profile: Profile) -> int:
     if requantize.kind != "fixed_point" or requantize.rounding != "half_up" or requantize.rounding_of:
         what = "the circuits requantize by a fixed-point multiplier and add a half before one shift"
         fix = "set numerics.requantize: {kind: fixed_point, rounding: half_up}"
+        raise ProfileError(what, where=f"profile '{profile.name}'", fix=fix)
+    if requantize.multiplier_bits > MOST_MULTIPLIER_BITS:
+        what = f"multipliers of {requantize.multiplier_bits} bits do not fit the device's multiplier blocks"
+        fix = f"set numerics.requantize.multiplier_bits to {MOST_MULTIPLIER_BITS} or less"
         raise ProfileError(what, where=f"profile '{profile.name}'", fix=fix)
     return requantize.multiplier_bits
 
