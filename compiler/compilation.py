@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
+from bitwright.compiler.errors import UsageError
 from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.options import Options
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.units import FormatChoice
 from bitwright.compiler.recipe.loader import LoadedRecipe, load_recipe
-from bitwright.targets.schema import FOLDED_FAMILIES, Profile
+from bitwright.targets.schema import FOLDED_FAMILIES, GENERATED_FAMILIES, Profile
 
 if TYPE_CHECKING:
     from bitwright.compiler.allocate.solve import Allocation
@@ -190,6 +191,23 @@ class Compilation:
         default = self.profile.budgets
         limits = (default.latency_s, default.weights_bytes, default.peak_ram_bytes)
         return self.recipe.recipe.choose == "allocate" or bool(self.options.budget) or any(limits)
+
+    def refuse_unused_options(self) -> None:
+        """Refuse what only measuring sensitivities would use where no formats are to be chosen.
+
+        Raises:
+            UsageError: ``--scheduler``, or ``--cache`` for a family that has no other use for it.
+        """
+        if self.allocates:
+            return
+        cache = None if self.profile.family in GENERATED_FAMILIES else self.options.cache
+        for value, name in ((self.options.scheduler, "--scheduler"), (cache, "--cache")):
+            if value is not None:
+                msg = (
+                    f"recipe '{self.recipe.recipe.name}' chooses no formats, so no sensitivities are measured"
+                )
+                fix = f"leave {name} out, or let formats be chosen: --recipe mixed, or a --budget"
+                raise UsageError(msg, where=name, fix=fix)
 
     @property
     def choices(self) -> dict[str, KernelChoice]:

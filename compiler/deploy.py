@@ -60,6 +60,7 @@ def quantize(options: Options, progress: Progress | None = None) -> Deployment:
         msg = "buckets, loops and archives belong to compiled artifacts: a model for ONNX Runtime takes any size"
         raise UsageError(msg, where="options", fix="leave them out, or compile")
     c = Compilation(options, load_profile(options.target), progress or Silent())
+    c.refuse_unused_options()
     run_phases(c)
     report = report_content(c)
     return _write(c, options.output, report)

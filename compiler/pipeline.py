@@ -172,6 +172,7 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
         BitwrightError: See the subclasses; nothing is written then.
     """
     c = Compilation(options, load_profile(options.target), progress or Silent())
+    c.refuse_unused_options()
     check(options, c.profile)
     if not _run_front(c):
         return None
