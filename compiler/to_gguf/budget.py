@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bitwright.compiler.allocate.problem import Budget, Choice, Group, Problem, Totals
 from bitwright.compiler.allocate.solve import allocate
 from bitwright.compiler.calibrate.stream import Dataset
-from bitwright.compiler.errors import DataError, UsageError
+from bitwright.compiler.errors import DataError, InfeasibleBudgetError, UsageError
 from bitwright.compiler.gguf import types
 from bitwright.compiler.gguf.rounding import dequantize, quantize, square_error
 from bitwright.compiler.gguf.types import F32, TensorType
@@ -73,6 +73,24 @@ def spend(
     found = allocate(problem, Budget(weight_bytes=limit), prices=False)
     chosen = {name: types.BY_NAME[fmt] for name, fmt in found.formats.items()}
     return {t.name: chosen.get(t.name, F32) for t in tensors}
+
+
+def check_feasible(tensors: Sequence[ModelTensor], bits: float) -> None:
+    """Refuse a budget before anything is measured.
+
+    Raises:
+        InfeasibleBudgetError: Even the smallest types take more; the message says how much.
+    """
+    least = sum(
+        min(_bytes(t, k) for k in (*CANDIDATES, types.F16) if k.fits(t.shape[1]))
+        if t.is_matrix
+        else 4 * t.elements
+        for t in tensors
+    )
+    needed = 8 * least / sum(t.elements for t in tensors)
+    if needed > bits:
+        msg = f"{bits:g} bits a weight are too few: the smallest types take {needed:.3f}"
+        raise InfeasibleBudgetError(msg, where="--budget", fix=f"allow bits={needed + 0.01:.2f} or more")
 
 
 def _group(tensor: ModelTensor, share: NDArray[np.float64] | None, loss: float, threads: int) -> Group:

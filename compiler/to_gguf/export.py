@@ -23,7 +23,7 @@ from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.llama.decoder import Decoder, HyperParameters
 from bitwright.compiler.llama.recognise import recognise
 from bitwright.compiler.llama.tensors import ModelTensor, tensors_of
-from bitwright.compiler.to_gguf.budget import measure, spend
+from bitwright.compiler.to_gguf.budget import check_feasible, measure, spend
 from bitwright.compiler.to_gguf.importance import mean_squares
 from bitwright.compiler.to_gguf.mixtures import GUESSED, assign, fallbacks, mixture
 from bitwright.compiler.to_gguf.proof import prove
@@ -222,6 +222,8 @@ def export_gguf(request: Request, progress: Progress | None = None) -> Written:
     told.phase("recognise")
     opened = open_decoder(request.model, request.data, threads=request.threads)
     vocabulary, notes = _vocabulary(request, opened.decoder.hyper)
+    if request.bits is not None:
+        check_feasible(opened.tensors, request.bits)
     importance = _importance(opened, request, told)
     if request.bits is None:
         weighted = bool(importance)

@@ -20,7 +20,7 @@ from bitwright.compiler.to_gguf.importance import mean_squares
 from bitwright.compiler.to_gguf.proof import graph_logits
 from bitwright.compiler.to_gguf.restore import restore, with_weights_of
 
-SIZES = Sizes(layers=3, width=256, heads=4, key_heads=2, feed_forward=512, vocabulary=64, positions=64)
+SIZES = Sizes(layers=2, width=256, heads=4, key_heads=2, feed_forward=512, vocabulary=64, positions=64)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_a_float_file_comes_back_as_the_same_model(model: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("kind", "bound"),
-    [("F16", 2e-3), ("Q8_0", 0.03), ("Q6_K", 0.12), ("Q5_K_S", 0.2), ("Q4_K_M", 0.35), ("Q2_K", 1.2)],
+    [("F16", 1.2e-3), ("Q8_0", 0.03), ("Q6_K", 0.1), ("Q5_K_S", 0.2), ("Q4_K_M", 0.33), ("Q2_K", 0.8)],
 )
 def test_logits_stay_within_the_types_noise(model: Path, tmp_path: Path, kind: str, bound: float) -> None:
-    """Bounds are about twice what random weights, the hardest to round, lose; a wrong order of rows loses 1.4."""
+    """Bounds are one and a half times what was measured; a wrong order of the heads' rows loses 0.53 in float32."""
     export_gguf(Request(model, tmp_path / "a.gguf", kind, data=samples()))
     restore(model, tmp_path / "a.gguf", tmp_path / "back.onnx")
     tokens = samples(2)["ids"][1:]
@@ -97,7 +97,7 @@ def test_metadata_are_complete(model: Path, tmp_path: Path) -> None:
         "llama.vocab_size": 64,
         "llama.context_length": 48,
         "llama.embedding_length": 256,
-        "llama.block_count": 3,
+        "llama.block_count": 2,
         "llama.feed_forward_length": 512,
         "llama.attention.head_count": 4,
         "llama.attention.head_count_kv": 2,
@@ -147,7 +147,7 @@ def test_a_budget_is_kept_and_spent_where_it_matters(model: Path, tmp_path: Path
 def test_budgets_need_data_and_must_be_feasible(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="which matrices matter"):
         export_gguf(Request(model, tmp_path / "a.gguf", bits=4.5))
-    with pytest.raises(InfeasibleBudgetError):
+    with pytest.raises(InfeasibleBudgetError, match="the smallest types take"):
         export_gguf(Request(model, tmp_path / "a.gguf", bits=1.5, data=samples()))
     assert list(tmp_path.iterdir()) == []
 
