@@ -35,6 +35,7 @@ from bitwright.targets.schema import Profile
 from bitwright.targets.sections.gpu import Gpu
 
 WGMMA_S8, MMA_S8, DP4A, DP4A_W4 = "wgmma_s8", "mma_s8", "dp4a", "dp4a_w4"
+WGMMA_ARCHITECTURE = "sm_90a"
 IMPLICIT_GEMM, DEPTHWISE, WEIGHT_ONLY = "implicit_gemm", "depthwise", "weight_only"
 UNITS = {WGMMA_S8: WGMMA_UNIT, MMA_S8: MMA_UNIT, DP4A: DP4A_UNIT}
 ENGINES: dict[str, Callable[[Tiling], Engine]] = {WGMMA_S8: WgmmaEngine, MMA_S8: s8_engine, DP4A: Dp4aEngine}
@@ -54,7 +55,7 @@ def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelCh
     if isinstance(step, WeightOnlyDot):
         return _weight_only_candidates(step, program, profile, gpu)
     available = available_intrinsics(step, program, profile)
-    known = [name for name in available if name in UNITS]
+    known = [name for name in available if name in UNITS and _has(gpu, name)]
     if not known:
         raise no_kernel(available, UNITS)
     _, geometry = dot_of(step, program)
@@ -70,6 +71,11 @@ def candidates(step: Step, program: Program, profile: Profile) -> tuple[KernelCh
     ordered = sorted((name for name in known if tilings[name]), key=order)
     spaces = ([as_choice(IMPLICIT_GEMM, name, tiling) for tiling in tilings[name]] for name in ordered)
     return tuple(interleaved(spaces, MAX_CANDIDATES))
+
+
+def _has(gpu: Gpu, intrinsic: str) -> bool:
+    """Tell whether machine code for a GPU has an instruction: warp-group products are Hopper's alone."""
+    return intrinsic != WGMMA_S8 or gpu.architecture == WGMMA_ARCHITECTURE
 
 
 def _weight_only_candidates(

@@ -137,6 +137,10 @@ def test_hopper_multiplies_large_tiles_by_warp_groups() -> None:
     assert kernels.candidates(step, program, hopper)[0].intrinsic == "wgmma_s8"
     _, step, program, _ = symmetric(Case("small", (32, 384), (384, 384)))
     assert kernels.candidates(step, program, hopper)[0].intrinsic == "mma_s8"
+    assert hopper.gpu is not None
+    newer = hopper.model_copy(update={"gpu": hopper.gpu.model_copy(update={"architecture": "sm_100"})})
+    assert "wgmma_s8" in {c.intrinsic for c in kernels.candidates(step, program, hopper)}
+    assert "wgmma_s8" not in {c.intrinsic for c in kernels.candidates(step, program, newer)}
 
 
 @pytest.mark.parametrize("removed", [r"bw_wait_\d\(\);", r"bw_barrier\(\);", r"bw_commit\(\);"])
