@@ -14,7 +14,7 @@ from dataclasses import replace
 from bitwright.compiler import frontend, quantizing
 from bitwright.compiler.allocate.grouping import tied_groups
 from bitwright.compiler.allocate.notes import allocation_notes
-from bitwright.compiler.allocate.problem import FLOAT, Cost, Group, Problem, Totals
+from bitwright.compiler.allocate.problem import FLOAT, Choice, Cost, Group, Problem, Totals
 from bitwright.compiler.allocate.sensitivity import SiteLoss
 from bitwright.compiler.allocation import (
     allocate_placed,
@@ -32,6 +32,9 @@ from bitwright.compiler.variants import Variants
 from bitwright.passes.normalize import specialize
 from bitwright.targets.generator import Price, pricing_generator
 from bitwright.targets.schema import PRICED_FAMILIES
+
+# Share of a layer's time that another format must gain.
+LEAST_GAIN = 0.005
 
 
 def choose_formats(c: Compilation, notes: list[str]) -> None:
@@ -96,8 +99,29 @@ def _problem(c: Compilation, variants: Variants, losses: list[SiteLoss], notes: 
     notes.append(
         f"the target's compiler priced {len(costs)} pairs of layer and format in {len(formats)} runs"
     )
-    groups: tuple[Group, ...] = tied_groups(losses, costs, shared_weights(variants.sites))
+    groups = tied_groups(losses, costs, shared_weights(variants.sites))
+    if not _counts_bytes(c):
+        groups = tuple(_that_gain_time(group, notes) for group in groups)
     return Problem(groups, fixed=Totals(latency_s=max(min(others), 0.0)))
+
+
+def _counts_bytes(c: Compilation) -> bool:
+    asked = {*c.options.budget, c.options.objective or ""}
+    return bool(asked & {"size", "bits"}) or c.profile.budgets.weights_bytes is not None
+
+
+def _that_gain_time(group: Group, notes: list[str]) -> Group:
+    """Leave out formats that are no faster than one listed before them.
+
+    Where the multipliers are the limit fewer bits gain nothing, and a loss that was measured a little lower is noise.
+    """
+    kept: list[Choice] = []
+    for choice in group.choices:
+        if not kept or choice.latency_s < (1 - LEAST_GAIN) * min(k.latency_s for k in kept):
+            kept.append(choice)
+    if len(kept) == 1 and len(group.choices) > 1:
+        notes.append(f"{group.name}: no format is faster than {kept[0].format}")
+    return replace(group, choices=tuple(kept))
 
 
 def _by_site(problem: Problem, formats: Mapping[str, str]) -> dict[str, str]:
