@@ -19,7 +19,7 @@ from bitwright.compiler.errors import InternalError, ModelError, ProfileError, U
 from bitwright.compiler.options import Options
 from bitwright.compiler.pipeline import compile_model
 from bitwright.targets.loader import load_profile
-from bitwright.targets.npu.area import module_area, synthesized_area
+from bitwright.targets.npu.area import module_area, predicted_area, synthesized_area
 from bitwright.targets.npu.execution import CYCLES_FILE
 from bitwright.targets.npu.generator import GENERATOR
 from bitwright.targets.npu.machine import Machine, machine_of
@@ -173,6 +173,15 @@ def test_area_by_a_users_cell_library(tmp_path: Path) -> None:
 def test_a_cell_library_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="no such cell library"):
         synthesized_area(Machine(2, 2, True, 4, 8, 8, 8, 1e8), tmp_path / "none.lib", timeout_s=60)
+
+
+def test_a_synthesized_array_is_its_cells_and_what_skews_their_operands() -> None:
+    machine, array = Machine(2, 3, True, 2, 8, 8, 8, 1e8), load_profile("npu-8x8").array
+    assert array is not None and array.area is not None
+    cells = predicted_area(machine, array.area).cells
+    found = module_area("npu_weight_stationary_array", {"ROWS": 2, "COLUMNS": 3, "WEIGHT_BITS": 2}, None)
+    # Lane i of the activations is held for i cycles, lane i of the sums for 2 - i: 8 + 96 flip-flops of 4 gates.
+    assert found == pytest.approx(cells + 4 * (8 + 96), rel=0.1)
 
 
 def test_the_shipped_table_is_what_synthesis_counts() -> None:
