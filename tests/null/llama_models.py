@@ -18,14 +18,25 @@ POSITIONS = """
 sizes = Shape(ids)
 length = Gather<axis=0>(sizes, one)
 last = Unsqueeze(length, zeros)
-c = Slice(cos_table, zeros, last, zeros)
-s = Slice(sin_table, zeros, last, zeros)
 p = Range(zero, length, one)
 rows = Unsqueeze(p, ones)
 columns = Unsqueeze(p, zeros)
 allowed = LessOrEqual(columns, rows)
 mask = Where(allowed, nothing, never)
 x0 = Gather<axis=0>(w_embedding, ids)
+"""
+LOOKED_UP = """
+c = Slice(cos_table, zeros, last, zeros)
+s = Slice(sin_table, zeros, last, zeros)
+"""
+COMPUTED = """
+pf = Cast<to=1>(rows)
+angles = MatMul(pf, frequencies)
+twice = Concat<axis=-1>(angles, angles)
+c_raw = Cos(twice)
+s_raw = Sin(twice)
+c = Mul(c_raw, unit)
+s = Mul(s_raw, unit)
 """
 NORM = """
 {to}_q = Mul({x}, {x})
@@ -54,11 +65,21 @@ REPEAT = """
 {x}_e = Expand({x}_w, repeats)
 {x}_rep = Reshape({x}_e, repeated)
 """
-MIX = """
+SCORES = """
 kt{n} = Transpose<perm=[0, 1, 3, 2]>({k})
 qk{n} = MatMul(q{n}_rot, kt{n})
 sc{n} = Mul(qk{n}, scale)
 ms{n} = Add(sc{n}, mask)
+"""
+# As PyTorch writes scaled_dot_product_attention: the root of the scale on both sides, a selection for the mask.
+FUSED_SCORES = """
+kt{n} = Transpose<perm=[0, 1, 3, 2]>({k})
+ks{n} = Mul(kt{n}, root)
+qs{n} = Mul(q{n}_rot, root)
+qk{n} = MatMul(qs{n}, ks{n})
+ms{n} = Where(allowed, qk{n}, never)
+"""
+MIX = """
 pr{n} = Softmax<axis=-1>(ms{n})
 av{n} = MatMul(pr{n}, {v})
 at{n} = Transpose<perm=[0, 2, 1, 3]>(av{n})
@@ -95,6 +116,8 @@ class Sizes:
     activation: str = "Sigmoid"
     scale: float | None = None
     rotate_keys: bool = True
+    computed_angles: bool = False
+    fused_attention: bool = False
     seed: int = 0
 
     @property
@@ -118,7 +141,11 @@ def _text(s: Sizes) -> str:
     kind = f"float[1, {s.key_heads}, {{}}, {s.head_width}]"
     inputs = "".join(f", {kind.format('P')} {name}" for name in past)
     outputs = "".join(f", {kind.format('R')} new_{name}" for name in past)
-    body = POSITIONS + "".join(_layer(s, n) for n in range(s.layers))
+    body = (
+        POSITIONS
+        + (COMPUTED if s.computed_angles else LOOKED_UP)
+        + "".join(_layer(s, n) for n in range(s.layers))
+    )
     body += NORM.format(x=f"x{s.layers}", to="z", gain="g_z")
     body += "scores = MatMul(z, w_head)\n}"
     return HEAD.format(inputs=inputs, outputs=outputs, vocabulary=s.vocabulary) + body
@@ -137,7 +164,8 @@ def _layer(s: Sizes, n: int) -> str:
     if s.heads != s.key_heads:
         text += REPEAT.format(x=keys) + REPEAT.format(x=values)
         keys, values = f"{keys}_rep", f"{values}_rep"
-    text += MIX.format(n=n, k=keys, v=values)
+    text += (FUSED_SCORES if s.fused_attention else SCORES).format(n=n, k=keys)
+    text += MIX.format(n=n, v=values)
     text += NORM.format(x=f"y{n}", to=f"f{n}", gain=f"g_f{n}")
     return text + FEED_FORWARD.format(n=n, next=n + 1, activation=s.activation)
 
@@ -159,11 +187,19 @@ def _constants(s: Sizes) -> dict[str, np.ndarray]:
         "repeated": [0, s.heads, -1, s.head_width],
     }
     scale = s.head_width**-0.5 if s.scale is None else s.scale
-    floats = {"nothing": 0.0, "never": -1e9, "epsilon": s.epsilon, "scale": scale}
+    floats = {
+        "nothing": 0.0,
+        "never": -1e9,
+        "epsilon": s.epsilon,
+        "scale": scale,
+        "root": scale**0.5,
+        "unit": 1.0,
+    }
     return {
         **{name: np.array(v, np.int64) for name, v in integers.items()},
         **{name: np.array(v, np.int64) for name, v in (("zero", 0), ("one", 1))},
         **{name: np.array(v, np.float32) for name, v in floats.items()},
+        "frequencies": powers[None].astype(np.float32),
         "cos_table": np.cos(angles).astype(np.float32),
         "sin_table": np.sin(angles).astype(np.float32),
     }

@@ -12,7 +12,7 @@ from llama_models import Sizes, llama_model
 
 from bitwright.compiler.errors import InternalError, ModelError
 from bitwright.compiler.graph.model import constant_array
-from bitwright.compiler.llama.decoder import Decoder
+from bitwright.compiler.llama.decoder import DEFAULT_CONTEXT, Decoder
 from bitwright.compiler.llama.recognise import recognise
 from bitwright.compiler.llama.rotary import Frequencies
 from bitwright.compiler.llama.tensors import in_graph, in_halves, interleaved, put_back, tensors_of
@@ -49,8 +49,9 @@ def anonymous(proto: onnx.ModelProto) -> onnx.ModelProto:
         Sizes(cache=True, layers=3),
         Sizes(key_heads=4),
         Sizes(layers=1, heads=2, key_heads=1, width=48, feed_forward=32),
+        Sizes(fused_attention=True),
     ],
-    ids=["grouped", "untied", "cache", "every head its own", "one key head"],
+    ids=["grouped", "untied", "cache", "every head its own", "one key head", "fused attention"],
 )
 def test_sizes_and_constants_are_read_from_the_graph(sizes: Sizes) -> None:
     hyper = found_in(anonymous(llama_model(sizes))).hyper
@@ -66,6 +67,11 @@ def test_sizes_and_constants_are_read_from_the_graph(sizes: Sizes) -> None:
         sizes.base,
     )
     assert hyper.epsilon == pytest.approx(sizes.epsilon) and hyper.factors is None
+
+
+def test_computed_angles_set_no_limit() -> None:
+    hyper = found_in(anonymous(llama_model(Sizes(computed_angles=True, base=500000.0)))).hyper
+    assert (hyper.base, hyper.context) == (500000.0, DEFAULT_CONTEXT) and hyper.factors is None
 
 
 def test_weights_get_ggufs_names_whatever_they_are_called() -> None:

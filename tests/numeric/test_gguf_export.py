@@ -47,10 +47,14 @@ def logits(path: Path, tokens: np.ndarray) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_the_parts_compute_what_the_graph_does(tmp_path: Path, cache: bool) -> None:
+@pytest.mark.parametrize(
+    "sizes",
+    [Sizes(), Sizes(cache=True, tied=False), Sizes(computed_angles=True), Sizes(fused_attention=True)],
+    ids=["plain", "cache", "computed angles", "fused attention"],
+)
+def test_the_parts_compute_what_the_graph_does(tmp_path: Path, sizes: Sizes) -> None:
     path = tmp_path / "net.onnx"
-    onnx.save(llama_model(Sizes(cache=cache, tied=cache)), path)
+    onnx.save(llama_model(sizes), path)
     # Float32 sums in another order.
     assert open_decoder(path).proof < 1e-5
 
