@@ -52,7 +52,7 @@ class Parts:
         dsps: Multiplier blocks; exact.
     """
 
-    amounts: Amounts
+    amounts: Mapping[str, float]
     memories: tuple[MemoryShape, ...]
     dsps: int
 

@@ -53,6 +53,7 @@ class CostTable(Strict):
         date: ISO date.
         engines: Engines that the coefficients were fitted to.
         error: Median relative error of predicted look-up tables over these.
+        note: What a reader should know about where the figures come from.
         luts, ffs: Part -> cells of one of it.
         memories: Where memories go.
     """
@@ -62,6 +63,7 @@ class CostTable(Strict):
     date: str
     engines: Count
     error: NonNegative
+    note: str = ""
     luts: dict[str, NonNegative]
     ffs: dict[str, NonNegative]
     memories: MemoryRules

@@ -31,7 +31,7 @@ CODES = (*(WeightCode("integer", bits) for bits in (8, 6, 5, 4, 3, 2)), TERNARY,
 # Engines weigh in the fit as if they had at least this many cells more: small ones are mostly fixed parts.
 DAMPING = 100.0
 # How much a coefficient that is off by its own size counts against a relative error of one engine.
-PULL = 0.01
+PULL = 0.05
 SMALLEST = 5e-4
 OUTPUT = Signed(-128, -128, 127, 0)
 Progress = Callable[[int, int, str], None]
@@ -248,7 +248,14 @@ def fit(found: Sequence[Probed], series: Series, prior: CostTable | None = None)
 def replace_table(base: CostTable, luts: dict[str, float], ffs: dict[str, float], engines: int) -> CostTable:
     """Return a table with other coefficients, measured now."""
     today = datetime.now(UTC).date().isoformat()
-    update = {"luts": luts, "ffs": ffs, "engines": engines, "tool": yosys_version(), "date": today}
+    update = {
+        "luts": luts,
+        "ffs": ffs,
+        "engines": engines,
+        "tool": yosys_version(),
+        "date": today,
+        "note": "",
+    }
     return base.model_copy(update=update)
 
 
