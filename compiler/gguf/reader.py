@@ -35,17 +35,17 @@ class Caps:
         tensors: Tensors.
         key_bytes: Length of a key.
         string_bytes: Length of a string value.
-        elements: Elements of an array.
+        elements: Elements of all arrays together; as Python values they take ten times their bytes.
         name_bytes: Length of a tensor's name.
         dimensions: Dimensions of a tensor.
     """
 
-    header_bytes: int = 1 << 28
+    header_bytes: int = 1 << 27
     entries: int = 1 << 16
     tensors: int = 1 << 17
     key_bytes: int = (1 << 16) - 1
     string_bytes: int = 1 << 24
-    elements: int = 1 << 23
+    elements: int = 1 << 22
     name_bytes: int = 63
     dimensions: int = 4
 
@@ -169,6 +169,7 @@ class _Header:
     def __init__(self, data: mmap.mmap, path: Path, caps: Caps) -> None:
         self._data, self._path, self._caps = data, path, caps
         self._at, self._size = 0, len(data)
+        self._elements_left = caps.elements
         if self._take(4) != MAGIC:
             self._wrong("no GGUF file: it does not start with 'GGUF'", 0)
         self.version = self._number("I")
@@ -240,7 +241,8 @@ class _Header:
         if kind is ValueType.ARRAY:
             self._wrong("an array of arrays is not supported", at)
         least = 8 if kind is ValueType.STRING else struct.calcsize(f"<{FORMATS[kind]}")
-        count = self._count(self._caps.elements, least, "elements")
+        count = self._count(self._elements_left, least, "elements")
+        self._elements_left -= count
         return Typed(kind, self._values(kind, count))
 
     def _values(self, kind: ValueType, count: int) -> list[int] | list[float] | list[bool] | list[str]:

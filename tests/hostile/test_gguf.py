@@ -173,6 +173,12 @@ def test_a_large_array_of_empty_strings_is_counted_against_the_bytes(tmp_path: P
     assert "elements are more" in refused(tmp_path / "a.gguf", header(0, 1, body), Caps(elements=99_999))
 
 
+def test_many_arrays_share_a_cap(tmp_path: Path) -> None:
+    body = b"".join(entry(f"k{n}", 9, struct.pack("<IQ", 0, 4000) + bytes(4000)) for n in range(10))
+    read(tmp_path / "a.gguf", header(0, 10, body), Caps(elements=40_000))
+    assert "elements are more" in refused(tmp_path / "a.gguf", header(0, 10, body), Caps(elements=39_999))
+
+
 def test_the_header_has_a_cap(tmp_path: Path) -> None:
     body = entry("k", 8, string_bytes("x" * 5000))
     assert "the header is longer" in refused(tmp_path / "a.gguf", header(0, 1, body), Caps(header_bytes=1000))
