@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field
 
 from bitwright.compiler.errors import ProfileError
 from bitwright.targets.schema_errors import plain, validated
