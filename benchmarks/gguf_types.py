@@ -1,6 +1,6 @@
 """tinylm as GGUF: size and perplexity of every type, beside llama.cpp's own rounding, and what llama.cpp makes of it.
 
-``BITWRIGHT_ZOO=... python benchmarks/gguf.py [--types Q4_K_M ...] [--bits 4.5 ...] [--windows 128] [--out DIR]``
+``BITWRIGHT_ZOO=... python benchmarks/gguf_types.py [--types Q4_K_M ...] [--bits 4.5 ...] [--windows 128] [--out DIR]``
 
 Perplexities are those of the ONNX model with the weights that the file gives, dequantized, on 256-token windows of
 held-out text, in ONNX Runtime. Where ``llama_cpp`` (PyPI: llama-cpp-python) is importable, llama.cpp also rounds the
