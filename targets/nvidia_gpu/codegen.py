@@ -24,7 +24,7 @@ from bitwright.targets.toolchain.process import SHOWN_CHARACTERS
 NVCC_PLACES = ("/usr/local/cuda/bin/nvcc",)
 COMPILE_SECONDS = 600.0
 # Arithmetic as written: products and sums are fused only where a kernel asks for it, divisions and roots are exact.
-OPTIONS = ("-O3", "-std=c++17", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false")
+OPTIONS = ("-O3", "-std=c++17", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false", "-w")
 HOST_PREFIX = "__tvm_ffi_"
 
 
@@ -211,18 +211,19 @@ def compile_cuda(source: str, architecture: str, kind: str = "cubin") -> tuple[b
         (place / "kernels.cu").write_text(source)
         result = place / f"kernels.{kind}"
         flags = ["-Xptxas", "-v"] if kind != "ptx" else []
-        command = [
-            nvcc,
-            f"--{kind}",
-            f"-arch={architecture}",
-            *OPTIONS,
-            *flags,
-            "-o",
-            str(result),
-            "kernels.cu",
-        ]
+        command = [nvcc, f"--{kind}", *_generation(architecture, kind), *OPTIONS, *flags]
+        command += ["-o", str(result), "kernels.cu"]
         said = _run(command, place)
         return result.read_bytes(), read_resources(said) if kind != "ptx" else ()
+
+
+def _generation(architecture: str, kind: str) -> tuple[str, ...]:
+    """Return nvcc's options for what code it writes; its short form drops the 'a' of sm_90a from a fatbin's PTX."""
+    virtual = architecture.replace("sm_", "compute_")
+    if kind == "ptx":
+        return (f"-arch={virtual}",)
+    code = f"[{architecture},{virtual}]" if kind == "fatbin" else architecture
+    return ("-gencode", f"arch={virtual},code={code}")
 
 
 def _run(command: Sequence[str], folder: Path) -> str:
@@ -244,6 +245,6 @@ def _run(command: Sequence[str], folder: Path) -> str:
         msg = f"'{command[0]}' did not run to its end: {error}"
         raise ToolchainError(msg, where=where) from error
     if done.returncode:
-        msg = f"'{command[0]}' failed with status {done.returncode}\n{done.stdout[:SHOWN_CHARACTERS]}"
+        msg = f"'{command[0]}' failed with status {done.returncode}\n{done.stdout[-SHOWN_CHARACTERS:]}"
         raise ToolchainError(msg, where=where)
     return done.stdout

@@ -75,7 +75,12 @@ def test_hopper_gets_warp_group_products() -> None:
     profile = load_profile("nvidia-h100")
     _, step, program, _ = symmetric(Case("large", (4096, 512), (512, 4096), y_dtype="int8"))
     kernel = kernels.dot_kernel(step, program, profile)
-    ptx = compile_cuda(cuda_source({"k": kernel.function}, "sm_90a").text, "sm_90a", "ptx")[0].decode()
+    source = cuda_source({"k": kernel.function}, "sm_90a")
+    ptx = compile_cuda(source.text, "sm_90a", "ptx")[0].decode()
+    # Libraries hold a fatbin, whose parts are for this one architecture.
+    require_fitting(
+        compile_cuda(source.text, "sm_90a", "fatbin")[1], kernels.gpu_of(profile), source.launches()
+    )
     assert "wgmma.mma_async.sync.aligned.m64n" in ptx
     assert "fence.proxy.async.shared::cta" in ptx
 
