@@ -10,9 +10,10 @@ same float file by its own quantizers, loads our files, and generates.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from zoo import folder, load
 
 from bitwright.compiler.ort.session import SessionConfig, open_session
 from bitwright.compiler.to_gguf.export import Opened, Request, export_gguf, open_decoder
+from bitwright.compiler.to_gguf.importance import mean_squares
 from bitwright.compiler.to_gguf.mixtures import MIXTURES
 from bitwright.compiler.to_gguf.restore import listing, with_weights_of
 
@@ -65,12 +67,21 @@ def of_model(model: Any, tokens: np.ndarray, windows: int) -> float:
     return perplexity(lambda ids: session.run(None, {"input_ids": ids})[0], tokens, windows)
 
 
-def rounded_by_llama_cpp(source: Path, target: Path, number: int) -> Path:
-    """Let llama.cpp round a float file."""
+def rounded_by_llama_cpp(
+    source: Path, target: Path, number: int, importance: Mapping[str, np.ndarray]
+) -> Path:
+    """Let llama.cpp round a float file, with the mean squares of each tensor's input as its importance matrix."""
     library = import_module("llama_cpp")
+    entry = library.llama_model_imatrix_data
+    kept = [np.ascontiguousarray(values, np.float32) for values in importance.values()]
+    entries = (entry * (len(kept) + 1))()  # an entry without name ends the list
+    for place, name, values in zip(entries, importance, kept, strict=False):
+        place.name, place.size = name.encode(), values.size
+        place.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     parameters = library.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = number, 1
-    code = library.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
+    parameters.imatrix = ctypes.cast(entries, ctypes.POINTER(entry))
+    code = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if code != 0:
         msg = f"llama.cpp cannot round {source} ({code})"
         raise RuntimeError(msg)
@@ -116,6 +127,7 @@ class Bench:
         opened: The same, recognised; it takes the weights of one file after the other.
         tokens: Held-out text.
         samples: Calibration samples.
+        importance: Mean squares that they give.
         windows: Windows of held-out text.
         out: Folder of the files.
         base: Perplexity of the float model.
@@ -126,6 +138,7 @@ class Bench:
     opened: Opened
     tokens: np.ndarray
     samples: dict[str, np.ndarray]
+    importance: Mapping[str, np.ndarray]
     windows: int
     out: Path
     base: float
@@ -143,7 +156,8 @@ class Bench:
         seconds = time.monotonic() - start
         ratio, rival = self.ratio(path), None
         if self.float_file is not None and bits is None and kind in RIVALS:
-            theirs = rounded_by_llama_cpp(self.float_file, self.out / "rival.gguf", MIXTURES[kind].number)
+            rival_path = self.out / "rival.gguf"
+            theirs = rounded_by_llama_cpp(self.float_file, rival_path, MIXTURES[kind].number, self.importance)
             assert listing(theirs).bits == written.bits, "the same types everywhere, or it is no comparison"
             rival = self.ratio(theirs)
         return Row(written.kind, written.bits, written.bytes / 1024, ratio * self.base, ratio, seconds, rival)
@@ -161,7 +175,10 @@ def prepared(windows: int, out: Path) -> Bench:
     if find_spec("llama_cpp") is not None:
         float_file = export_gguf(Request(model, out / "F32.gguf", "F32")).path
     base = of_model(model, tokens, windows)
-    return Bench(model, open_decoder(model), tokens, samples, windows, out, base, float_file)
+    opened = open_decoder(model, samples)
+    assert opened.dataset is not None, "there are samples"
+    importance = mean_squares(opened.model, opened.dataset, opened.tensors)
+    return Bench(model, opened, tokens, samples, importance, windows, out, base, float_file)
 
 
 def main() -> None:
