@@ -70,7 +70,8 @@ class Workshop:
         """Build a point; returns the file's name, the same one for the same formats."""
         key = point.whole or tuple(sorted(point.formats.items()))
         if key not in self._known:
-            self._c.formats = self._formats  # as they were before the last plan, which may have been a whole model
+            # As they were before the last plan, which may have been a whole model.
+            self._c.formats = self._formats
             if point.whole is None:
                 apply_formats(self._c, RUNTIME, problem, point.formats)
             else:

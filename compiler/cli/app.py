@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 
 from bitwright import __version__
-from bitwright.compiler.cli import explaining, gguf, looking, making, measuring, recipes, sweeping, targets, tuning
+from bitwright.compiler.cli import (
+    explaining,
+    gguf,
+    looking,
+    making,
+    measuring,
+    recipes,
+    sweeping,
+    targets,
+    tuning,
+)
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.verb import verb
 from bitwright.compiler.errors import BitwrightError, UsageError

@@ -36,7 +36,9 @@ class FixedPoint:
 
     def value(self) -> NDArray[np.float64]:
         """Return the real multipliers that are meant."""
-        exact: NDArray[np.float64] = self.multiplier * np.exp2(-self.shift.astype(np.float64))
+        exact: NDArray[np.float64] = self.multiplier.astype(np.float64) * np.exp2(
+            -self.shift.astype(np.float64)
+        )
         return exact
 
 

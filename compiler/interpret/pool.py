@@ -27,9 +27,7 @@ def pool(step: QPool, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np
 
 def _average(step: QPool, x: np.ndarray, x_quant: QuantParams, output: Tensor) -> np.ndarray:
     assert output.quant is not None
-    total = windows(step, x.astype(np.int32) - x_quant.zero_point, 0, output).sum(
-        axis=(4, 5), dtype=np.int64
-    )
+    total = windows(step, x.astype(np.int32) - x_quant.zero_point, 0, output).sum(axis=(4, 5), dtype=np.int64)
     count = np.full((1, 1, 1, 1), step.kernel[0] * step.kernel[1])
     if not step.count_include_pad:
         inside = np.ones((1, 1, *x.shape[2:]), np.int64)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitwright.targets.schema import NAME_PATTERN, Format, Strict
+from bitwright.targets.schema import NAME_PATTERN, Format
+from bitwright.targets.sections.record import Strict
 
 Candidate = Literal[Format, "float"]
 

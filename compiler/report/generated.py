@@ -43,7 +43,9 @@ def generated_page(found: Mapping[str, Any] | None) -> Section:
         rows: list[list[Child]] = [[node, why] for node, why in found["not_generated"].items()]
         parts += [element("h3", "Not on the target"), table(("Node", "Why"), rows)]
     return section(
-        "Generated artifact", "What was generated, what it was predicted to take and what was measured.", *parts
+        "Generated artifact",
+        "What was generated, what it was predicted to take and what was measured.",
+        *parts,
     )
 
 

@@ -164,7 +164,9 @@ def _speed(content: Mapping[str, Any]) -> Fact:
         )
     predicted = (content.get("generated") or {}).get("seconds")
     if predicted is not None:
-        return Fact("Time", seconds_text(predicted), "of an inference, estimated by the target's own tools, not timed")
+        return Fact(
+            "Time", seconds_text(predicted), "of an inference, estimated by the target's own tools, not timed"
+        )
     integer = sum(row["estimated_s"] for row in content["layers"])
     real = sum(row["estimated_float_s"] for row in content["layers"])
     if not integer or not real:

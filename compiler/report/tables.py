@@ -215,8 +215,8 @@ def audit_tables(audit: Mapping[str, Any]) -> list[Markup]:
         shown = [
             [element("td", code(p["node"]), class_="name"), code(p["pattern"]), p["kernel"]] for p in patterns
         ]
-        columns = ("Quantized node", "Pattern that is expected to fuse", "Into")
-        found.append(table(columns, shown, tall=len(shown) > SHOWN_ROWS))
+        heads = ("Quantized node", "Pattern that is expected to fuse", "Into")
+        found.append(table(heads, shown, tall=len(shown) > SHOWN_ROWS))
     return found
 
 
