@@ -110,8 +110,8 @@ class Execution:
         outputs: Output name -> array.
         trace: For each kernel call, in order: kernel name, its activation inputs, its output. Empty unless
             asked for.
-        executed: ``"native"``, or ``"emulated"``, which may say how in brackets; ``"onnxruntime"`` if none of the model is
-            in a library.
+        executed: ``"native"``, or ``"emulated"``, which may say how in brackets; ``"onnxruntime"`` if none of the
+            model is in a library.
         seconds: Best wall time of one call, or None where that time means nothing (emulation).
         call_seconds: (function, best seconds) of every call inside one run, integer kernels and float operators alike,
             in order; empty unless traced natively.

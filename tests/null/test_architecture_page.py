@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 LAYERS = re.compile(r"From the top:\n\n```\n(.*?)```", re.DOTALL)
-FAMILIES = re.compile(r"\btargets\.(?:x86_cpu|arm_cpu|cortex_m)\b")
+FAMILIES = re.compile(r"\btargets\.(?:x86_cpu|arm_cpu|cortex_m|nvidia_gpu|fpga|ethos_u|npu)\b")
 
 
 def names(text: str) -> set[str]:
