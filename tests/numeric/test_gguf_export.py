@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,9 +159,7 @@ def test_budgets_need_data_and_must_be_feasible(model: Path, tmp_path: Path) -> 
 
 def test_files_of_other_models_are_refused(model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
-    onnx.save(
-        llama_model(Sizes(layers=3, width=256, feed_forward=512, vocabulary=64, positions=64, seed=1)), other
-    )
+    onnx.save(llama_model(replace(SIZES, seed=1)), other)
     export_gguf(Request(other, tmp_path / "a.gguf", "Q8_0", without_tokenizer=True))
     with pytest.raises(ModelError, match="its values are not the model's"):
         restore(model, tmp_path / "a.gguf", tmp_path / "back.onnx")
