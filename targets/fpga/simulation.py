@@ -30,7 +30,7 @@ NETWORK_FILE = "network.v"
 HARNESS = "simulate.cc"
 # Streams that are silent for so many cycles more than any engine takes will never go on.
 PATIENCE = 100_000
-EDITION = 2
+EDITION = 3
 REPEATED = ("multiply", "adder_tree", "requantize", "drain", "matrix_vector", "depthwise", "sliding_window")
 
 
@@ -160,6 +160,7 @@ def _build(folder: Path, top: str, files: Sequence[str], taps: int, work: Path, 
         "proc",
         "flatten",
         "opt_clean",
+        "splitnets -driver",  # wide nets would be copied as a whole for every cell that drives a part of them
         f"write_cxxrtl -g0 {work}/network.cc",
     ]
     run_yosys(script, what="translating the circuit for simulation", timeout_s=timeout_s, folder=folder)
