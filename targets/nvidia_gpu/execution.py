@@ -90,5 +90,7 @@ def measurements(file: Path) -> Iterator[Measurement]:
     if largest is None:
         return
     spilled = sum(kernel["spill_bytes"] > 0 for kernel in kernels)
-    detail = f"kernel {largest['name']}; {spilled} of {len(kernels)} kernels spill registers; ptxas, not executed"
+    detail = (
+        f"kernel {largest['name']}; {spilled} of {len(kernels)} kernels spill registers; ptxas, not executed"
+    )
     yield Measurement("Registers of a thread", f"at most {largest['registers']}", detail)
