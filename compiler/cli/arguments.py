@@ -116,10 +116,10 @@ Static = Annotated[
 ]
 Synth = Annotated[
     bool,
-    typer.Option("--synth", help="FPGA: synthesize the circuit, and compare its cells with the prediction."),
+    typer.Option("--synth", help="Circuits: synthesize, and compare the cells with the prediction."),
 ]
 PlaceAndRoute = Annotated[
-    bool, typer.Option("--pnr", help="FPGA: place and route it, too: clock, utilisation, bitstream.")
+    bool, typer.Option("--pnr", help="FPGA: synthesize, place and route: clock, utilisation, bitstream.")
 ]
 KeepFloat = Annotated[
     list[str] | None,

@@ -91,8 +91,11 @@ module sliding_window #(
   wire row_end = window_end & ox_end;
 
   wire signed [NB-1:0] one = {{(NB-1){1'b0}}, wrote};
-  wire signed [NB-1:0] stored_next = stored + one - (row_end ? released : {NB{1'b0}});
-  wire signed [NB-1:0] missing_next = missing - one + (row_end ? more : {NB{1'b0}});
+  // Both outcomes are computed before it is known whether the row ends, which is known late.
+  wire signed [NB-1:0] stored_within = stored + one;
+  wire signed [NB-1:0] stored_behind = stored_within - released;
+  wire signed [NB-1:0] missing_within = missing - one;
+  wire signed [NB-1:0] missing_behind = missing_within + more;
   always @(posedge clk) begin
     plan <= row_plan[oy];
     if (rst) begin
@@ -104,11 +107,11 @@ module sliding_window #(
       write_address <= 0;
       write_column <= 0;
     end else begin
-      stored <= stored_next;
-      missing <= missing_next;
-      // Both signs are plain, so that the comparison is signed.
-      blocked <= (stored_next >= $signed(ROWS));
-      starved <= (missing_next > 0);
+      stored <= row_end ? stored_behind : stored_within;
+      missing <= row_end ? missing_behind : missing_within;
+      // Both sides are signed, so that the comparison is.
+      blocked <= row_end ? (stored_behind >= $signed(ROWS)) : (stored_within >= $signed(ROWS));
+      starved <= row_end ? (missing_behind > 0) : (missing_within > 0);
       settled <= ~(row_end & SETTLE);
       if (take) begin
         write_address <= (write_address == TOTAL - 1) ? 0 : write_address + 1'b1;
