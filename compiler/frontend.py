@@ -148,14 +148,16 @@ def check_recipe(c: Compilation, runtime: RuntimeName) -> list[str]:
     """Refuse a recipe the target has no kernels for; return notes about formats that are left out.
 
     Raises:
-        UsageError: None of the recipe's formats runs on the target, or a budget means nothing there.
+        UsageError: Neither the recipe's first format runs on the target nor, if formats are chosen, any other; or a
+            budget means nothing there.
     """
     _check_budgets(c, circuit=runtime == "artifact" and c.profile.family in FOLDED_FAMILIES)
     recipe, table = c.recipe.recipe, runtime_of(c.profile, runtime)
     available = table.formats()
     wanted = [f for f in dict.fromkeys((*recipe.formats, *recipe.nodes.values())) if f != "float"]
     missing = [f for f in wanted if f not in available]
-    if wanted and missing == wanted:
+    first = recipe.formats[0] in missing and recipe.choose != "allocate"
+    if wanted and (missing == wanted or first):
         raise _refused(c, runtime, missing[0])
     return [f"format {f} has no kernel on {c.profile.name}: left out" for f in missing]
 

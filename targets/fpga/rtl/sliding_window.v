@@ -90,12 +90,16 @@ module sliding_window #(
   wire window_end = go & g_end & kx_end & ky_end;
   wire row_end = window_end & ox_end;
 
-  wire signed [NB-1:0] one = {{(NB-1){1'b0}}, wrote};
-  // Both outcomes are computed before it is known whether the row ends, which is known late.
-  wire signed [NB-1:0] stored_within = stored + one;
-  wire signed [NB-1:0] stored_behind = stored_within - released;
-  wire signed [NB-1:0] missing_within = missing - one;
-  wire signed [NB-1:0] missing_behind = missing_within + more;
+  // Whether a row was written and whether one ends is known late: all four outcomes are computed before.
+  wire signed [NB-1:0] stored_behind = stored - released;
+  wire signed [NB-1:0] missing_behind = missing + more;
+  wire signed [NB-1:0] stored_base = row_end ? stored_behind : stored;
+  wire signed [NB-1:0] missing_base = row_end ? missing_behind : missing;
+  // Both sides are signed, so that the comparisons are.
+  wire full = row_end ? (stored_behind >= $signed(ROWS)) : (stored >= $signed(ROWS));
+  wire full_with = row_end ? (stored_behind >= $signed(ROWS - 1)) : (stored >= $signed(ROWS - 1));
+  wire short = row_end ? (missing_behind > 0) : (missing > 0);
+  wire short_with = row_end ? (missing_behind > 1) : (missing > 1);
   always @(posedge clk) begin
     plan <= row_plan[oy];
     if (rst) begin
@@ -107,11 +111,10 @@ module sliding_window #(
       write_address <= 0;
       write_column <= 0;
     end else begin
-      stored <= row_end ? stored_behind : stored_within;
-      missing <= row_end ? missing_behind : missing_within;
-      // Both sides are signed, so that the comparison is.
-      blocked <= row_end ? (stored_behind >= $signed(ROWS)) : (stored_within >= $signed(ROWS));
-      starved <= row_end ? (missing_behind > 0) : (missing_within > 0);
+      stored <= wrote ? stored_base + 1 : stored_base;
+      missing <= wrote ? missing_base - 1 : missing_base;
+      blocked <= wrote ? full_with : full;
+      starved <= wrote ? short_with : short;
       settled <= ~(row_end & SETTLE);
       if (take) begin
         write_address <= (write_address == TOTAL - 1) ? 0 : write_address + 1'b1;
