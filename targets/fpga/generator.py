@@ -32,7 +32,7 @@ from bitwright.targets.fpga.implementation import STEPS, SYNTH, Design, implemen
 from bitwright.targets.fpga.network import Engine, Network
 from bitwright.targets.fpga.place_route import place_and_route_missing
 from bitwright.targets.fpga.recognise import recognise
-from bitwright.targets.fpga.simulation import Trace, build_simulator, simulate, simulator_missing
+from bitwright.targets.fpga.simulation import Trace, build_simulator, simulate
 from bitwright.targets.fpga.testbench import (
     BOARD_CONSTRAINTS,
     BOARD_FILE,
@@ -43,6 +43,7 @@ from bitwright.targets.fpga.testbench import (
 from bitwright.targets.fpga.verilog import NETWORK, RTL_FILES, TOP, layer_inputs
 from bitwright.targets.generator import Check, Generated, Request, Simulation, Step, Table
 from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.circuit_simulator import simulator_missing
 
 FOLDINGS_FILE = "foldings.json"
 STATIC_MODEL = "model.static.onnx"

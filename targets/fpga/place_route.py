@@ -112,6 +112,17 @@ def place_and_route(
         pins = "".join(line for line in lines if not line.lstrip().startswith("FREQUENCY"))
         (folder / "design.lpf").write_text(pins, "utf-8")
         command += ["--lpf", "design.lpf"]
+    _place_best(command, folder, clock_hz, seeds, timeout_s)
+    for name in ("design.json", "tried.config", "tried.json"):
+        (folder / name).unlink(missing_ok=True)
+    run_tool([ecppack, "design.config", "design.bit"], what="bitstream", timeout_s=timeout_s, folder=folder)
+    return _read(folder / "report.json", folder / "design.bit")
+
+
+def _place_best(
+    command: Sequence[str], folder: Path, clock_hz: float, seeds: Sequence[int], timeout_s: float
+) -> None:
+    """Run nextpnr until a placement reaches the clock; the fastest is ``design.config`` and ``report.json`` then."""
     best = 0.0
     for seed in seeds:
         written = ["--seed", str(seed), "--textcfg", "tried.config", "--report", "tried.json"]
@@ -122,11 +133,7 @@ def place_and_route(
             (folder / "tried.config").replace(folder / "design.config")
             (folder / "tried.json").replace(folder / "report.json")
         if best >= clock_hz:
-            break
-    for name in ("design.json", "tried.config", "tried.json"):
-        (folder / name).unlink(missing_ok=True)
-    run_tool([ecppack, "design.config", "design.bit"], what="bitstream", timeout_s=timeout_s, folder=folder)
-    return _read(folder / "report.json", folder / "design.bit")
+            return
 
 
 def _read(report: Path, bitstream: Path) -> Placed:

@@ -6,25 +6,23 @@ A program is kept by what it was made from, so a bundle is translated once howev
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from bitwright.compiler.errors import ToolchainError
 from bitwright.targets.fpga.network import Network, Stream
 from bitwright.targets.fpga.verilog import NETWORK, RTL_FILES, TAPS, tapped_streams
-from bitwright.targets.fpga.yosys import INSTALL, run_yosys, yosys_missing, yosys_version
+from bitwright.targets.fpga.yosys import run_yosys, yosys_version
 from bitwright.targets.toolchain.cache import cache_place
+from bitwright.targets.toolchain.circuit_simulator import machine_triple
 from bitwright.targets.toolchain.linker import find_driver
 from bitwright.targets.toolchain.process import run_tool
+from bitwright.targets.toolchain.yosys import simulator_headers
 
 NETWORK_FILE = "network.v"
 HARNESS = "simulate.cc"
@@ -62,45 +60,6 @@ class Trace:
         if len(self.ends) == 1:
             return float(self.latency)
         return (self.ends[-1] - self.ends[half]) / (len(self.ends) - 1 - half)
-
-
-def simulator_missing() -> str | None:
-    """Return what to install before circuits can be simulated, or None."""
-    missing = yosys_missing()
-    if missing is not None:
-        return missing
-    try:
-        runtime_headers()
-        find_driver(_triple(), "c++")
-    except ToolchainError as error:
-        return error.fix or error.what
-    return None
-
-
-def _triple() -> str:
-    return f"{platform.machine()}-linux-gnu"
-
-
-@lru_cache
-def runtime_headers() -> Path:
-    """Return the folder of cxxrtl's headers, which come with yosys.
-
-    Raises:
-        ToolchainError: They are not there.
-    """
-    inside = Path("include", "backends", "cxxrtl", "runtime")
-    spec = find_spec("pyosys")
-    places = (
-        [Path(place, "share", inside) for place in (spec.submodule_search_locations or ())] if spec else []
-    )
-    native = shutil.which("yosys")
-    if native is not None:
-        places.append(Path(native).resolve().parent.parent / "share" / "yosys" / inside)
-    found = next((place for place in places if (place / "cxxrtl" / "cxxrtl.h").exists()), None)
-    if found is None:
-        msg = "the headers of yosys's C++ simulator are missing"
-        raise ToolchainError(msg, fix=INSTALL)
-    return found
 
 
 def build_simulator(
@@ -166,7 +125,7 @@ def _build(folder: Path, top: str, files: Sequence[str], taps: int, work: Path, 
     run_yosys(script, what="translating the circuit for simulation", timeout_s=timeout_s, folder=folder)
     (work / HARNESS).write_text(_harness())
     recording = " ".join(f"record(taps[{k}], top.p_tap__{k});" for k in range(taps))
-    driver = find_driver(_triple(), "c++")
+    driver = find_driver(machine_triple(), "c++")
     program = work / "simulate"
     command = [
         *driver.command,
@@ -177,7 +136,7 @@ def _build(folder: Path, top: str, files: Sequence[str], taps: int, work: Path, 
         f"-DTAP_COUNT={taps}",
         f"-DTOP=p_{top.replace('_', '__')}",
         f"-DRECORD_TAPS={recording}",
-        f"-I{runtime_headers()}",
+        f"-I{simulator_headers()}",
         str(work / HARNESS),
         "-o",
         str(program),

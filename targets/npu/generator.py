@@ -27,7 +27,6 @@ from bitwright.targets.npu.programs import (
     MODEL_PROGRAM,
     build_programs,
     circuit_object,
-    tools_missing,
     write_sources,
 )
 from bitwright.targets.npu.reference import reference_step
@@ -41,6 +40,7 @@ from bitwright.targets.npu.tables import (
 )
 from bitwright.targets.npu.tiling import Grid, grid_of
 from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.circuit_simulator import simulator_missing
 from bitwright.targets.toolchain.interface import Interface, Port
 
 LOWERING = "bitwright.targets.npu.lowering"  # by name: it imports tvm, which takes seconds
@@ -65,7 +65,7 @@ class Npu:
         """
         del request
         machine_of(profile)
-        return tools_missing()
+        return simulator_missing()
 
     def generate(
         self, model: ir.Model, profile: Profile, folder: Path, request: Request, progress: Step

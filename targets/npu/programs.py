@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from bitwright.compiler.errors import ToolchainError
 from bitwright.targets.npu.machine import Machine, size_header, top_module
 from bitwright.targets.toolchain.cache import cache_place
+from bitwright.targets.toolchain.circuit_simulator import machine_triple
 from bitwright.targets.toolchain.linker import find_driver
 from bitwright.targets.toolchain.process import run_tool
-from bitwright.targets.toolchain.yosys import run_yosys, simulator_headers, yosys_missing, yosys_version
+from bitwright.targets.toolchain.yosys import run_yosys, simulator_headers, yosys_version
 
 MODEL_PROGRAM, CIRCUIT_PROGRAM = "run_model", "run_circuit"
 CIRCUIT_FILES = ("npu_array.v", "npu_requantize.v", "npu.v")
@@ -23,23 +22,6 @@ TOP_FILE, SIZE_FILE = "npu_top.v", "npu_size.h"
 BOARD_FILES = ("npu.h", "npu_driver.c", "npu_model.c", "npu_main.c")
 SIMULATION_FILE, SIMULATED_FILE = "npu_rtl.cc", "npu_simulated.cc"
 TIMEOUT_S = 1800.0
-
-
-def tools_missing() -> str | None:
-    """Return what to install before circuits can be simulated, or None."""
-    missing = yosys_missing()
-    if missing is not None:
-        return missing
-    try:
-        simulator_headers()
-        find_driver(_triple(), "c++")
-    except ToolchainError as error:
-        return error.fix or error.what
-    return None
-
-
-def _triple() -> str:
-    return f"{platform.machine()}-linux-gnu"
 
 
 def shipped_text(name: str) -> str:
@@ -81,7 +63,7 @@ def _key(machine: Machine) -> str:
     """Return a hash of everything that the object is made from."""
     parts = [
         yosys_version(),
-        find_driver(_triple(), "c++").version(),
+        find_driver(machine_triple(), "c++").version(),
         size_header(machine),
         top_module(machine),
     ]
@@ -109,7 +91,7 @@ def _compile_circuit(machine: Machine, work: Path, timeout_s: float) -> Path:
     write_sources(machine, work)
     what = "translating the circuit for simulation"
     run_yosys(_simulation_script(work), what=what, timeout_s=timeout_s, folder=work)
-    driver = find_driver(_triple(), "c++")
+    driver = find_driver(machine_triple(), "c++")
     target = work / "circuit.o"
     includes = [f"-I{work}", f"-I{simulator_headers()}"]
     command = [
@@ -157,13 +139,13 @@ def build_programs(
 
 def _compile(source: Path, work: Path, include: Path, timeout_s: float) -> Path:
     target = work / f"{source.stem}.compiled.o"
-    driver = find_driver(_triple())
+    driver = find_driver(machine_triple())
     flags = ["-std=gnu11", "-O2", "-DNET_TRACE", f"-I{include}", "-c", str(source), "-o", str(target)]
     run_tool([*driver.command, *flags], what=f"compiling {source.name}", timeout_s=timeout_s)
     return target
 
 
 def _link(objects: Sequence[Path], program: Path, timeout_s: float) -> None:
-    driver = find_driver(_triple(), "c++")
+    driver = find_driver(machine_triple(), "c++")
     command = [*driver.command, "-no-pie", *map(str, objects), "-lm", "-o", str(program)]
     run_tool(command, what=f"linking {program.name}", timeout_s=timeout_s)

@@ -23,10 +23,10 @@ from bitwright.targets.npu.area import module_area, predicted_area, synthesized_
 from bitwright.targets.npu.execution import CYCLES_FILE
 from bitwright.targets.npu.generator import GENERATOR
 from bitwright.targets.npu.machine import Machine, machine_of
-from bitwright.targets.npu.programs import tools_missing
+from bitwright.targets.toolchain.circuit_simulator import simulator_missing
 
 pytestmark = pytest.mark.skipif(
-    tools_missing() is not None, reason=f"circuits cannot be simulated here: {tools_missing()}"
+    simulator_missing() is not None, reason=f"circuits cannot be simulated here: {simulator_missing()}"
 )
 
 # The weight stationary array of test_npu_kernels: its circuit is translated once for both files.

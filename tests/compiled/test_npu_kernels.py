@@ -12,10 +12,11 @@ pytest.importorskip("tvm")
 from npu_layers import build, expected_cycles, random_layers, run
 
 from bitwright.targets.npu.machine import Machine
-from bitwright.targets.npu.programs import CIRCUIT_PROGRAM, MODEL_PROGRAM, tools_missing
+from bitwright.targets.npu.programs import CIRCUIT_PROGRAM, MODEL_PROGRAM
+from bitwright.targets.toolchain.circuit_simulator import simulator_missing
 
 needs_simulator = pytest.mark.skipif(
-    tools_missing() is not None, reason=f"circuits cannot be simulated here: {tools_missing()}"
+    simulator_missing() is not None, reason=f"circuits cannot be simulated here: {simulator_missing()}"
 )
 # Sizes that divide nothing, buffers of odd lengths, weights of 6 bits in one; the wide one has more columns than most
 # layers have channels.

@@ -23,9 +23,10 @@ from bitwright.targets.fpga.generator import compare_layers
 from bitwright.targets.fpga.host import Host
 from bitwright.targets.fpga.network import Folding, Network
 from bitwright.targets.fpga.recognise import recognise
-from bitwright.targets.fpga.simulation import Trace, build_simulator, simulate, simulator_missing
+from bitwright.targets.fpga.simulation import Trace, build_simulator, simulate
 from bitwright.targets.fpga.testbench import bench_files, board_files
 from bitwright.targets.loader import load_profile
+from bitwright.targets.toolchain.circuit_simulator import simulator_missing
 from bitwright.targets.toolchain.process import run_tool
 
 PROFILE = load_profile("ecp5-85f")
