@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -39,10 +40,12 @@ def run_tool(
 ) -> str:
     """Run ``command`` and return its standard output.
 
+    The tool gets a process group of its own: whatever it started ends with it when it is stopped.
+
     Args:
         command: Program and arguments; no shell is involved.
         what: What the tool is doing, for the error message, e.g. ``"linking model.so"``.
-        timeout_s: Seconds after which the tool is killed.
+        timeout_s: Seconds after which the tool and all that it started are killed.
         environment: Variables added to this process's.
         folder: Where it runs; this process's own folder by default.
         accepted: Exit statuses that mean success.
@@ -52,17 +55,7 @@ def run_tool(
         ToolchainError: It is missing, ran too long or failed.
     """
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            env={**os.environ, **(environment or {})},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        done = _finished(command, timeout_s, {**os.environ, **(environment or {})}, folder)
     except OSError as error:
         msg = f"cannot start '{command[0]}': {error.strerror}"
         raise ToolchainError(msg, where=what) from error
@@ -78,6 +71,37 @@ def run_tool(
         msg = f"'{command[0]}' failed with status {done.returncode}\n{output}"
         raise ToolchainError(msg, where=what)
     return done.stdout
+
+
+def _finished(
+    command: Sequence[str], timeout_s: float, environment: Mapping[str, str], folder: Path | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a session of its own and collect what it writes."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except BaseException:
+            # Also on an interrupt: it reaches this process's group only. Grandchildren hold the pipes, so that
+            # killing the child alone would leave them running, and ``communicate`` waiting for them.
+            _kill_group(process)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """Kill a session's leader, which was not waited for yet, and everything in its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 class LineReader:

@@ -76,9 +76,9 @@ module partial_sum #(
         if (SIGNED != 0 && BITS == 1) assign upper = -term;
         else assign upper = term;
       end else begin : following
-        wire signed [7:0] before = step[k-1].upper[8:1];
-        if (SIGNED != 0 && k == BITS - 1) assign upper = before - term;
-        else assign upper = before + term;
+        wire signed [7:0] so_far = step[k-1].upper[8:1];
+        if (SIGNED != 0 && k == BITS - 1) assign upper = so_far - term;
+        else assign upper = so_far + term;
       end
       if (k < BITS - 1) assign sum[k] = upper[0];
       else assign sum[BITS+7:k] = upper;

@@ -49,9 +49,9 @@ module pool_global_average #(
       reg signed [ACC_BITS-1:0] sums [0:GROUPS-1];
       wire signed [7:0] x = in_data[k*8 +: 8];
       wire signed [ACC_BITS-1:0] wide = x;
-      wire signed [ACC_BITS-1:0] before = sums[group];
+      wire signed [ACC_BITS-1:0] so_far = sums[group];
       wire signed [ACC_BITS-1:0] start = BIAS;
-      wire signed [ACC_BITS-1:0] total = ((pixel == 0) ? start : before) + wide;
+      wire signed [ACC_BITS-1:0] total = ((pixel == 0) ? start : so_far) + wide;
       reg signed [ACC_BITS-1:0] acc;
       wire [MULT_BITS-1:0] mult = MULT;
       wire signed [7:0] y;

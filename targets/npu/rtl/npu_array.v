@@ -38,14 +38,14 @@ module npu_output_stationary_cell #(parameter WEIGHT_BITS = 8) (
     output reg signed [31:0] sum
 );
     wire signed [WEIGHT_BITS+7:0] product = activation * weight;
-    wire signed [31:0] before = first ? 32'sd0 : sum;
+    wire signed [31:0] so_far = first ? 32'sd0 : sum;
     always @(posedge clk) begin
         step_right <= step;
         first_right <= first;
         activation_right <= activation;
         weight_down <= weight;
         if (shift) sum <= below;
-        else if (step) sum <= before + product;
+        else if (step) sum <= so_far + product;
     end
 endmodule
 
