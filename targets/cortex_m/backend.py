@@ -4,40 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bitwright.targets.backend import Backend, Execution, Kernel, KernelChoice
+from bitwright.targets.backend import Backend, Execution
 from bitwright.targets.cortex_m import emulated
 from bitwright.targets.cortex_m.linking import link_static
 from bitwright.targets.schema import Profile
-
-if TYPE_CHECKING:
-    from bitwright.compiler.program.ops import Program, Step
-
-KERNELS = "bitwright.targets.cortex_m.kernels"  # by name: it imports tvm, which takes seconds
+from bitwright.targets.toolchain.kernel_module import KernelModule
 
 
 @dataclass(frozen=True)
-class CortexMBackend:
+class CortexMBackend(KernelModule):
     """Kernels as object code in a static C executor, executed on an emulated board."""
-
-    family: str = "cortex_m"
-
-    def candidates(self, step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
-        """Return the ways to compute a QGemm or QConv step, the default first."""
-        found: tuple[KernelChoice, ...] = import_module(KERNELS).candidates(step, program, profile)
-        return found
-
-    def dot_kernel(
-        self, step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None
-    ) -> Kernel:
-        """Return the kernel of a QGemm or QConv step."""
-        kernel: Kernel = import_module(KERNELS).dot_kernel(step, program, profile, choice)
-        return kernel
 
     def tvm_target(self, profile: Profile) -> dict[str, Any]:
         """Return the dictionary for ``tvm.target.Target``; without the ABI LLVM would pass floats in integers."""
@@ -68,4 +49,4 @@ class CortexMBackend:
         return emulated.execute(bundle, feeds, profile, trace=trace)
 
 
-BACKEND: Backend = CortexMBackend()
+BACKEND: Backend = CortexMBackend("cortex_m", "bitwright.targets.cortex_m.kernels")

@@ -11,38 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitwright.targets.backend import Backend, Execution, Kernel, KernelChoice
+from bitwright.targets.backend import Backend, Execution
 from bitwright.targets.nvidia_gpu import execution
 from bitwright.targets.schema import Profile
+from bitwright.targets.toolchain.kernel_module import KernelModule
 from bitwright.targets.toolchain.linker import is_native
 
 if TYPE_CHECKING:
     from bitwright.compiler.lower.device import Device
-    from bitwright.compiler.program.ops import Program, Step
 
 # By name: they import tvm, which takes seconds.
-KERNELS = "bitwright.targets.nvidia_gpu.kernels"
 CODEGEN = "bitwright.targets.nvidia_gpu.codegen"
 LOWERING = "bitwright.targets.nvidia_gpu.lowering"
 
 
 @dataclass(frozen=True)
-class NvidiaBackend:
+class NvidiaBackend(KernelModule):
     """Kernels as machine code for a GPU inside a shared library for its host; executed by emulation."""
-
-    family: str = "nvidia_gpu"
-
-    def candidates(self, step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
-        """Return the ways to compute a QGemm, QConv or WeightOnlyDot step, the default first."""
-        found: tuple[KernelChoice, ...] = import_module(KERNELS).candidates(step, program, profile)
-        return found
-
-    def dot_kernel(
-        self, step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None
-    ) -> Kernel:
-        """Return the kernel of a QGemm, QConv or WeightOnlyDot step."""
-        kernel: Kernel = import_module(KERNELS).dot_kernel(step, program, profile, choice)
-        return kernel
 
     def tvm_target(self, profile: Profile) -> dict[str, Any]:
         """Return the dictionary for ``tvm.target.Target``: the GPU, and the host that calls its kernels."""
@@ -101,4 +86,4 @@ def _with_host(profile: Profile, host: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-BACKEND: Backend = NvidiaBackend()
+BACKEND: Backend = NvidiaBackend("nvidia_gpu", "bitwright.targets.nvidia_gpu.kernels")

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bitwright.targets.backend import Execution, Kernel, KernelChoice, KernelTimer
+from bitwright.targets.backend import Execution, KernelTimer
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.codegen import llvm_target
 from bitwright.targets.toolchain.host import processor_name
+from bitwright.targets.toolchain.kernel_module import KernelModule
 from bitwright.targets.toolchain.linker import link_shared
 from bitwright.targets.toolchain.runner import Launch, execute
 
-if TYPE_CHECKING:
-    from bitwright.compiler.program.ops import Program, Step
-
 
 @dataclass(frozen=True)
-class CpuBackend:
+class CpuBackend(KernelModule):
     """The ``Backend`` of a processor family.
 
     Attributes:
-        family: Folder name, equal to the profile's ``family``.
-        kernels: Module that provides ``candidates`` and ``dot_kernel``; by name, because it imports tvm, which
-            takes seconds.
         missing: Why this machine cannot execute artifacts of a profile, or None if it can.
         launch: How the runner is started for a profile.
         prepare: Asks the operating system for what kernels need in this process.
@@ -36,25 +30,11 @@ class CpuBackend:
         flags: Features of a processor, in the names of /proc/cpuinfo, that code for a profile may need.
     """
 
-    family: str
-    kernels: str
     missing: Callable[[Profile], str | None]
     launch: Callable[[Profile], Launch]
     prepare: Callable[[Profile], None] = lambda _: None
     timer: Callable[[Profile], KernelTimer | None] = lambda _: None
     flags: Callable[[Profile], tuple[str, ...]] = lambda _: ()
-
-    def candidates(self, step: Step, program: Program, profile: Profile) -> tuple[KernelChoice, ...]:
-        """Return the ways to compute a QGemm or QConv step, the default first."""
-        found: tuple[KernelChoice, ...] = import_module(self.kernels).candidates(step, program, profile)
-        return found
-
-    def dot_kernel(
-        self, step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None
-    ) -> Kernel:
-        """Return the kernel of a QGemm or QConv step."""
-        kernel: Kernel = import_module(self.kernels).dot_kernel(step, program, profile, choice)
-        return kernel
 
     def tvm_target(self, profile: Profile) -> dict[str, Any]:
         """Return the dictionary for ``tvm.target.Target``."""
