@@ -16,6 +16,23 @@ DEFAULT_CONTEXT = 2048
 
 
 @dataclass(frozen=True, eq=False)
+class Cache:
+    """Where the keys and values of earlier positions go in, and those of all positions come out.
+
+    Keys are stored rotated. Each has shape (batch, key heads, positions, elements of a head).
+
+    Attributes:
+        past_key, past_value: Graph inputs.
+        present_key, present_value: Graph outputs.
+    """
+
+    past_key: ir.Value
+    past_value: ir.Value
+    present_key: ir.Value
+    present_value: ir.Value
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """Grouped-query attention.
 
@@ -25,6 +42,7 @@ class Attention:
         key_heads: Key and value heads.
         width: Elements of a head.
         frequencies: Of the rotary positions.
+        cache: Where earlier positions come from, or None.
     """
 
     query: Linear
@@ -35,6 +53,7 @@ class Attention:
     key_heads: int
     width: int
     frequencies: Frequencies
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +96,12 @@ class Decoder:
     norm: Norm
     head: Linear
     tied: bool
+
+    @property
+    def caches(self) -> tuple[Cache, ...] | None:
+        """The cache of each layer, first to last; None if the graph computes whole sequences."""
+        found = tuple(x.attention.cache for x in self.layers if x.attention.cache is not None)
+        return found if len(found) == len(self.layers) else None
 
     @property
     def hyper(self) -> HyperParameters:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -11,20 +10,17 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.graph.operands import table_of
+from bitwright.compiler.llama.attention import core_of
 from bitwright.compiler.llama.decoder import Attention, Decoder, Layer
 from bitwright.compiler.llama.following import (
     FIX,
-    axes_of,
     expect,
-    last_sizes,
     made_by,
-    permutation,
     refuse,
     through,
-    unscaled,
 )
 from bitwright.compiler.llama.parts import Linear, Norm, expect_linear, expect_norm, linear
-from bitwright.compiler.llama.rotary import check_alike, frequencies, rotation
+from bitwright.compiler.llama.rotary import check_alike, frequencies
 
 CHOICES = ("Cast", "Slice", "Gather", "Unsqueeze", "Squeeze", "Reshape")
 SCALE_TOLERANCE = 1e-3
@@ -142,108 +138,19 @@ def _silu(value: ir.Value | None) -> ir.Value | None:
 
 def _attention(output: Linear) -> Attention:
     """Return the attention whose result the output layer reads."""
-    turned = expect(
-        through(output.data, "Reshape", "Cast"), "heads moved back behind the positions", "Transpose"
-    )
-    if tuple(permutation(turned)) != (0, 2, 1, 3):
-        refuse("heads moved back behind the positions (perm 0, 2, 1, 3)", output.data)
-    mixed = expect(turned.inputs[0], "the product of probabilities and values", "MatMul")
-    softmax = expect(through(mixed.inputs[0], "Cast"), "a Softmax over the scores", "Softmax")
-    query_side, key_side, scale = _scores(softmax.inputs[0])
-    turn = rotation(query_side)
-    key_turn = rotation(_one_head_each(key_side))
-    query, heads, width = _heads(turn.data)
-    key, key_heads, key_width = _heads(key_turn.data)
-    value, value_heads, value_width = _heads(_one_head_each(mixed.inputs[1]))
-    if (key_heads, key_width, value_width) != (value_heads, width, width) or heads % key_heads:
+    core = core_of(output.data)
+    width = core.width
+    if not math.isclose(core.scale, width**-0.5, rel_tol=SCALE_TOLERANCE):
         refuse(
-            "as many value heads as key heads, a divisor of the query heads, all of one width,",
-            turned.inputs[0],
+            f"scores scaled by {width**-0.5:.6g} (1 / sqrt of the head's width), not {core.scale:.6g},",
+            core.result,
         )
-    if not math.isclose(scale, width**-0.5, rel_tol=SCALE_TOLERANCE):
-        refuse(
-            f"scores scaled by {width**-0.5:.6g} (1 / sqrt of the head's width), not {scale:.6g},",
-            softmax.inputs[0],
-        )
-    found = frequencies(turn)
-    check_alike(found, frequencies(key_turn), 0)
-    return Attention(query, key, value, output, heads, key_heads, width, found)
-
-
-def _scores(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None, float]:
-    """Return queries, keys (not transposed) and the constant factor of the scores behind a mask."""
-    product, scale = unscaled(value)
-    for operand in _masked(product):
-        inner, factor = unscaled(operand)
-        node = made_by(inner, "MatMul")
-        if node is not None:
-            queries, of_queries = unscaled(node.inputs[0])
-            keys, of_keys = unscaled(node.inputs[1])
-            swap = expect(keys, "keys with positions and elements swapped", "Transpose")
-            if tuple(permutation(swap)) != (0, 1, 3, 2):
-                refuse("keys with positions and elements swapped", keys)
-            plain, of_plain = unscaled(swap.inputs[0])
-            return queries, plain, scale * factor * of_queries * of_keys * of_plain
-    return refuse("scores: queries times keys, scaled and masked", value)
-
-
-def _masked(value: ir.Value | None) -> tuple[ir.Value | None, ...]:
-    """Return what may be the scores: the operands of a mask's addition or selection, or the value itself."""
-    node = made_by(value, "Add", "Where")
-    if node is None:
-        return (value,)
-    return tuple(node.inputs[1:]) if node.op_type == "Where" else tuple(node.inputs)
-
-
-def _one_head_each(value: ir.Value | None) -> ir.Value | None:
-    """Return keys or values before their heads were repeated and before the cache was put in front."""
-    value = through(value, "Cast")
-    steps: tuple[Callable[[ir.Value | None], ir.Value | None], ...] = (
-        _not_repeated,
-        _without_cache,
-        _not_repeated,
+    found = frequencies(core.query_turn)
+    check_alike(found, frequencies(core.key_turn), 0)
+    query, key, value = (
+        expect_linear(v, "a linear layer before the heads") for v in (core.query, core.key, core.value)
     )
-    for step in steps:
-        value = step(value)
-    return value
-
-
-def _not_repeated(value: ir.Value | None) -> ir.Value | None:
-    """Return a value before Unsqueeze, Expand and Reshape repeated each head."""
-    reshape = made_by(value, "Reshape")
-    expand = None if reshape is None else made_by(reshape.inputs[0], "Expand", "Tile")
-    spread = None if expand is None else made_by(expand.inputs[0], "Unsqueeze")
-    if spread is None:
-        return value
-    if axes_of(spread) not in ((2,), (-3,)):
-        refuse("heads that are repeated one by one", value)
-    return spread.inputs[0]
-
-
-def _without_cache(value: ir.Value | None) -> ir.Value | None:
-    """Return the new part of what is appended to a cache, a graph input."""
-    node = made_by(value, "Concat")
-    if node is None or len(node.inputs) != 2:
-        return value
-    past = through(node.inputs[0], "Cast")
-    return node.inputs[1] if past is not None and past.is_graph_input() else value
-
-
-def _heads(value: ir.Value | None) -> tuple[Linear, int, int]:
-    """Return the linear layer behind heads, their number and their width."""
-    turned = expect(through(value, "Cast"), "heads moved before the positions", "Transpose")
-    if tuple(permutation(turned)) != (0, 2, 1, 3):
-        refuse("heads moved before the positions (perm 0, 2, 1, 3)", value)
-    split = expect(turned.inputs[0], "a linear layer's result cut into heads", "Reshape")
-    sizes = last_sizes(split.inputs[1], 2)
-    found = expect_linear(split.inputs[0], "a linear layer before the heads")
-    outputs = found.shape()[0]
-    heads, width = sizes if sizes is not None else (-1, -1)
-    heads = outputs // width if heads == -1 and width > 0 else heads
-    width = outputs // heads if width == -1 and heads > 0 else width
-    if heads < 1 or heads * width != outputs:
-        refuse("a constant number of heads", turned.inputs[0])
-    return found, heads, width
+    return Attention(query, key, value, output, core.heads, core.key_heads, width, found, core.cache)
 
 
 def _check_layers(layers: list[Layer], norm: Norm) -> None:

@@ -1,0 +1,198 @@
+"""The core of grouped-query attention: from queries, keys and values to their mix, whatever makes and reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bitwright.compiler.graph.model import consumers, is_op
+from bitwright.compiler.llama.decoder import Cache
+from bitwright.compiler.llama.following import (
+    axes_of,
+    expect,
+    last_sizes,
+    made_by,
+    permutation,
+    refuse,
+    through,
+    unscaled,
+)
+from bitwright.compiler.llama.parts import linear
+from bitwright.compiler.llama.rotary import Rotation, rotation
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """One attention between its linear layers.
+
+    Attributes:
+        query: What is cut into query heads, shape (batch, length, heads * width).
+        key, value: What is cut into key and value heads, shape (batch, length, key heads * width).
+        result: The mixed values, shape (batch, length, heads * width).
+        heads: Query heads.
+        key_heads: Key and value heads.
+        width: Elements of a head.
+        scale: Factor of the scores.
+        query_turn, key_turn: The rotary embeddings.
+        mask: What is added to the scores or selects among them, or None.
+        cache: None if the graph keeps none.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    result: ir.Value
+    heads: int
+    key_heads: int
+    width: int
+    scale: float
+    query_turn: Rotation
+    key_turn: Rotation
+    mask: ir.Value | None
+    cache: Cache | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    queries: ir.Value | None
+    keys: ir.Value | None
+    scale: float
+    mask: ir.Value | None
+
+
+def core_of(result: ir.Value | None) -> Core:
+    """Return the attention that makes a value.
+
+    Args:
+        result: Mixed values with the heads merged, shape (batch, length, heads * width).
+
+    Raises:
+        ModelError: Something else makes it; the message names the node where the path ends.
+    """
+    merged = through(result, "Cast")
+    turned = expect(through(merged, "Reshape", "Cast"), "heads moved back behind the positions", "Transpose")
+    if tuple(permutation(turned)) != (0, 2, 1, 3):
+        refuse("heads moved back behind the positions (perm 0, 2, 1, 3)", result)
+    mixed = expect(turned.inputs[0], "the product of probabilities and values", "MatMul")
+    softmax = expect(through(mixed.inputs[0], "Cast"), "a Softmax over the scores", "Softmax")
+    scores = _scores(softmax.inputs[0])
+    keys, key_store = _one_head_each(scores.keys)
+    values, value_store = _one_head_each(mixed.inputs[1])
+    query_turn, key_turn = rotation(scores.queries), rotation(keys)
+    query, heads, width = _heads(query_turn.data)
+    key, key_heads, key_width = _heads(key_turn.data)
+    value, value_heads, value_width = _heads(values)
+    if (key_heads, key_width, value_width) != (value_heads, width, width) or heads % key_heads:
+        refuse(
+            "as many value heads as key heads, a divisor of the query heads, all of one width,",
+            turned.inputs[0],
+        )
+    assert merged is not None, "a Transpose was found behind it"
+    return Core(
+        query, key, value, merged, heads, key_heads, width, scores.scale, query_turn, key_turn, scores.mask,
+        _cache(key_store, value_store),
+    )  # fmt: skip
+
+
+def _scores(value: ir.Value | None) -> _Scores:
+    """Return queries, keys (not transposed), the constant factor and the mask of the scores."""
+    product, scale = unscaled(value)
+    for operand, mask in _masked(product):
+        inner, factor = unscaled(operand)
+        node = made_by(inner, "MatMul")
+        if node is not None:
+            queries, of_queries = unscaled(node.inputs[0])
+            keys, of_keys = unscaled(node.inputs[1])
+            swap = expect(keys, "keys with positions and elements swapped", "Transpose")
+            if tuple(permutation(swap)) != (0, 1, 3, 2):
+                refuse("keys with positions and elements swapped", keys)
+            plain, of_plain = unscaled(swap.inputs[0])
+            return _Scores(queries, plain, scale * factor * of_queries * of_keys * of_plain, mask)
+    return refuse("scores: queries times keys, scaled and masked", value)
+
+
+def _masked(value: ir.Value | None) -> tuple[tuple[ir.Value | None, ir.Value | None], ...]:
+    """Return (what may be the scores, the mask): both readings of a mask's addition or selection."""
+    node = made_by(value, "Add", "Where")
+    if node is None:
+        return ((value, None),)
+    if node.op_type == "Where":
+        return tuple((v, node.inputs[0]) for v in node.inputs[1:])
+    first, second = node.inputs
+    return ((first, second), (second, first))
+
+
+def _one_head_each(value: ir.Value | None) -> tuple[ir.Value | None, ir.Node | None]:
+    """Return keys or values before heads were repeated and the cache put in front, and the node that put it there."""
+    value = _not_repeated(through(value, "Cast"))
+    store = _appended(value)
+    return _not_repeated(value if store is None else store.inputs[1]), store
+
+
+def _not_repeated(value: ir.Value | None) -> ir.Value | None:
+    """Return a value before Unsqueeze, Expand and Reshape repeated each head."""
+    reshape = made_by(value, "Reshape")
+    expand = None if reshape is None else made_by(reshape.inputs[0], "Expand", "Tile")
+    spread = None if expand is None else made_by(expand.inputs[0], "Unsqueeze")
+    if spread is None:
+        return value
+    if axes_of(spread) not in ((2,), (-3,)):
+        refuse("heads that are repeated one by one", value)
+    return spread.inputs[0]
+
+
+def _appended(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that appends new keys or values to a cache, a graph input."""
+    node = made_by(value, "Concat")
+    if node is None or len(node.inputs) != 2:
+        return None
+    past = through(node.inputs[0], "Cast")
+    return node if past is not None and past.is_graph_input() else None
+
+
+def _cache(of_keys: ir.Node | None, of_values: ir.Node | None) -> Cache | None:
+    """Return where a cache enters and leaves the graph, or None if there is none, or it never leaves."""
+    if of_keys is None or of_values is None:
+        return None
+    past = [through(n.inputs[0], "Cast") for n in (of_keys, of_values)]
+    present = [_output_of(n.outputs[0]) for n in (of_keys, of_values)]
+    key, value = present
+    if key is None or value is None:
+        return None
+    assert past[0] is not None and past[1] is not None, "an appended cache is a graph input"
+    return Cache(past[0], past[1], key, value)
+
+
+def _output_of(value: ir.Value) -> ir.Value | None:
+    """Return the graph output that a value is, or is converted to."""
+    if value.is_graph_output():
+        return value
+    converted = (n.outputs[0] for n in consumers(value) if is_op(n, "Cast", "Identity"))
+    return next((v for v in converted if v.is_graph_output()), None)
+
+
+def _heads(value: ir.Value | None) -> tuple[ir.Value, int, int]:
+    """Return what is cut into heads, their number and their width."""
+    turned = expect(through(value, "Cast"), "heads moved before the positions", "Transpose")
+    if tuple(permutation(turned)) != (0, 2, 1, 3):
+        refuse("heads moved before the positions (perm 0, 2, 1, 3)", value)
+    split = expect(turned.inputs[0], "a linear layer's result cut into heads", "Reshape")
+    whole = split.inputs[0]
+    sizes = last_sizes(split.inputs[1], 2)
+    outputs = -1 if whole is None else _elements(whole)
+    heads, width = sizes if sizes is not None else (-1, -1)
+    heads = outputs // width if heads == -1 and width > 0 else heads
+    width = outputs // heads if width == -1 and heads > 0 else width
+    if heads < 1 or width < 1 or whole is None or outputs not in (-1, heads * width):
+        refuse("a constant number of heads", turned.inputs[0])
+    return whole, heads, width
+
+
+def _elements(value: ir.Value) -> int:
+    """Return the last size of a linear layer's result, -1 if it is unknown."""
+    found = linear(value)
+    if found is not None:
+        return found.shape()[0]
+    last = None if value.shape is None else value.shape[-1]
+    return last if isinstance(last, int) else -1
