@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from bitwright.compiler.shape_choice import static_shapes
 from bitwright.passes.contract import Pass, PassResult
 from bitwright.passes.disassemble_channels import DisassembleChannels
 from bitwright.passes.remove_unused import RemoveUnused
+from bitwright.passes.rotate_residual import RotateResidual, online_products
 from bitwright.passes.scale_weights_awq import ScaleWeightsAWQ
 from bitwright.passes.smooth_scales import SmoothScales
 from bitwright.passes.split_outliers import SplitOutliers, float_products
@@ -55,10 +56,11 @@ def _migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     if c.recipe.recipe.migrate.equalize:
         observe = partial(observe_inputs, patches=TRIAL_PATCHES)
         _record(c, runtime, "equalize_layers", equalize(c, runtime, observe), notes)
-    for rewrite in _rewrites(c, c.selection, runtime):
+    for rewrite in _rewrites(c, runtime):
         result = rewrite.run(c.model)
-        if isinstance(rewrite, SplitOutliers):
-            floats = dict.fromkeys(float_products(c.model), "float")
+        products = _IN_FLOAT.get(type(rewrite))
+        if products is not None:
+            floats = dict.fromkeys(products(c.model), "float")
             c.formats = replace(c.formats, by_node={**c.formats.by_node, **floats})
         _record(c, runtime, rewrite.name, result, notes)
     if any(c.migrated.values()):
@@ -77,12 +79,23 @@ def _record(c: Compilation, runtime: RuntimeName, name: str, result: PassResult,
         c.selection = reselect(c, runtime)
 
 
-def _rewrites(c: Compilation, selection: Selection, runtime: RuntimeName) -> Iterator[Pass]:
+# Small products that a rewrite adds and that stay float.
+_IN_FLOAT: Mapping[type, Callable[[ir.Model], Iterable[str]]] = {
+    SplitOutliers: float_products,
+    RotateResidual: online_products,
+}
+
+
+def _rewrites(c: Compilation, runtime: RuntimeName) -> Iterator[Pass]:
     """Yield the rewrites one after the other; those that need moments keep them in step with the model.
 
     A target that computes nothing in float gets only what folds into the layers: no Mul and no Gather of its own.
     """
     wanted = c.recipe.recipe.migrate
+    if wanted.rotate:
+        yield RotateResidual(down_block=wanted.rotate_down)
+    selection = c.selection  # of the model as the rotation left it
+    assert selection is not None
     if runtime_of(c.profile, runtime).integer_only:
         if wanted.smooth:
             c.moments = moments_of(c, selection)

@@ -21,6 +21,10 @@ class Migrate(Strict):
         disassemble: Share of extra channels that outlier channels may be split into (QLLM); 0 leaves them.
         awq: Protect the weights that meet large activations (AWQ); for weight-only formats.
         split_outliers: Outlier input channels of a layer that are multiplied in float (LLM.int8); 0 for none.
+        rotate: Multiply the residual stream of a llama decoder by a Hadamard matrix that is folded into the weights
+            (QuaRot), and its values head by head; refused for other models.
+        rotate_down: With ``rotate``: neighbouring channels in front of each down projection that are rotated when
+            the model runs; 0 for none.
     """
 
     equalize: bool = True
@@ -28,6 +32,8 @@ class Migrate(Strict):
     disassemble: Annotated[float, Field(ge=0, le=0.25)] = 0.03
     awq: bool = False
     split_outliers: Annotated[int, Field(ge=0, le=256)] = 0
+    rotate: bool = False
+    rotate_down: Annotated[int, Field(ge=0, le=256)] = 0
 
 
 class Rounding(Strict):
