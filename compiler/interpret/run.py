@@ -9,9 +9,11 @@ import onnx_ir as ir
 
 from bitwright.compiler.errors import DataError, InternalError
 from bitwright.compiler.interpret import dot, move, pointwise, pool
+from bitwright.compiler.interpret.attention import cached_attention
 from bitwright.compiler.interpret.weight_only import weight_only_dot
 from bitwright.compiler.program.affine import dequantize, quantize
 from bitwright.compiler.program.ops import (
+    CachedAttention,
     Dequantize,
     FloatIsland,
     Move,
@@ -91,6 +93,8 @@ def run_step(
     if isinstance(step, FloatIsland):
         found = (float_runner or _default_runner())(step.model, dict(zip(step.inputs, inputs, strict=True)))
         return tuple(np.asarray(found[name]) for name in step.outputs)
+    if isinstance(step, CachedAttention):
+        return cached_attention(step, inputs)
     return (_integer_step(step, program, inputs),)
 
 

@@ -14,6 +14,7 @@ from bitwright.compiler.errors import InternalError
 from bitwright.compiler.lower.device import Reorder, StepKernel, host_reorder, host_step
 from bitwright.compiler.lower.island import emit_copy, import_model
 from bitwright.compiler.lower.kernel_table import KernelCall, Stored
+from bitwright.compiler.lower.kernels.attention import cached_attention
 from bitwright.compiler.lower.kernels.loops import OPAQUE
 from bitwright.compiler.lower.layout import (
     CHANNELS_LAST,
@@ -30,6 +31,7 @@ from bitwright.compiler.lower.layout import (
     transposed,
 )
 from bitwright.compiler.program.ops import (
+    CachedAttention,
     Dequantize,
     Dot,
     FloatIsland,
@@ -224,6 +226,8 @@ class _Assembler:
         """Emit one step."""
         if isinstance(step, FloatIsland):
             self.island(step)
+        elif isinstance(step, CachedAttention):
+            self.attention(step)
         elif isinstance(step, Dot | WeightOnlyDot | QPool):
             self.fixed_order(step)
         elif isinstance(step, Quantize | Dequantize):
@@ -240,6 +244,19 @@ class _Assembler:
         arguments = [self.island_input(step, name, order) for name in step.inputs]
         for name, expr in zip(step.outputs, emit_copy(self.builder, module, arguments), strict=True):
             self.values[name] = self.island_output(step, name, order, expr)
+
+    def attention(self, step: CachedAttention) -> None:
+        """Emit attention; the kernel writes into the caches it is given, so these are its results, too."""
+        result, *presents = step.outputs
+        orders = {name: row_major(len(self.program.tensor(name).shape)) for name in (*step.inputs, result)}
+        kernel = cached_attention(step, self.program)
+        operation = type(step).__name__
+        expr = self.call(
+            step.name, operation, kernel, orders, step.inputs, result, orders[result], "attention"
+        )
+        self.values[result] = _Value(expr, orders[result])
+        for name, source in zip(presents, step.inputs[-2:], strict=True):
+            self.values[name] = self.in_order(source, orders[source])
 
     def island_input(self, step: FloatIsland, name: str, order: Order | None) -> Any:
         """Return what an island reads; what its convolutions read is turned by operators, which cancel theirs."""

@@ -18,6 +18,7 @@ from bitwright.compiler.graph.model import constant_array, is_op, node_label, on
 from bitwright.compiler.program.affine import quantize
 from bitwright.compiler.program.assemble import assemble
 from bitwright.compiler.program.draft import Draft, labels
+from bitwright.compiler.program.extract_attention import match_attention
 from bitwright.compiler.program.extract_dot import match_dot
 from bitwright.compiler.program.extract_pointwise import match_add_or_mul, match_average_pool, match_concat
 from bitwright.compiler.program.extract_quantizers import (
@@ -65,6 +66,8 @@ def extract_program(model: ir.Model) -> Program:
             matcher(draft, node)
         elif node.op_type == "MatMulNBits":
             match_nbits(draft, node)
+        elif node.op_type == "GroupQueryAttention":
+            match_attention(draft, node)
     return assemble(draft)
 
 

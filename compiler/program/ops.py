@@ -180,6 +180,37 @@ class WeightOnlyDot(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CachedAttention(Step):
+    """Causal attention over a cache of fixed capacity that the new rows are written into; float32.
+
+    Reads query [1, T, heads * width], key and value [1, T, key_heads * width], the index of the last position, int32
+    [1], and the caches of keys and values, [1, key_heads, capacity, width]; writes the attention's result, shaped as
+    the query, and the caches. With ``P = last + 1 - T``, ``r = heads / key_heads`` and ``turn(x, p)`` the rotation of
+    each head's halves (x1, x2) to (x1 cos[p] - x2 sin[p], x2 cos[p] + x1 sin[p])::
+
+        keys[h, P + t] = turn(key[t, h], P + t);  values[h, P + t] = value[t, h]         rows beyond capacity: nowhere
+        p = softmax over j <= P + t of turn(query[t, g], P + t) . keys[g // r, j] / sqrt(width)
+        y[t, g] = sum over j of p[j] * values[g // r, j]
+
+    Sums of floats have no order here: a kernel is compared within a bound, unlike every other step. Rows of the caches
+    behind the last position are not read; a kernel writes into the buffers that it was given.
+
+    Attributes:
+        heads: Query heads.
+        key_heads: Key and value heads, a divisor of ``heads``.
+        width: Elements of a head, even.
+        cos: float32 [positions, width / 2], at least as many positions as the capacity.
+        sin: As ``cos``.
+    """
+
+    heads: int
+    key_heads: int
+    width: int
+    cos: np.ndarray
+    sin: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class QAdd(Step):
     """Sum of two integer tensors with numpy broadcasting.
 
