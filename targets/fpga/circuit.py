@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bitwright.compiler.program.ops import Program
-from bitwright.targets.fpga.engines.requantization import UNSIGNED_OFFSET
+from bitwright.targets.fpga.carried import carried
 from bitwright.targets.fpga.network import Network
 from bitwright.targets.fpga.verilog import axis_text, memory_texts, network_text, rtl_sources
 
@@ -59,8 +59,8 @@ def from_frame(program: Program, name: str, elements: np.ndarray) -> np.ndarray:
 
 
 def _offset(program: Program, name: str) -> int:
-    quant = program.tensor(name).quant
-    return UNSIGNED_OFFSET if quant is not None and quant.dtype == "uint8" else 0
+    """Return what was subtracted from a tensor's integers; accumulators travel as they are."""
+    return 0 if program.tensor(name).quant is None else carried(program)[name].offset
 
 
 def recorded(program: Program, aliases: Mapping[str, str], name: str, elements: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parent / "costs"
 Amounts = dict[str, float]
 KIND_NAMES = {1: "ternary", 2: "binary"}
 INTEGER = 0
+MEASURED_ROW = 9
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def tree_bits(count: int, width: int) -> int:
 
 
 def _product(p: Mapping[str, int]) -> int:
-    return 8 + p["WEIGHT_BITS"] if p["KIND"] == INTEGER else 9
+    return p["ACT_BITS"] + (p["WEIGHT_BITS"] if p["KIND"] == INTEGER else 1)
 
 
 def _in_dsp(p: Mapping[str, int]) -> bool:
@@ -189,44 +190,45 @@ def _dot(
 ) -> tuple[Amounts, list[MemoryShape], int]:
     parts, memories, dsps = _drain(p, channels)
     product = _product(p)
-    parts[lane_name(p)] += lanes
     if _in_dsp(p):
         parts["product bits in dsp"] += lanes * product
         dsps += lanes
     parts["tree bits"] += p["PE"] * tree_bits(simd, product)
     parts["accumulator bits"] += p["PE"] * p["ACC_BITS"]
-    parts["input bits"] += simd * 8
+    parts["input bits"] += simd * p["ACT_BITS"]
     parts["weight bits"] += lanes * p["WEIGHT_BITS"]
     parts["address bits"] += bits_of(words)
     memories.append(MemoryShape(lanes * p["WEIGHT_BITS"], words, "rom"))
-    return dict(parts), memories, dsps
+    # Tables are measured with inputs of 8 bits; in LUTs a lane is rows of adders, one bit wider than its input.
+    share = 1.0 if _in_dsp(p) else (p["ACT_BITS"] + 1) / MEASURED_ROW
+    return {**parts, lane_name(p): lanes * share}, memories, dsps
 
 
 def _matrix_vector(p: Mapping[str, int]) -> Parts:
     beats, folds = p["IN"] // p["SIMD"], p["OUT"] // p["PE"]
     amounts, memories, dsps = _dot(p, p["PE"] * p["SIMD"], p["SIMD"], beats * folds, p["OUT"])
     if folds > 1:
-        memories.append(MemoryShape(p["SIMD"] * 8, beats, "ram"))
-        amounts["replayed bits"] = p["SIMD"] * 8
+        memories.append(MemoryShape(p["SIMD"] * p["ACT_BITS"], beats, "ram"))
+        amounts["replayed bits"] = p["SIMD"] * p["ACT_BITS"]
     return Parts(amounts | {"matrix_vector": 1}, tuple(memories), dsps)
 
 
 def _depthwise(p: Mapping[str, int]) -> Parts:
     words = p["CHANNELS"] // p["PE"] * p["TAPS"]
     amounts, memories, dsps = _dot(p, p["PE"], 1, words, p["CHANNELS"])
-    amounts["input bits"] = p["PE"] * 8
+    amounts["input bits"] = p["PE"] * p["ACT_BITS"]
     return Parts(amounts | {"depthwise": 1}, tuple(memories), dsps)
 
 
 def _sliding_window(p: Mapping[str, int]) -> Parts:
     total = p["ROWS"] * p["W"] * p["GROUPS"]
     memories = (
-        MemoryShape(p["LANES"] * 8, total, "ram"),
-        MemoryShape(p["LANES"] * 8, 16, "ram"),
+        MemoryShape(p["LANES"] * p["ACT_BITS"], total, "ram"),
+        MemoryShape(p["LANES"] * p["ACT_BITS"], 16, "ram"),
     )
     amounts = {
         "ring address bits": float(bits_of(total)),
-        "ring bits": p["LANES"] * 8.0,
+        "ring bits": float(p["LANES"] * p["ACT_BITS"]),
         "sliding_window": 1.0,
     }
     return Parts(amounts, memories, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypedDict
 
 import numpy as np
@@ -20,16 +21,23 @@ from bitwright.compiler.program.ops import (
     QuantParams,
     Step,
 )
+from bitwright.targets.fpga.carried import STREAM_BITS, Carried, carried
 from bitwright.targets.fpga.engines.dot import RAW_BITS, DepthwiseLayer, MatrixVectorLayer
 from bitwright.targets.fpga.engines.pointwise import AddLayer, ConcatLayer, TableLayer
 from bitwright.targets.fpga.engines.pooling import GlobalAverageLayer, MaxPoolLayer
-from bitwright.targets.fpga.engines.requantization import Requantization, requantization, signed
+from bitwright.targets.fpga.engines.requantization import (
+    Requantization,
+    Signed,
+    requantization,
+    signed,
+)
 from bitwright.targets.fpga.engines.window import Window
 from bitwright.targets.fpga.network import Integers, Layer
 from bitwright.targets.fpga.reference import add_scales, average_multiplier, dot_multipliers
 
 IMAGE_RANK = 4
-LOWEST = -128
+# What accumulators that leave as they are have in place of the parameters of a quantized result.
+ACCUMULATORS = Signed(0, -128, 127, 0)
 
 
 class Common(TypedDict):
@@ -68,6 +76,13 @@ class LayerMaker:
         assert quant is not None
         return quant
 
+    @cached_property
+    def _carried(self) -> dict[str, Carried]:
+        return carried(self.program)
+
+    def _signed(self, name: str, lower: int | None = None, upper: int | None = None) -> Signed:
+        return signed(self._quant(name), self._carried[name], lower, upper)
+
     def _image(self, name: str) -> tuple[int, int, int]:
         """Return (C, H, W) of a stream; rows of vectors are an image of one column."""
         shape = self.program.tensor(self.aliases.get(name, name)).shape
@@ -89,13 +104,14 @@ class LayerMaker:
     def _requantization(self, step: QConv | QGemm, weight: Integers) -> tuple[Requantization, int]:
         """Return what follows the sums (zero point of the input in the bias), and bits of the result."""
         x, output = self._quant(step.inputs[0]), self.program.tensor(step.output)
+        zero = self._signed(step.inputs[0]).zero_point
         bias = np.zeros(len(weight), np.int64) if step.bias is None else step.bias.astype(np.int64)
-        bias = bias - signed(x).zero_point * weight.sum(axis=1)
+        bias = bias - zero * weight.sum(axis=1)
         if output.quant is None:
-            return Requantization(bias, None, signed(QuantParams("int8", 1.0, 0))), RAW_BITS
+            return Requantization(bias, None, ACCUMULATORS), RAW_BITS
         real = np.broadcast_to(dot_multipliers(step, x, output.quant), bias.shape)
-        bounds = signed(output.quant, step.lower, step.upper)
-        return requantization(bias, real, bounds, self.bits), 8
+        bounds = self._signed(step.output, step.lower, step.upper)
+        return requantization(bias, real, bounds, self.bits), STREAM_BITS
 
     def _window(self, step: QConv | QPool, fill: int) -> Window:
         channels, height, width = self._image(step.inputs[0])
@@ -113,17 +129,23 @@ class LayerMaker:
             step.pads,
             (output[2], output[3]),
             fill,
+            self._carried[step.inputs[0]].bits,
         )
 
     def _conv(self, step: QConv) -> Layer:
-        x = signed(self._quant(step.inputs[0]))
+        x = self._signed(step.inputs[0])
         window = self._window(step, x.zero_point)
         outputs, per_group = step.weight.shape[:2]
         if step.group == outputs == window.channels and per_group == 1:
             weight = step.weight.reshape(outputs, -1).astype(np.int64)
             requantizing, bits = self._requantization(step, weight)
             return DepthwiseLayer(
-                **self._common(step), weight=weight, requantization=requantizing, window=window, bits=bits
+                **self._common(step),
+                weight=weight,
+                requantization=requantizing,
+                window=window,
+                bits=bits,
+                input_bits=x.bits,
             )
         if step.group != 1:
             raise refusal(step, f"convolutions in {step.group} groups have no circuit (1, or depthwise)")
@@ -136,6 +158,7 @@ class LayerMaker:
             window=None if window.trivial else window,
             inner=window.channels,
             bits=bits,
+            input_bits=x.bits,
         )
 
     def _gemm(self, step: QGemm) -> Layer:
@@ -153,6 +176,7 @@ class LayerMaker:
             requantization=requantizing,
             inner=weight.shape[1],
             bits=bits,
+            input_bits=self._carried[step.inputs[0]].bits,
         )
 
     def _add(self, step: QAdd) -> Layer:
@@ -160,36 +184,47 @@ class LayerMaker:
             raise refusal(step, "the operands of a sum have different shapes, or are a flattened image")
         a, b, y = (self._quant(name) for name in (*step.inputs, step.output))
         scales = add_scales(a, b, y, self.bits)
-        zeros = signed(a).zero_point, signed(b).zero_point
+        zeros = [self._signed(name).zero_point for name in step.inputs]
         offset = -sum(m * z for m, z in zip(scales.multipliers, zeros, strict=True))
         return AddLayer(
             **self._common(step),
             multipliers=scales.multipliers,
             shift=scales.shift,
             offset=offset,
-            output=signed(y, step.lower, step.upper),
+            output=self._signed(step.output, step.lower, step.upper),
         )
 
     def _pool(self, step: QPool) -> Layer:
         x, y = (self._quant(name) for name in (step.inputs[0], step.output))
         channels = self._image(step.inputs[0])[0]
         if step.kind == "max":
-            return MaxPoolLayer(**self._common(step), window=self._window(step, LOWEST))
-        window = self._window(step, signed(x).zero_point)
+            lowest = -(1 << (self._carried[step.inputs[0]].bits - 1))
+            return MaxPoolLayer(**self._common(step), window=self._window(step, lowest))
+        taken = self._signed(step.inputs[0])
+        window = self._window(step, taken.zero_point)
         if any(step.pads) and not step.count_include_pad:
             raise refusal(step, "an average that leaves out padding divides by another number at the border")
-        bias = np.full(channels, -signed(x).zero_point * window.taps, np.int64)
+        bias = np.full(channels, -taken.zero_point * window.taps, np.int64)
         by = np.broadcast_to(average_multiplier(step, x, y), (channels,))
-        requantizing = requantization(bias, by, signed(y), self.bits)
+        requantizing = requantization(bias, by, self._signed(step.output), self.bits)
         if window.whole:
             return GlobalAverageLayer(**self._common(step), pixels=window.taps, requantization=requantizing)
         weight = np.ones((channels, window.taps), np.int64)
-        return DepthwiseLayer(**self._common(step), weight=weight, requantization=requantizing, window=window)
+        return DepthwiseLayer(
+            **self._common(step),
+            weight=weight,
+            requantization=requantizing,
+            window=window,
+            input_bits=taken.bits,
+        )
 
     def _table(self, step: QLut) -> Layer:
         if self._image(step.inputs[0]) != self._image(step.output):
             raise refusal(step, "a table behind a flattened image")
-        table = step.table.astype(np.int64) - signed(self._quant(step.output)).offset
+        # Index 0 belongs to what travels as -128; what cannot travel may have any entry.
+        first = self._carried[step.inputs[0]].offset - 128 - self._quant(step.inputs[0]).bounds[0]
+        entries = step.table.astype(np.int64) - self._carried[step.output].offset
+        table = entries[np.clip(np.arange(256) + first, 0, 255)]
         return TableLayer(**self._common(step), table=table, function=step.function)
 
     def _concat(self, step: QConcat) -> Layer:

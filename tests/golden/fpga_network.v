@@ -51,8 +51,8 @@ module network (
 
   // stem: windows 3x3 of 6x6x2; 324 cycles a frame
   sliding_window #(
-    .LANES(2), .GROUPS(1), .H(6), .W(6), .KH(3), .KW(3), .SH(1), .SW(1), .TOP(1), .LEFT(1), .OH(6), .OW(6),
-    .ROWS(4), .NEED(2), .FILL(0), .TAPS_INSIDE(0), .ROW_FILE("memory/stem_window.row.hex")
+    .LANES(2), .ACT_BITS(8), .GROUPS(1), .H(6), .W(6), .KH(3), .KW(3), .SH(1), .SW(1), .TOP(1), .LEFT(1),
+    .OH(6), .OW(6), .ROWS(4), .NEED(2), .FILL(0), .TAPS_INSIDE(0), .ROW_FILE("memory/stem_window.row.hex")
   ) stem_window (
     .clk(clk), .rst(rst), .in_valid(from_host_valid), .in_ready(from_host_ready), .in_data(from_host_data),
     .out_valid(stem_window_out_valid), .out_ready(stem_window_out_ready), .out_data(stem_window_out_data)
@@ -60,9 +60,9 @@ module network (
 
   // stem: 4 x 18 matrix, 36 vectors a frame; 648 cycles a frame
   matrix_vector #(
-    .IN(18), .OUT(4), .SIMD(2), .PE(2), .WEIGHT_BITS(8), .KIND(0), .DSP(0), .LANES(1), .OUT_BITS(8), .FIFO(8),
-    .ACC_BITS(19), .MULT_BITS(16), .SHIFT_MIN(25), .SHIFT_BITS(1), .ZERO(7), .LOW(-125), .HIGH(125),
-    .WEIGHT_FILE("memory/stem.weight.hex"), .PARAMETER_FILE("memory/stem.parameter.hex")
+    .IN(18), .OUT(4), .SIMD(2), .PE(2), .ACT_BITS(8), .WEIGHT_BITS(8), .KIND(0), .DSP(0), .LANES(1),
+    .OUT_BITS(8), .FIFO(8), .ACC_BITS(19), .MULT_BITS(16), .SHIFT_MIN(25), .SHIFT_BITS(1), .ZERO(7), .LOW(-125),
+    .HIGH(125), .WEIGHT_FILE("memory/stem.weight.hex"), .PARAMETER_FILE("memory/stem.parameter.hex")
   ) stem (
     .clk(clk), .rst(rst), .in_valid(stem_window_out_valid), .in_ready(stem_window_out_ready),
     .in_data(stem_window_out_data), .out_valid(stem_out_valid), .out_ready(stem_out_ready),
@@ -89,8 +89,8 @@ module network (
 
   // body: windows 3x3 of 6x6x4; 648 cycles a frame
   sliding_window #(
-    .LANES(2), .GROUPS(2), .H(6), .W(6), .KH(3), .KW(3), .SH(1), .SW(1), .TOP(1), .LEFT(1), .OH(6), .OW(6),
-    .ROWS(4), .NEED(2), .FILL(7), .TAPS_INSIDE(1), .ROW_FILE("memory/body_window.row.hex")
+    .LANES(2), .ACT_BITS(8), .GROUPS(2), .H(6), .W(6), .KH(3), .KW(3), .SH(1), .SW(1), .TOP(1), .LEFT(1),
+    .OH(6), .OW(6), .ROWS(4), .NEED(2), .FILL(7), .TAPS_INSIDE(1), .ROW_FILE("memory/body_window.row.hex")
   ) body_window (
     .clk(clk), .rst(rst), .in_valid(stem_out_copy_x2_valid), .in_ready(stem_out_copy_x2_ready),
     .in_data(stem_out_copy_x2_data), .out_valid(body_window_out_valid), .out_ready(body_window_out_ready),
@@ -99,8 +99,8 @@ module network (
 
   // body: 4 filters of 9 weights, 36 pixels a frame; 648 cycles a frame
   depthwise #(
-    .CHANNELS(4), .TAPS(9), .PE(2), .WEIGHT_BITS(4), .KIND(0), .DSP(0), .LANES(1), .OUT_BITS(8), .FIFO(8),
-    .ACC_BITS(14), .MULT_BITS(16), .SHIFT_MIN(20), .SHIFT_BITS(2), .ZERO(7), .LOW(-125), .HIGH(125),
+    .CHANNELS(4), .TAPS(9), .PE(2), .ACT_BITS(8), .WEIGHT_BITS(4), .KIND(0), .DSP(0), .LANES(1), .OUT_BITS(8),
+    .FIFO(8), .ACC_BITS(14), .MULT_BITS(16), .SHIFT_MIN(20), .SHIFT_BITS(2), .ZERO(7), .LOW(-125), .HIGH(125),
     .WEIGHT_FILE("memory/body.weight.hex"), .PARAMETER_FILE("memory/body.parameter.hex")
   ) body (
     .clk(clk), .rst(rst), .in_valid(body_window_out_valid), .in_ready(body_window_out_ready),

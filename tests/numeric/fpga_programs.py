@@ -43,21 +43,36 @@ class Chain:
 
     Attributes:
         dtype: Type of all activations.
+        levels: Integers that activations inside the network can have, from the first one and its number of followers;
+            None: nearly all of the type.
         seed: Of weights, scales and biases.
     """
 
     shape: tuple[int, ...]
     dtype: str = "int8"
     seed: int = 0
+    levels: tuple[int, int] | None = None
     steps: list[Step] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
         self.at = "x"
+        inside, self.levels = self.levels, None
         self.tensors["x"] = Tensor("x", self.shape, self.dtype, self._quant())
+        self.levels = inside
+
+    def _bounds(self, above: int, below: int) -> dict[str, int]:
+        """Return the bounds of a result: the levels, or the type's but for some at the ends."""
+        if self.levels is not None:
+            return {"lower": self.levels[0], "upper": sum(self.levels)}
+        info = np.iinfo(self.dtype)
+        return {"lower": int(info.min) + above, "upper": int(info.max) - below}
 
     def _quant(self) -> QuantParams:
+        if self.levels is not None:
+            zero = self.levels[0] + int(self.rng.integers(0, self.levels[1] + 1))
+            return QuantParams(self.dtype, float(np.float32(self.rng.uniform(2, 6))), zero)
         info = np.iinfo(self.dtype)
         middle = (int(info.min) + int(info.max) + 1) // 2
         return QuantParams(
@@ -74,14 +89,14 @@ class Chain:
         spread = np.sqrt(per_output) * 74 * max(float(weight.std()), 0.5)
         x = self.tensors[self.at].quant
         assert x is not None
-        scale = (y.scale if y else 1.0) * 45 / spread / x.scale
-        info = np.iinfo(self.dtype)
+        levels = 255 if self.levels is None else self.levels[1]
+        taken = 255 if self.at == "x" else levels
+        scale = (y.scale if y else 1.0) * 45 * levels / taken / spread / x.scale
         return {
             "weight": weight,
             "weight_scale": (scale * self.rng.uniform(0.05, 1.0, outputs)).astype(np.float32),
             "bias": self.rng.integers(-3000, 3000, outputs).astype(np.int32),
-            "lower": int(info.min) + 3,
-            "upper": int(info.max) - 2,
+            **self._bounds(3, 2),
         }
 
     def gemm(self, name: str, outputs: int, code: str = "8", *, raw: bool = False) -> Chain:
@@ -136,11 +151,8 @@ class Chain:
 
     def add(self, name: str, other: str) -> Chain:
         """Append the sum with an earlier tensor."""
-        info = np.iinfo(self.dtype)
         out = self._put(f"{name}_y", self.tensors[self.at].shape, self._quant())
-        step = QAdd(
-            name=name, inputs=(self.at, other), outputs=(out,), lower=int(info.min) + 5, upper=int(info.max)
-        )
+        step = QAdd(name=name, inputs=(self.at, other), outputs=(out,), **self._bounds(5, 0))
         self.steps.append(step)
         self.at = out
         return self
@@ -148,7 +160,8 @@ class Chain:
     def table(self, name: str) -> Chain:
         """Append a random function."""
         info = np.iinfo(self.dtype)
-        table = self.rng.integers(info.min, info.max + 1, 256).astype(self.dtype)
+        low, high = (info.min, info.max) if self.levels is None else (self.levels[0], sum(self.levels))
+        table = self.rng.integers(low, high + 1, 256).astype(self.dtype)
         out = self._put(f"{name}_y", self.tensors[self.at].shape, self._quant())
         self.steps.append(QLut(name=name, inputs=(self.at,), outputs=(out,), table=table, function="random"))
         self.at = out

@@ -164,6 +164,46 @@ def test_concatenation_table_and_global_average(tmp_path: Path) -> None:
     built.run(chain.samples(2), stalls=5)
 
 
+def test_activations_of_few_bits(tmp_path: Path) -> None:
+    """Activations clipped to 16 levels: windows, products and accumulators of four bits behind the first layer."""
+    chain = Chain((1, 3, 9, 8), "uint8", seed=8, levels=(0, 15)).conv("stem", 8, "8")
+    skip = chain.at
+    chain.conv("one", 8, "2").conv("two", 8, "ternary").add("sum", skip)
+    chain.conv("dw", 8, "8", depthwise=True).pool("most", "max", (2, 2), (1, 1))
+    chain.conv("pw", 8, "5", kernel=(1, 1), pads=(0, 0, 0, 0)).table("f")
+    chain.pool("mean", "average", (8, 7), (1, 1)).flatten("flat").gemm("fc", 6, "4")
+    foldings = {
+        "stem": Folding(4, 3),
+        "one": Folding(4, 4),
+        "two": Folding(2, 8),
+        "dw": Folding(2),
+        "fc": Folding(2, 8),
+    }
+    built = build(chain.program(), tmp_path, foldings | {"pw": Folding(4, 4, True)})
+    bits = {e.name: e.parameters["ACT_BITS"] for e in built.network.engines if "ACT_BITS" in e.parameters}
+    assert bits.pop("stem") == bits.pop("stem_window") == 8
+    # The average's bounds are those of its type: it has a scale of its own.
+    assert bits.pop("fc") == 8 and set(bits.values()) == {4} and len(bits) == 8
+    trace = built.run(chain.samples(4))
+    assert_interval(trace, built.network)
+    built.run(chain.samples(2), stalls=13)
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [("int8", (-4, 7)), ("int8", (-128, 3)), ("uint8", (100, 31))])
+def test_few_levels_anywhere_in_their_type(tmp_path: Path, dtype: str, levels: tuple[int, int]) -> None:
+    """Levels that are signed, at the end of the type, in its middle; joined with a tensor that has all of them."""
+    chain = Chain((1, 2, 5, 4), dtype, seed=9, levels=levels).conv("a", 4, "3")
+    narrow = chain.at
+    chain.conv("b", 4, "binary", depthwise=True).concat("both", narrow)
+    chain.conv("c", 4, "6").flatten("flat").gemm("fc", 3, "8", raw=True)
+    built = build(chain.program(), tmp_path, {"a": Folding(2, 2), "b": Folding(2), "fc": Folding(3, 4)})
+    bits = [
+        e.parameters["ACT_BITS"] for e in built.network.engines if e.module in ("depthwise", "matrix_vector")
+    ]
+    assert bits == [8, *([levels[1].bit_length()] * 3)]
+    built.run(chain.samples(3))
+
+
 LOOP = """
 module loop (input clk, input rst, input in_valid, output in_ready, input [7:0] in_data,
              output out_valid, input out_ready, output [7:0] out_data);

@@ -34,11 +34,13 @@ class DotLayer(Layer):
         weight: Integers [outputs, reduction], the reduction in the order of the stream: taps, then channels.
         requantization: What follows the accumulators.
         window: The sliding window in front, or None.
+        input_bits: Of the integers it multiplies.
     """
 
     weight: Integers = field(repr=False)
     requantization: Requantization = field(repr=False)
     window: Window | None = None
+    input_bits: int = 8
 
     @cached_property
     def code(self) -> WeightCode:
@@ -70,7 +72,8 @@ class DotLayer(Layer):
     def _extremes(self) -> tuple[int, int]:
         up, down = self.weight.clip(min=0).sum(axis=1), self.weight.clip(max=0).sum(axis=1)
         bias = self.requantization.bias
-        largest, smallest = 127 * up - 128 * down, 127 * down - 128 * up
+        half = 1 << (self.input_bits - 1)
+        largest, smallest = (half - 1) * up - half * down, (half - 1) * down - half * up
         return (
             int(max(0, largest.max(), (largest + bias).max(), bias.max())),
             int(min(0, smallest.min(), (smallest + bias).min(), bias.min())),
@@ -82,6 +85,7 @@ class DotLayer(Layer):
         simd = folding.simd
         return {
             "PE": folding.pe,
+            "ACT_BITS": self.input_bits,
             "WEIGHT_BITS": code.bits,
             "KIND": KINDS[code.kind],
             "DSP": int(folding.dsp),

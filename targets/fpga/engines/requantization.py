@@ -1,6 +1,6 @@
 """Parameters of the circuits that turn accumulators into 8-bit integers.
 
-Activations travel as signed integers; an unsigned tensor is moved down by 128 together with its zero point.
+Activations travel as signed integers, moved by a constant together with their zero points (:mod:`.carried`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 from bitwright.compiler.errors import ProfileError
 from bitwright.compiler.interpret.fixed_point import FixedPoint, fixed_point
 from bitwright.compiler.program.ops import QuantParams
+from bitwright.targets.fpga.carried import Carried
 from bitwright.targets.fpga.network import Integers, Memory
 from bitwright.targets.schema import Profile
 
-UNSIGNED_OFFSET = 128
 # Blocks multiply 18 bits with their sign.
 MOST_MULTIPLIER_BITS = 17
 
@@ -27,21 +27,25 @@ class Signed:
     Attributes:
         zero_point: Within [-128, 127].
         lower, upper: Smallest and largest integer.
-        offset: What was subtracted: 128 for unsigned tensors.
+        offset: What was subtracted.
+        bits: Of two's complement that hold it.
     """
 
     zero_point: int
     lower: int
     upper: int
     offset: int
+    bits: int = 8
 
 
-def signed(quant: QuantParams, lower: int | None = None, upper: int | None = None) -> Signed:
+def signed(
+    quant: QuantParams, travelling: Carried, lower: int | None = None, upper: int | None = None
+) -> Signed:
     """Return a tensor's parameters as it travels, with the bounds of its type unless others are given."""
-    offset = UNSIGNED_OFFSET if quant.dtype == "uint8" else 0
+    offset = travelling.offset
     low, high = quant.bounds
     low, high = low if lower is None else max(low, lower), high if upper is None else min(high, upper)
-    return Signed(quant.zero_point - offset, low - offset, high - offset, offset)
+    return Signed(quant.zero_point - offset, low - offset, high - offset, offset, travelling.bits)
 
 
 def multiplier_bits(profile: Profile) -> int:

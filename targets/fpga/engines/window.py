@@ -19,6 +19,7 @@ class Window:
         pads: (top, left, bottom, right).
         output: (OH, OW).
         fill: The integer that stands outside the image.
+        bits: Of the image's integers.
     """
 
     channels: int
@@ -28,6 +29,7 @@ class Window:
     pads: tuple[int, int, int, int]
     output: tuple[int, int]
     fill: int
+    bits: int = 8
 
     @property
     def taps(self) -> int:
@@ -88,6 +90,7 @@ class Window:
             module="sliding_window",
             parameters={
                 "LANES": lanes,
+                "ACT_BITS": self.bits,
                 "GROUPS": groups,
                 "H": self.image[0],
                 "W": self.image[1],

@@ -3,6 +3,7 @@ module depthwise #(
   parameter CHANNELS = 8,
   parameter TAPS = 9,
   parameter PE = 1,
+  parameter ACT_BITS = 8,           // of the inputs; the upper bits of their bytes repeat the sign
   parameter WEIGHT_BITS = 8,
   parameter KIND = 0,
   parameter DSP = 0,
@@ -31,7 +32,7 @@ module depthwise #(
   localparam WORDS = CHANNELS / PE * TAPS;
   localparam TB = (TAPS > 1) ? $clog2(TAPS) : 1;
   localparam AB = (WORDS > 1) ? $clog2(WORDS) : 1;
-  localparam PRODUCT = (KIND == 0) ? 8 + WEIGHT_BITS : 9;
+  localparam PRODUCT = ACT_BITS + ((KIND == 0) ? WEIGHT_BITS : 1);
   localparam STAGES = 2 + ((KIND == 0 && DSP == 0 && WEIGHT_BITS > 4) ? 2 : 1);
 
   reg [TB-1:0] tap;
@@ -62,11 +63,12 @@ module depthwise #(
   reg [PE*WEIGHT_BITS-1:0] weights [0:WORDS-1];
   initial if (WEIGHT_FILE != "") $readmemh(WEIGHT_FILE, weights);
   reg [PE*WEIGHT_BITS-1:0] w1, w2;
-  reg [PE*8-1:0] x1, x2;
+  reg [PE*ACT_BITS-1:0] x1, x2;
+  wire [PE*ACT_BITS-1:0] given;
   always @(posedge clk) begin
     w1 <= weights[address];
     w2 <= w1;
-    x1 <= in_data;
+    x1 <= given;
     x2 <= x1;
   end
 
@@ -74,9 +76,10 @@ module depthwise #(
   genvar p;
   generate
     for (p = 0; p < PE; p = p + 1) begin : channel
+      assign given[p*ACT_BITS +: ACT_BITS] = in_data[p*8 +: ACT_BITS];
       wire signed [PRODUCT-1:0] product;
-      multiply #(.WEIGHT_BITS(WEIGHT_BITS), .KIND(KIND), .DSP(DSP), .PRODUCT(PRODUCT)) unit (
-        .clk(clk), .x(x2[p*8 +: 8]), .w(w2[p*WEIGHT_BITS +: WEIGHT_BITS]), .p(product)
+      multiply #(.ACT_BITS(ACT_BITS), .WEIGHT_BITS(WEIGHT_BITS), .KIND(KIND), .DSP(DSP), .PRODUCT(PRODUCT)) unit (
+        .clk(clk), .x(x2[p*ACT_BITS +: ACT_BITS]), .w(w2[p*WEIGHT_BITS +: WEIGHT_BITS]), .p(product)
       );
       wire signed [ACC_BITS-1:0] added = product;
       reg signed [ACC_BITS-1:0] acc;

@@ -5,6 +5,7 @@ module matrix_vector #(
   parameter OUT = 8,
   parameter SIMD = 1,
   parameter PE = 1,
+  parameter ACT_BITS = 8,           // of the inputs; the upper bits of their bytes repeat the sign
   parameter WEIGHT_BITS = 8,
   parameter KIND = 0,
   parameter DSP = 0,
@@ -36,7 +37,7 @@ module matrix_vector #(
   localparam FB = (FOLDS > 1) ? $clog2(FOLDS) : 1;
   localparam AB = (BEATS * FOLDS > 1) ? $clog2(BEATS * FOLDS) : 1;
   localparam WORD = PE * SIMD * WEIGHT_BITS;
-  localparam PRODUCT = (KIND == 0) ? 8 + WEIGHT_BITS : 9;
+  localparam PRODUCT = ACT_BITS + ((KIND == 0) ? WEIGHT_BITS : 1);
   localparam LEVELS = (SIMD > 1) ? $clog2(SIMD) : 0;
   localparam MULTIPLYING = (KIND == 0 && DSP == 0 && WEIGHT_BITS > 4) ? 2 : 1;
   localparam STAGES = 2 + MULTIPLYING + (LEVELS + 1) / 2;   // from the counters to the accumulator's input
@@ -75,27 +76,32 @@ module matrix_vector #(
   reg [WORD-1:0] weights [0:BEATS*FOLDS-1];
   initial if (WEIGHT_FILE != "") $readmemh(WEIGHT_FILE, weights);
   reg [WORD-1:0] w1, w2;
-  reg [SIMD*8-1:0] x2;
+  reg [SIMD*ACT_BITS-1:0] x2;
+  wire [SIMD*ACT_BITS-1:0] given;
   always @(posedge clk) begin
     w1 <= weights[address];
     w2 <= w1;
   end
+  genvar p, s;
   generate
+    for (s = 0; s < SIMD; s = s + 1) begin : narrow
+      assign given[s*ACT_BITS +: ACT_BITS] = in_data[s*8 +: ACT_BITS];
+    end
     if (FOLDS > 1) begin : replay
-      reg [SIMD*8-1:0] vector [0:BEATS-1];
-      reg [SIMD*8-1:0] kept, arrived;
+      reg [SIMD*ACT_BITS-1:0] vector [0:BEATS-1];
+      reg [SIMD*ACT_BITS-1:0] kept, arrived;
       reg fresh1;
       always @(posedge clk) begin
-        if (go & fresh) vector[beat] <= in_data;
+        if (go & fresh) vector[beat] <= given;
         if (~fresh) kept <= vector[beat];
-        arrived <= in_data;
+        arrived <= given;
         fresh1 <= fresh;
         x2 <= fresh1 ? arrived : kept;
       end
     end else begin : direct
-      reg [SIMD*8-1:0] arrived;
+      reg [SIMD*ACT_BITS-1:0] arrived;
       always @(posedge clk) begin
-        arrived <= in_data;
+        arrived <= given;
         x2 <= arrived;
       end
     end
@@ -103,13 +109,12 @@ module matrix_vector #(
 
   // Products, their sum, the accumulator.
   wire [PE*ACC_BITS-1:0] sums;
-  genvar p, s;
   generate
     for (p = 0; p < PE; p = p + 1) begin : row
       wire [SIMD*PRODUCT-1:0] products;
       for (s = 0; s < SIMD; s = s + 1) begin : column
-        multiply #(.WEIGHT_BITS(WEIGHT_BITS), .KIND(KIND), .DSP(DSP), .PRODUCT(PRODUCT)) unit (
-          .clk(clk), .x(x2[s*8 +: 8]), .w(w2[(p*SIMD+s)*WEIGHT_BITS +: WEIGHT_BITS]),
+        multiply #(.ACT_BITS(ACT_BITS), .WEIGHT_BITS(WEIGHT_BITS), .KIND(KIND), .DSP(DSP), .PRODUCT(PRODUCT)) unit (
+          .clk(clk), .x(x2[s*ACT_BITS +: ACT_BITS]), .w(w2[(p*SIMD+s)*WEIGHT_BITS +: WEIGHT_BITS]),
           .p(products[s*PRODUCT +: PRODUCT])
         );
       end

@@ -3,6 +3,7 @@
 // output row waits for and gives back stands in ROW_FILE: {rows that the next output row needs more, rows released}.
 module sliding_window #(
   parameter LANES = 1,
+  parameter ACT_BITS = 8,         // bits that are kept of a byte; the upper ones repeat the sign
   parameter GROUPS = 1,           // transfers of a pixel
   parameter H = 8,
   parameter W = 8,
@@ -203,17 +204,18 @@ module sliding_window #(
   end
 
   // The ring's memory: address, data, and the fill outside the image.
-  reg [LANES*8-1:0] ring [0:TOTAL-1];
+  reg [LANES*ACT_BITS-1:0] ring [0:TOTAL-1];
   reg [AB-1:0] read_address;
-  reg [LANES*8-1:0] found;
+  reg [LANES*ACT_BITS-1:0] found;
   reg [2:0] valid;
   reg outside1, outside2;
-  reg [LANES*8-1:0] pixel;
-  wire signed [7:0] fill = FILL;
+  reg [LANES*ACT_BITS-1:0] pixel;
+  wire [LANES*ACT_BITS-1:0] given, windowed;
+  wire signed [ACT_BITS-1:0] fill = FILL;
   wire row_outside = row[YB-1] | (row >= $signed(H));
   wire column_outside = column[SB-1] | (column >= $signed(W));
   always @(posedge clk) begin
-    if (take) ring[write_address] <= in_data;
+    if (take) ring[write_address] <= given;
     read_address <= (row_outside | column_outside) ? 0 : base + place[SB-1:0];
     outside1 <= row_outside | column_outside;
     found <= ring[read_address];
@@ -222,9 +224,18 @@ module sliding_window #(
     valid <= rst ? 3'd0 : {valid[1:0], go};
   end
 
-  credit_fifo #(.WIDTH(LANES*8), .DEPTH(16), .BEATS(1)) windows (
+  credit_fifo #(.WIDTH(LANES*ACT_BITS), .DEPTH(16), .BEATS(1)) windows (
     .clk(clk), .rst(rst), .reserve(go), .room(room),
     .in_valid(valid[2]), .in_data(pixel),
-    .out_valid(out_valid), .out_ready(out_ready), .out_data(out_data)
+    .out_valid(out_valid), .out_ready(out_ready), .out_data(windowed)
   );
+  genvar k;
+  generate
+    for (k = 0; k < LANES; k = k + 1) begin : lane
+      wire signed [ACT_BITS-1:0] narrow = windowed[k*ACT_BITS +: ACT_BITS];
+      wire signed [7:0] wide = narrow;
+      assign given[k*ACT_BITS +: ACT_BITS] = in_data[k*8 +: ACT_BITS];
+      assign out_data[k*8 +: 8] = wide;
+    end
+  endgenerate
 endmodule
