@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bitwright.compiler.graph.model import consumers, is_op
+from bitwright.compiler.llama.attention_operators import Fused, fused_attention
 from bitwright.compiler.llama.decoder import Cache
 from bitwright.compiler.llama.following import (
     axes_of,
@@ -20,6 +21,9 @@ from bitwright.compiler.llama.following import (
 )
 from bitwright.compiler.llama.parts import linear
 from bitwright.compiler.llama.rotary import Rotation, rotation
+
+HEADS_FIRST = (0, 2, 1, 3)
+LAST_TWO_SWAPPED = (0, 1, 3, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,29 @@ class Core:
 
 
 @dataclass(frozen=True, eq=False)
+class _Operands:
+    """What is multiplied, whichever operators do it.
+
+    Attributes:
+        query: How queries are rotated.
+        key: How keys are rotated.
+        value: The values of this call.
+        scale: Factor of the scores; None is one over the root of the width.
+        mask: What is added to the scores or selects among them, or None.
+        cache: Where earlier positions come from, or None.
+        counts: Heads of queries, keys and values, where an operator says it.
+    """
+
+    query: Rotation
+    key: Rotation
+    value: ir.Value | None
+    scale: float | None
+    mask: ir.Value | None
+    cache: Cache | None
+    counts: tuple[int | None, int | None, int | None] = (None, None, None)
+
+
+@dataclass(frozen=True, eq=False)
 class _Scores:
     queries: ir.Value | None
     keys: ir.Value | None
@@ -71,27 +98,62 @@ def core_of(result: ir.Value | None) -> Core:
         ModelError: Something else makes it; the message names the node where the path ends.
     """
     merged = through(result, "Cast")
-    turned = expect(through(merged, "Reshape", "Cast"), "heads moved back behind the positions", "Transpose")
-    if tuple(permutation(turned)) != (0, 2, 1, 3):
-        refuse("heads moved back behind the positions (perm 0, 2, 1, 3)", result)
-    mixed = expect(turned.inputs[0], "the product of probabilities and values", "MatMul")
+    mixed = through(merged, "Reshape", "Cast")
+    turned = made_by(mixed, "Transpose")
+    if turned is not None:
+        if tuple(permutation(turned)) != HEADS_FIRST:
+            refuse("heads moved back behind the positions (perm 0, 2, 1, 3)", result)
+        mixed = turned.inputs[0]
+    fused = fused_attention(mixed)
+    if fused is None and turned is None:
+        refuse("heads moved back behind the positions", mixed)
+    assert merged is not None, "something was found behind it"
+    return _core(_spelled_out(mixed) if fused is None else _from_operator(fused), merged)
+
+
+def _spelled_out(value: ir.Value | None) -> _Operands:
+    """Read a product of probabilities and values."""
+    mixed = expect(value, "the product of probabilities and values", "MatMul")
     softmax = expect(through(mixed.inputs[0], "Cast"), "a Softmax over the scores", "Softmax")
     scores = _scores(softmax.inputs[0])
     keys, key_store = _one_head_each(scores.keys)
     values, value_store = _one_head_each(mixed.inputs[1])
-    query_turn, key_turn = rotation(scores.queries), rotation(keys)
-    query, heads, width = _heads(query_turn.data)
-    key, key_heads, key_width = _heads(key_turn.data)
-    value, value_heads, value_width = _heads(values)
+    cache = _cache(key_store, value_store)
+    return _Operands(rotation(scores.queries), rotation(keys), values, scores.scale, scores.mask, cache)
+
+
+def _from_operator(fused: Fused) -> _Operands:
+    """Read an attention operator; the cache may be its own, or put in front of its operands."""
+    keys, key_store = _one_head_each(fused.key)
+    values, value_store = _one_head_each(fused.value)
+    if fused.tables is None:
+        query, key = rotation(_heads_apart(fused.query)), rotation(_heads_apart(keys))
+    elif fused.query is None or keys is None:
+        refuse("queries, keys and values as operands of their own", fused.node.outputs[0])
+    else:
+        query, key = (Rotation(v, *fused.tables, halves=True) for v in (fused.query, keys))
+    cache = _cache(key_store, value_store) or _own_cache(fused)
+    return _Operands(
+        query, key, values, fused.scale, fused.mask, cache, (fused.heads, fused.key_heads, fused.key_heads)
+    )
+
+
+def _core(found: _Operands, result: ir.Value) -> Core:
+    """Return the attention of operands that fit together.
+
+    Raises:
+        ModelError: They do not.
+    """
+    many, few, fewer = found.counts
+    query, heads, width = _heads(found.query.data, found.query.heads or many)
+    key, key_heads, key_width = _heads(found.key.data, found.key.heads or few)
+    value, value_heads, value_width = _heads(found.value, fewer)
     if (key_heads, key_width, value_width) != (value_heads, width, width) or heads % key_heads:
-        refuse(
-            "as many value heads as key heads, a divisor of the query heads, all of one width,",
-            turned.inputs[0],
-        )
-    assert merged is not None, "a Transpose was found behind it"
+        refuse("as many value heads as key heads, a divisor of the query heads, all of one width,", result)
+    scale = width**-0.5 if found.scale is None else found.scale
     return Core(
-        query, key, value, merged, heads, key_heads, width, scores.scale, query_turn, key_turn, scores.mask,
-        _cache(key_store, value_store),
+        query, key, value, result, heads, key_heads, width, scale, found.query, found.key, found.mask,
+        found.cache,
     )  # fmt: skip
 
 
@@ -105,7 +167,7 @@ def _scores(value: ir.Value | None) -> _Scores:
             queries, of_queries = unscaled(node.inputs[0])
             keys, of_keys = unscaled(node.inputs[1])
             swap = expect(keys, "keys with positions and elements swapped", "Transpose")
-            if tuple(permutation(swap)) != (0, 1, 3, 2):
+            if tuple(permutation(swap)) != LAST_TWO_SWAPPED:
                 refuse("keys with positions and elements swapped", keys)
             plain, of_plain = unscaled(swap.inputs[0])
             return _Scores(queries, plain, scale * factor * of_queries * of_keys * of_plain, mask)
@@ -172,10 +234,38 @@ def _output_of(value: ir.Value) -> ir.Value | None:
     return next((v for v in converted if v.is_graph_output()), None)
 
 
-def _heads(value: ir.Value | None) -> tuple[ir.Value, int, int]:
-    """Return what is cut into heads, their number and their width."""
-    turned = expect(through(value, "Cast"), "heads moved before the positions", "Transpose")
-    if tuple(permutation(turned)) != (0, 2, 1, 3):
+def _own_cache(fused: Fused) -> Cache | None:
+    """Return the cache that an operator appends to by itself."""
+    (past_key, past_value), present = fused.past, [_output_of(v) for v in fused.present if v is not None]
+    if past_key is None or past_value is None or len(present) != 2:
+        return None
+    key, value = present
+    return None if key is None or value is None else Cache(past_key, past_value, key, value)
+
+
+def _heads_apart(value: ir.Value | None) -> ir.Value | None:
+    """Return heads before they were moved behind the positions and merged, which operators may ask for."""
+    reshape = made_by(through(value, "Cast"), "Reshape")
+    turned = None if reshape is None else made_by(reshape.inputs[0], "Transpose")
+    return value if turned is None or tuple(permutation(turned)) != HEADS_FIRST else turned.inputs[0]
+
+
+def _heads(value: ir.Value | None, count: int | None) -> tuple[ir.Value, int, int]:
+    """Return what is cut into heads, their number and their width.
+
+    Args:
+        value: Shape (batch, heads, length, width), or merged: (batch, length, heads * width).
+        count: Number of heads where an operator says it, so that nothing need be cut.
+    """
+    value = through(_heads_apart(value), "Cast")
+    turned = made_by(value, "Transpose")
+    if turned is None and value is not None and count:
+        outputs = _elements(value)
+        if outputs < 1 or outputs % count:
+            refuse("a constant number of heads", value)
+        return value, count, outputs // count
+    turned = expect(value, "heads moved before the positions", "Transpose")
+    if tuple(permutation(turned)) != HEADS_FIRST:
         refuse("heads moved before the positions (perm 0, 2, 1, 3)", value)
     split = expect(turned.inputs[0], "a linear layer's result cut into heads", "Reshape")
     whole = split.inputs[0]

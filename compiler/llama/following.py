@@ -11,6 +11,7 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.model import constant_array, is_op, node_label
 
+CONTRIB = "com.microsoft"
 FIX = "only decoders of the llama family (RMSNorm, rotary positions, SwiGLU) can be written as GGUF"
 
 

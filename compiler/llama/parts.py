@@ -10,9 +10,22 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.graph.model import constant_array, is_op, node_label
 from bitwright.compiler.graph.operands import stored_weight, weight_array, weight_of
-from bitwright.compiler.llama.following import axes_of, made_by, refuse, scalar, through, with_constant
+from bitwright.compiler.llama.following import (
+    CONTRIB,
+    axes_of,
+    made_by,
+    refuse,
+    scalar,
+    through,
+    with_constant,
+)
 
 NORM_OPERATORS = ("RMSNormalization", "SimplifiedLayerNormalization")
+# ONNX Runtime's normalization of a sum; the sum itself is its last output.
+SKIP_NORM, SKIP_SUM = "SkipSimplifiedLayerNormalization", 3
+# Of all these operators.
+DEFAULT_EPSILON = 1e-5
+Stream = ir.Value | ir.Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +112,33 @@ class Norm:
         weight: Gains, shape (width,).
         epsilon: Added to the mean square.
         source: The initializer of the gains.
+        summed: The operator that also adds what it normalizes, or None.
     """
 
     data: ir.Value
     weight: NDArray[np.float32]
     epsilon: float
     source: ir.Value
+    summed: ir.Node | None = None
+
+    @property
+    def stream(self) -> Stream:
+        """The residual stream that is normalized."""
+        return residual(self.data) if self.summed is None else self.summed
+
+
+def is_skip_norm(node: ir.Node | None) -> bool:
+    """Tell whether a node adds two values and normalizes the sum."""
+    return node is not None and node.domain == CONTRIB and node.op_type == SKIP_NORM
+
+
+def residual(value: ir.Value) -> Stream:
+    """Return what stands for a residual stream: the operator for a sum inside a normalization, else the value."""
+    found = through(value, "Cast") or value
+    node = found.producer()
+    if node is not None and is_skip_norm(node) and found.index() == SKIP_SUM:
+        return node
+    return found
 
 
 def expect_norm(value: ir.Value | None) -> Norm:
@@ -122,15 +156,19 @@ def expect_norm(value: ir.Value | None) -> Norm:
 
 def _fused(value: ir.Value | None) -> Norm | None:
     node = None if value is None else value.producer()
-    if node is None or node.op_type not in NORM_OPERATORS:
+    if node is None or node.outputs[0] is not value:
         return None
-    gains = constant_array(node.inputs[1])
-    data = node.inputs[0]
-    if gains is None or data is None or node.attributes.get_int("axis", -1) not in (-1, 2):
+    skip = is_skip_norm(node)
+    if skip and len(node.inputs) > SKIP_SUM and node.inputs[SKIP_SUM] is not None:
+        refuse("a sum without bias", value)
+    if not skip and node.op_type not in NORM_OPERATORS:
         return None
-    source = node.inputs[1]
-    assert source is not None, "its array is known"
-    return Norm(data, gains.astype(np.float32), node.attributes.get_float("epsilon", 1e-5) or 1e-5, source)
+    source, data = node.inputs[2 if skip else 1], node.inputs[0]
+    gains = constant_array(source)
+    if gains is None or source is None or data is None or node.attributes.get_int("axis", -1) not in (-1, 2):
+        return None
+    epsilon = node.attributes.get_float("epsilon", DEFAULT_EPSILON)
+    return Norm(data, gains.astype(np.float32), epsilon, source, node if skip else None)
 
 
 def _spelled_out(value: ir.Value | None) -> Norm | None:

@@ -19,7 +19,15 @@ from bitwright.compiler.llama.following import (
     refuse,
     through,
 )
-from bitwright.compiler.llama.parts import Linear, Norm, expect_linear, expect_norm, linear
+from bitwright.compiler.llama.parts import (
+    Linear,
+    Norm,
+    Stream,
+    expect_linear,
+    expect_norm,
+    linear,
+    residual,
+)
 from bitwright.compiler.llama.rotary import check_alike, frequencies
 
 CHOICES = ("Cast", "Slice", "Gather", "Unsqueeze", "Squeeze", "Reshape")
@@ -40,7 +48,7 @@ def recognise(model: ir.Model) -> Decoder:
     """
     logits, head = _head(model)
     norm = expect_norm(through(head.data, *CHOICES))
-    stream: ir.Value | None = norm.data
+    stream = norm.stream
     layers: list[Layer] = []
     while not _is_look_up(stream):
         layer, stream = _layer(stream)
@@ -48,7 +56,8 @@ def recognise(model: ir.Model) -> Decoder:
     if not layers:
         refuse("at least one decoder layer", norm.data)
     layers.reverse()
-    look_up = expect(through(stream, "Cast"), "the look-up of token embeddings", "Gather")
+    assert isinstance(stream, ir.Value), "a sum is no look-up"
+    look_up = expect(stream, "the look-up of token embeddings", "Gather")
     table, tokens = table_of(look_up), through(look_up.inputs[1], "Cast")
     if table is None or tokens is None or not tokens.is_graph_input():
         refuse("a look-up of token numbers, a graph input,", stream)
@@ -67,8 +76,8 @@ def _head(model: ir.Model) -> tuple[ir.Value, Linear]:
     raise ModelError(msg, where="graph outputs", fix=FIX)
 
 
-def _is_look_up(value: ir.Value | None) -> bool:
-    node = made_by(through(value, "Cast"), "Gather")
+def _is_look_up(stream: Stream) -> bool:
+    node = made_by(stream, "Gather") if isinstance(stream, ir.Value) else None
     return node is not None and table_of(node) is not None
 
 
@@ -78,28 +87,29 @@ def _tied(table: ir.Value, head: Linear) -> bool:
     return array is not None and array.shape == head.shape() and np.array_equal(array, head.matrix())
 
 
-def _branch(value: ir.Value | None, what: str) -> tuple[Linear, ir.Value]:
+def _branch(stream: Stream, what: str) -> tuple[Linear, Stream]:
     """Return the linear layer and the residual stream that an addition joins."""
-    node = expect(through(value, "Cast"), what, "Add")
-    for branch, stream in (node.inputs[::-1], node.inputs):
+    node = expect(stream, what, "Add") if isinstance(stream, ir.Value) else stream
+    operands = node.inputs[:2]
+    for branch, rest in (operands[::-1], operands):
         found = linear(branch)
-        if found is not None and stream is not None:
-            return found, stream
-    return refuse(f"{what} with a linear layer as one operand", value)
+        if found is not None and rest is not None:
+            return found, residual(rest)
+    return refuse(f"{what} with a linear layer as one operand", node.outputs[0])
 
 
-def _layer(value: ir.Value | None) -> tuple[Layer, ir.Value]:
-    """Return the layer that ends in a value, and the stream that enters it."""
-    down, middle = _branch(value, "the residual addition behind a feed-forward part")
+def _layer(stream: Stream) -> tuple[Layer, Stream]:
+    """Return the layer that ends in a stream, and the stream that enters it."""
+    down, middle = _branch(stream, "the residual addition behind a feed-forward part")
     gate, up = _swiglu(down)
     feed_forward_norm = _shared_norm((gate, up), middle)
-    output, stream = _branch(middle, "the residual addition behind attention")
-    attention = _attention(output)
-    norm = _shared_norm((attention.query, attention.key, attention.value), stream)
-    return Layer(norm, attention, feed_forward_norm, gate, up, down), stream
+    output, start = _branch(middle, "the residual addition behind attention")
+    found = _attention(output)
+    norm = _shared_norm((found.query, found.key, found.value), start)
+    return Layer(norm, found, feed_forward_norm, gate, up, down), start
 
 
-def _shared_norm(readers: tuple[Linear, ...], stream: ir.Value) -> Norm:
+def _shared_norm(readers: tuple[Linear, ...], stream: Stream) -> Norm:
     """Return the normalization of the stream that several linear layers read."""
     found = expect_norm(readers[0].data)
     for reader in readers[1:]:
@@ -107,7 +117,7 @@ def _shared_norm(readers: tuple[Linear, ...], stream: ir.Value) -> Norm:
             refuse(
                 "a linear layer that reads the same normalization as its neighbours", reader.node.outputs[0]
             )
-    if through(found.data, "Cast") is not through(stream, "Cast"):
+    if found.stream is not stream:
         refuse("a normalization of the residual stream", readers[0].data)
     return found
 
@@ -147,6 +157,8 @@ def _attention(output: Linear) -> Attention:
         )
     found = frequencies(core.query_turn)
     check_alike(found, frequencies(core.key_turn), 0)
+    if 2 * len(found.inverse) != width:
+        refuse("a rotation of whole heads", core.query_turn.data)
     query, key, value = (
         expect_linear(v, "a linear layer before the heads") for v in (core.query, core.key, core.value)
     )

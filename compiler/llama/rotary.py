@@ -9,10 +9,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bitwright.compiler.errors import ModelError
-from bitwright.compiler.graph.model import constant_array
-from bitwright.compiler.llama.following import FIX, expect, made_by, numbers, refuse, through, with_constant
+from bitwright.compiler.graph.model import STANDARD_DOMAINS, constant_array
+from bitwright.compiler.llama.following import (
+    CONTRIB,
+    FIX,
+    expect,
+    made_by,
+    numbers,
+    refuse,
+    through,
+    with_constant,
+)
 
 MOVES = ("Slice", "Gather", "Unsqueeze", "Squeeze", "Cast", "Expand", "Reshape", "Identity")
+OPERATOR = "RotaryEmbedding"
 FREQUENCY_TOLERANCE = 2e-4
 BASE_TOLERANCE = 1e-4
 
@@ -23,13 +33,17 @@ class Rotation:
 
     Attributes:
         data: The value before, shape (batch, heads, length, width).
-        cos: Cosines, as the product reads them.
+        cos: Cosines, as the product or the operator reads them.
         sin: Sines.
+        halves: They hold each frequency once, not twice.
+        heads: Number of heads, where an operator says it.
     """
 
     data: ir.Value
     cos: ir.Value
     sin: ir.Value
+    halves: bool = False
+    heads: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +63,8 @@ class Frequencies:
         """The number whose powers the frequencies are (rope theta), from the first two of them."""
         if len(self.inverse) < 2:
             return 10000.0
-        found = float(self.inverse[1] ** -len(self.inverse))
+        # Positions that are all slowed by one factor have the same ratio.
+        found = float((self.inverse[1] / self.inverse[0]) ** -len(self.inverse))
         # Tables are float32; the number that made them is a whole one.
         return float(round(found)) if abs(found - round(found)) < BASE_TOLERANCE * found else found
 
@@ -61,11 +76,14 @@ class Frequencies:
 
 
 def rotation(value: ir.Value | None) -> Rotation:
-    """Return the rotation that makes a value: ``x * cos + concat(-x2, x1) * sin``.
+    """Return the rotation that makes a value: ``x * cos + concat(-x2, x1) * sin``, or an operator for it.
 
     Raises:
         ModelError: Something else makes it.
     """
+    operator = _operator(value)
+    if operator is not None:
+        return operator
     node = expect(through(value, "Cast"), "a rotary embedding (x * cos + rotated x * sin)", "Add")
     products = [made_by(v, "Mul") for v in node.inputs]
     for straight, turned in (products, products[::-1]):
@@ -77,6 +95,22 @@ def rotation(value: ir.Value | None) -> Rotation:
                 if data is not None and same is data:
                     return Rotation(data, cos, sin)
     return refuse("a rotary embedding of half rotations (x * cos + concat(-x2, x1) * sin)", value)
+
+
+def _operator(value: ir.Value | None) -> Rotation | None:
+    """Return the rotation of a RotaryEmbedding, whose tables come third with ONNX Runtime, second in opset 23."""
+    value = through(value, "Cast")
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != OPERATOR or node.domain not in (*STANDARD_DOMAINS, CONTRIB):
+        return None
+    first = 2 if node.domain == CONTRIB else 1
+    data, cos, sin = node.inputs[0], node.inputs[first], node.inputs[first + 1]
+    turned_otherwise = (
+        node.attributes.get_int("interleaved", 0) or node.attributes.get_float("scale", 1.0) != 1.0
+    )
+    if turned_otherwise or data is None or cos is None or sin is None:
+        return refuse("a rotary embedding of half rotations of whole heads", value)
+    return Rotation(data, cos, sin, halves=True, heads=node.attributes.get_int("num_heads", 0) or None)
 
 
 def _orders(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
@@ -118,7 +152,7 @@ def frequencies(found: Rotation) -> Frequencies:
     Raises:
         ModelError: They are neither in constant tables nor computed from a constant vector.
     """
-    cos, sin = _source(found.cos, "Cos"), _source(found.sin, "Sin")
+    cos, sin = source_of(found.cos, "Cos"), source_of(found.sin, "Sin")
     tables = constant_array(cos), constant_array(sin)
     if tables[0] is not None and tables[1] is not None:
         return _from_tables(tables[0], tables[1], found)
@@ -126,7 +160,7 @@ def frequencies(found: Rotation) -> Frequencies:
     return Frequencies(_vector(node.inputs[0], found.cos), None)
 
 
-def _source(value: ir.Value | None, function: str) -> ir.Value | None:
+def source_of(value: ir.Value | None, function: str) -> ir.Value | None:
     """Follow a table through slicing and scaling by one, up to a constant or the function."""
     while value is not None:
         moved = through(value, *MOVES)
@@ -141,10 +175,9 @@ def _source(value: ir.Value | None, function: str) -> ir.Value | None:
 
 def _from_tables(cos: np.ndarray, sin: np.ndarray, found: Rotation) -> Frequencies:
     cos, sin = (t.reshape(-1, t.shape[-1]).astype(np.float64) for t in (cos, sin))
-    half = (
-        cos.shape[1] // 2 if np.array_equal(cos[:, : cos.shape[1] // 2], cos[:, cos.shape[1] // 2 :]) else 0
-    )
-    if cos.shape != sin.shape or len(cos) < 2 or not half:
+    half = cos.shape[1] if found.halves else cos.shape[1] // 2
+    twice = found.halves or np.array_equal(cos[:, :half], cos[:, half:])
+    if cos.shape != sin.shape or len(cos) < 2 or not half or not twice:
         refuse("tables of cosines and sines, each frequency twice", found.cos)
     inverse = np.arctan2(sin[1, :half], cos[1, :half])
     positions = np.arange(min(len(cos), 64))[:, None]
