@@ -1,0 +1,168 @@
+"""Training samples in memory: which are held out, in which order they come, and mixtures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright.compiler.errors import DataError
+from bitwright.compiler.ingest import npz
+from bitwright.compiler.ingest.dataset import Dataset
+from bitwright.compiler.ingest.limits import DEFAULT_LIMITS
+
+FEWEST_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples.
+
+    Attributes:
+        feeds: Input -> tensor, samples along the first axis.
+        labels: Classes, int64, or None.
+    """
+
+    feeds: Mapping[str, Tensor]
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Samples that are trained on, and those that judge.
+
+    Attributes:
+        arrays: Input -> samples along the first axis.
+        labels: Class of each sample (further axes: of each position), or None.
+        train: Numbers of the samples that are trained on.
+        held: Numbers of the samples that are held out.
+        batch: Samples of a step.
+        seed: Of the order and of mixtures.
+        mixture: Share of the batches that are mixtures of two samples each.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    labels: np.ndarray | None
+    train: np.ndarray
+    held: np.ndarray
+    batch: int
+    seed: int
+    mixture: float = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every sample is seen once."""
+        return -(-len(self.train) // self.batch)
+
+    def at(self, step: int) -> Batch:
+        """Return the batch of a step: a function of seed and step alone, so that training can be taken up anywhere."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.train)
+        chosen = order[place * self.batch : (place + 1) * self.batch]
+        random = np.random.default_rng([self.seed, epoch, place])
+        if self.mixture and random.random() < self.mixture:
+            return self._mixed(chosen, random)
+        return self._batch(chosen)
+
+    def held_out(self) -> Iterator[Batch]:
+        """Yield the samples that judge, in order."""
+        for start in range(0, len(self.held), self.batch):
+            yield self._batch(self.held[start : start + self.batch])
+
+    def _batch(self, chosen: np.ndarray) -> Batch:
+        feeds = {name: torch.from_numpy(array[chosen]) for name, array in self.arrays.items()}
+        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen].astype(np.int64))
+        return Batch(feeds, labels)
+
+    def _mixed(self, chosen: np.ndarray, random: np.random.Generator) -> Batch:
+        """Return convex combinations of samples with others of the batch; they have no labels."""
+        others = random.permutation(chosen)
+        shares = random.uniform(0.0, 1.0, len(chosen))
+        feeds = {}
+        for name, array in self.arrays.items():
+            share = shares.reshape(-1, *(1,) * (array.ndim - 1)).astype(array.dtype)
+            feeds[name] = torch.from_numpy(share * array[chosen] + (1 - share) * array[others])
+        return Batch(feeds)
+
+
+def load(
+    dataset: Dataset, labels: np.ndarray | None, *, batch: int, seed: int, mixture: float, held: float
+) -> TrainingData:
+    """Read all samples.
+
+    Args:
+        dataset: Of samples of one shape.
+        labels: One entry a sample, or None.
+        batch: Samples of a step; 1 where the model does not take more.
+        seed: Of the order.
+        mixture: Share of the batches that are mixed; needs inputs that are numbers, not indices.
+        held: Share of the samples that judge and are not trained on.
+
+    Raises:
+        DataError: Samples of different shapes, too few, labels of another number, or indices to be mixed.
+    """
+    samples = list(dataset)
+    shapes = {tuple(array.shape for array in sample.values()) for sample in samples}
+    if len(shapes) > 1:
+        what = f"has samples of {len(shapes)} different shapes; training needs one"
+        raise DataError(what, where=dataset.source, fix="cut or pad the samples to one size")
+    if len(samples) < FEWEST_SAMPLES:
+        what = "has one sample; training needs some to learn from and some to judge by"
+        raise DataError(what, where=dataset.source, fix="give at least a few dozen samples")
+    stack = np.concatenate if dataset.stackable else np.stack
+    arrays = {name: stack([s[name] for s in samples]) for name in samples[0]}
+    if mixture and any(a.dtype.kind != "f" for a in arrays.values()):
+        what = "has inputs that are no floats; indices cannot be mixed"
+        raise DataError(what, where=dataset.source, fix="leave --mix out")
+    if labels is not None and len(labels) != len(samples):
+        what = f"{len(labels)} labels for {len(samples)} samples"
+        raise DataError(what, where="--labels", fix="give one label a sample, in the same order")
+    if not dataset.stackable:
+        return _unstacked(arrays, labels, seed, held)
+    train, judging = _split(len(samples), held, seed)
+    return TrainingData(arrays, labels, train, judging, min(batch, len(train)), seed, mixture)
+
+
+def _unstacked(
+    arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, seed: int, held: float
+) -> TrainingData:
+    """Return data of a model whose first dimension is no batch: the samples come one by one, as they are."""
+    count = len(next(iter(arrays.values())))
+    train, judging = _split(count, held, seed)
+    return _OneByOne(arrays, labels, train, judging, 1, seed)
+
+
+class _OneByOne(TrainingData):
+    def _batch(self, chosen: np.ndarray) -> Batch:
+        found = super()._batch(chosen)
+        labels = None if found.labels is None else found.labels[0]
+        return Batch({name: tensor[0] for name, tensor in found.feeds.items()}, labels)
+
+
+def _split(count: int, held: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of samples to train on and to judge by; at least one of each."""
+    order = np.random.default_rng([seed, count]).permutation(count)
+    judging = min(count - 1, max(1, round(held * count)))
+    return np.sort(order[judging:]), np.sort(order[:judging])
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Read the labels: an .npz file with one array of integers.
+
+    Raises:
+        DataError: It holds something else.
+    """
+    if not path.is_file():
+        what = "there is no such file"
+        raise DataError(what, where=f"--labels {path}", fix="give an .npz file with one array of integers")
+    with npz.opened(path) as archive:
+        found = npz.headers(archive, path, DEFAULT_LIMITS)
+        kinds = [member.dtype.kind for member in found.values()]
+        if len(found) != 1 or kinds[0] not in "iu":
+            what = f"holds {len(found)} arrays of kinds {', '.join(kinds)}, not one of integers"
+            raise DataError(what, where=f"--labels {path}", fix="numpy.savez(FILE, labels=classes)")
+        return npz.whole(archive, next(iter(found.values())))
