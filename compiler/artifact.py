@@ -52,6 +52,9 @@ def check(options: Options, profile: Profile) -> None:
     if options.static is not None and profile.codegen.executor == "static":
         what = f"an artifact for {profile.name} is C source and object files for firmware already"
         raise UsageError(what, where="--static", fix="leave --static out; the folder's lib is what to link")
+    if options.context is not None and profile.codegen.executor == "static":
+        what = f"an artifact for {profile.name} has no runtime that could choose among functions and keep caches"
+        raise UsageError(what, where="--context", fix="choose a target with an operating system")
     if profile.codegen.kind == "cuda":
         _check_device(options, profile)
 
@@ -61,6 +64,7 @@ def _check_device(options: Options, profile: Profile) -> None:
     for given, name, fix in (
         (options.static, "--static", "leave --static out: the library has the GPU's machine code inside"),
         (options.dynamic, "--dynamic", "compile for the sizes you need, with --bucket or --dim"),
+        (options.context, "--context", "compile the decoder for a processor"),
     ):
         if given is not None:
             what = f"an artifact for {profile.name} is a library with kernels of fixed shapes"

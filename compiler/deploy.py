@@ -56,6 +56,7 @@ def quantize(options: Options, progress: Progress | None = None) -> Deployment:
         or options.loop is not None
         or options.dynamic is not None
         or options.static is not None
+        or options.context is not None
     ):
         msg = "buckets, loops and archives belong to compiled artifacts: a model for ONNX Runtime takes any size"
         raise UsageError(msg, where="options", fix="leave them out, or compile")

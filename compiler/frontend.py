@@ -12,6 +12,7 @@ from bitwright.compiler.calibrate.methods import Method, parse_method, range_fro
 from bitwright.compiler.calibrate.stream import collect
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import InternalError, UsageError, nearest
+from bitwright.compiler.fixed_cache import open_decoder
 from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset, random_dataset
 from bitwright.compiler.ingest.dataset_views import Held, Limited
@@ -61,11 +62,14 @@ def ingest(c: Compilation, notes: list[str]) -> None:
     """Read and check the model, then open the data against it."""
     c.source = read_model(c.options.model)
     notes.extend(c.source.warnings)
-    c.dataset = _open_data(c)
-    notes.extend(c.dataset.warnings)
+    if c.options.context is not None:
+        open_decoder(c, runtime_of(c.profile, "artifact").opset, notes)
+    else:
+        c.dataset = _open_data(c)
+        notes.extend((*c.dataset.notes, *c.dataset.warnings))
     if c.options.validation is not None:
         c.validation = open_dataset(c.options.validation, c.source.model)
-        notes.extend(c.validation.warnings)
+        notes.extend((*c.validation.notes, *c.validation.warnings))
     if c.options.evaluate is not None:
         load_eval(c.options.evaluate)  # refuse a wrong metric before any work is done
 
@@ -296,8 +300,17 @@ def ranges_of(c: Compilation, tensors: tuple[str, ...]) -> Ranges:
 def allocate(c: Compilation, selection: Selection, runtime: RuntimeName) -> Plan:
     """Give every site its format and its scales."""
     ranges = ranges_of(c, observed_tensors(selection))
-    group = c.options.group or c.recipe.recipe.group
-    return make_plan(selection, ranges, c.profile, runtime, c.shapes, method=c.options.method, group=group)
+    recipe = c.recipe.recipe
+    return make_plan(
+        selection,
+        ranges,
+        c.profile,
+        runtime,
+        c.shapes,
+        method=c.options.method,
+        group=c.options.group or recipe.group,
+        zero_points=recipe.rounding.zero_points,
+    )
 
 
 def quantized_model(c: Compilation, plan: Plan) -> ir.Model:

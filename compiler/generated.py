@@ -43,6 +43,7 @@ def check(options: Options, profile: Profile) -> None:
         (options.buckets, "--bucket"),
         (options.loop, "--loop"),
         (options.dynamic, "--dynamic"),
+        (options.context, "--context"),
     ):
         if given:
             what = f"the artifact for {profile.name} has one fixed shape and is no library"

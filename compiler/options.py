@@ -47,7 +47,7 @@ class Options:
         validation: Samples, as the command line names them, that formats are judged by; None: calibration samples.
         output: Output folder (compile) or file (quantize).
         recipe: Name of a shipped recipe, or the path of a recipe or of a plan.yaml.
-        method: Calibration method, e.g. ``"minmax"`` or ``"percentile:99.99"``.
+        method: Calibration method, e.g. ``"minmax"`` or ``"percentile:99.99"``; ``"judged"``: several are tried.
         samples: Calibrate on at most this many samples; None uses all.
         dims: Named dynamic dimensions -> size the artifact is compiled for.
         buckets: Named dynamic dimensions -> sizes that the artifact has functions for; inputs of other sizes are padded
@@ -57,9 +57,11 @@ class Options:
         dynamic: Named dynamic dimension (the batch, or the length of a sequence) of which the artifact serves any
             size by one function (compile only). Its buckets are sizes with functions of their own.
         longest: The largest size of ``dynamic`` that is served; None: any.
+        context: Positions that the caches of a decoder hold, in one place that calls write to: the artifact then has
+            functions for one new token and for pieces of a prompt (compile only); None: the model's own caches.
         static: Name of a static archive with the model, to be linked into programs (compile only).
         keep_float: Nodes that must stay in float.
-        evaluate: ``FILE.py:FUNC`` metric, higher is better.
+        evaluate: ``FILE.py:FUNC`` metric, higher is better; or ``perplexity:TOKENS`` for a decoder.
         max_drop: Largest allowed relative drop of the metric.
         random_data: Calibrate on random data (the report shouts it).
         stop_after: Last phase to run.
@@ -98,6 +100,7 @@ class Options:
     loop: str | None = None
     dynamic: str | None = None
     longest: int | None = None
+    context: int | None = None
     static: str | None = None
     keep_float: frozenset[str] = frozenset()
     evaluate: str | None = None
@@ -140,7 +143,8 @@ class Options:
             raise UsageError(
                 msg,
                 where="--data",
-                fix="pass an .npz, a folder of .npz files or FILE.py:FUNC (or --random-data, for a dry try only)",
+                fix="pass an .npz, a folder of .npz files, FILE.py:FUNC or, for a decoder, tokens or a text (or "
+                "--random-data, for a dry try only)",
             )
         if self.samples is not None and self.samples < 1:
             msg = "at least one sample is needed"
@@ -149,6 +153,27 @@ class Options:
             msg = "the loss 'eval' needs a metric"
             raise UsageError(msg, where="--loss", fix="name one with --eval FILE.py:FUNC")
         self._check_shapes()
+        if self.context is not None:
+            self._check_context(self.context)
+
+    def _check_context(self, context: int) -> None:
+        if context < 2:
+            msg = f"caches of {context} positions hold no text"
+            raise UsageError(msg, where="--context", fix="e.g. --context 256")
+        for given, name in (
+            (self.dims, "--dim"),
+            (self.loop, "--loop"),
+            (self.dynamic, "--dynamic"),
+            (self.evaluate, "--eval"),
+        ):
+            if given:
+                msg = f"a decoder with caches of fixed capacity takes no {name}"
+                fix = (
+                    "measure with `bitwright quantize`"
+                    if name == "--eval"
+                    else "--bucket T=1,8,32 names sizes of calls"
+                )
+                raise UsageError(msg, where=name, fix=fix)
 
     def _check_dynamic(self, name: str) -> None:
         if self.longest is not None and self.longest < 1:

@@ -24,9 +24,10 @@ from bitwright.compiler.bundle.verification import (
     compare_outputs,
 )
 from bitwright.compiler.errors import InternalError, UsageError
+from bitwright.compiler.interpret.attention import allowed_difference
 from bitwright.compiler.interpret.run import run_step
 from bitwright.compiler.lower.kernel_table import KernelCall, to_logical
-from bitwright.compiler.program.ops import FloatIsland, Program, Step
+from bitwright.compiler.program.ops import CachedAttention, FloatIsland, Program, Step
 from bitwright.targets.backend import Execution, Measurement
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.shape_rules import MAIN
@@ -122,7 +123,7 @@ def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
     differences: list[KernelDifference] = []
     outputs: list[OutputComparison] = []
     times: list[float] = []
-    calls = elements = 0
+    calls = bounded = elements = 0
     executed = "none"
     call_seconds: Sequence[tuple[str, float]] = ()
     measurements: Sequence[Measurement] = ()
@@ -131,6 +132,7 @@ def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
         found, executed, measurements = reference(function, elements_of), whole.executed, whole.measurements
         for execution in executions:
             calls += len(found.table)
+            bounded += sum(call.operation == CachedAttention.__name__ for call in found.table)
             if function == MAIN:  # times of other shapes are no part of the summary
                 call_seconds = execution.call_seconds
                 times += [execution.seconds] if execution.seconds is not None else []
@@ -147,6 +149,7 @@ def _verify_sets(bundle: Bundle, golden: Sequence[GoldenSet]) -> Verification:
         executed=executed,
         sets=len(golden),
         calls=calls,
+        bounded=bounded,
         elements=elements,
         kernel_differences=tuple(differences),
         outputs=tuple(outputs),
@@ -203,17 +206,17 @@ def compare_calls(
     producers = {name: step for step in program.steps for name in step.outputs}
     for call, (_, inputs, output) in zip(table, execution.trace, strict=True):
         logical = {s.tensor: to_logical(a, s) for s, a in zip(call.inputs, inputs, strict=True)}
-        label, reference = _expected_output(program, producers, call, logical)
-        yield label, call, compare(to_logical(output, call.output), reference)
+        label, reference, bound = _expected_output(program, producers, call, logical)
+        yield label, call, compare(to_logical(output, call.output), reference, bound)
 
 
 def _expected_output(
     program: Program, producers: Mapping[str, Step], call: KernelCall, recorded: Mapping[str, np.ndarray]
-) -> tuple[str, np.ndarray]:
-    """Return the label of a call and what the interpreter computes from its recorded inputs."""
+) -> tuple[str, np.ndarray, float]:
+    """Return the label of a call, what the interpreter computes from its recorded inputs, and what may differ."""
     if call.step is None:
         # A change of storage order: the logical tensor stays what it was.
-        return f"layout of {call.output.tensor}", recorded[call.inputs[0].tensor]
+        return f"layout of {call.output.tensor}", recorded[call.inputs[0].tensor], 0.0
     if call.output.tensor not in producers:
         msg = f"no step of the program writes '{call.output.tensor}'"
         raise InternalError(msg, where=KERNELS_FILE)
@@ -223,8 +226,10 @@ def _expected_output(
     if missing:
         msg = f"the trace lacks the input '{missing[0]}' of step '{step.name}'"
         raise InternalError(msg, where=KERNELS_FILE)
-    results = run_step(step, program, tuple(values[name] for name in step.inputs))
-    return step.name, results[step.outputs.index(call.output.tensor)]
+    inputs = tuple(values[name] for name in step.inputs)
+    results = run_step(step, program, inputs)
+    bound = allowed_difference(inputs) if isinstance(step, CachedAttention) else 0.0
+    return step.name, results[step.outputs.index(call.output.tensor)], bound
 
 
 def unrecorded_steps(program: Program, table: Sequence[KernelCall]) -> tuple[str, ...]:

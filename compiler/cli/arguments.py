@@ -21,7 +21,11 @@ Targets = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        "-d", "--data", help="Samples: an .npz, a folder of .npz files, or FILE.py:FUNC.", metavar="DATA"
+        "-d",
+        "--data",
+        help="Samples: an .npz, a folder of .npz files, or FILE.py:FUNC; of a decoder also tokens FILE.npz:ARRAY or a "
+        "text FILE.txt,tokenizer=FILE.json, cut into windows (,window=256).",
+        metavar="DATA",
     ),
 ]
 Validation = Annotated[
@@ -69,7 +73,11 @@ Cache = Annotated[
     Path | None, typer.Option("--cache", help="Folder that keeps measured sensitivities for the next run.")
 ]
 Method = Annotated[
-    str, typer.Option("--method", help="How ranges are chosen: mse, minmax, percentile:99.99, entropy, ...")
+    str,
+    typer.Option(
+        "--method",
+        help="How ranges are chosen: mse, minmax, percentile:99.99, entropy, ...; judged tries some.",
+    ),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", help="Calibrate on at most so many samples.")]
 Dims = Annotated[
@@ -106,6 +114,15 @@ Dynamic = Annotated[
         "any up to the largest; its buckets keep functions of their own.",
     ),
 ]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="POSITIONS",
+        help="A decoder: keep so many positions in caches that are written in place, with functions for one new token "
+        "and for pieces of a prompt.",
+    ),
+]
 Static = Annotated[
     str | None,
     typer.Option(
@@ -128,7 +145,10 @@ KeepFloat = Annotated[
 Evaluate = Annotated[
     str | None,
     typer.Option(
-        "--eval", metavar="FILE.py:FUNC", help="Your metric: FUNC(run) returns a number, higher is better."
+        "--eval",
+        metavar="METRIC",
+        help="FILE.py:FUNC: FUNC(run) returns a number, higher is better; of a decoder also perplexity:TOKENS, tokens "
+        "named like --data.",
     ),
 ]
 MaxDrop = Annotated[

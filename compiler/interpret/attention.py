@@ -42,6 +42,17 @@ def cached_attention(
     return y.reshape(query.shape).astype(np.float32), keys, values
 
 
+def allowed_difference(inputs: tuple[np.ndarray, ...]) -> float:
+    """Return how far a kernel's float32 result may be from :func:`cached_attention` of the same inputs.
+
+    A result is a mean of values, so rounding is judged by the largest of those that are read.
+    """
+    query, _, value, last, _, values = inputs
+    past = max(0, int(last[0]) + 1 - query.shape[1])
+    held = values[:, :, :past]
+    return BOUND * max(float(np.abs(value).max()), float(np.abs(held).max(initial=0.0)))
+
+
 def _turned(step: CachedAttention, rows: np.ndarray, positions: np.ndarray) -> NDArray[np.float64]:
     """Return rows as [length, heads, width] with their heads rotated; behind the table its last row serves."""
     heads = rows.reshape(len(positions), -1, step.width).astype(np.float64)

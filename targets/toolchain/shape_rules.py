@@ -88,6 +88,8 @@ class ShapeRules(BaseModel):
         inputs: In the model's order.
         outputs: In the model's order.
         functions: One for each combination of bucket sizes, and of those without the dynamic dimension's.
+        states: How many of the last inputs are caches that a call writes to; as many of the last outputs are these
+            caches again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,6 +102,12 @@ class ShapeRules(BaseModel):
     inputs: tuple[PortRule, ...]
     outputs: tuple[PortRule, ...]
     functions: tuple[FunctionRule, ...] = Field(min_length=1)
+    states: int = 0
+
+    @property
+    def answers(self) -> tuple[PortRule, ...]:
+        """The outputs that are no caches."""
+        return self.outputs[: len(self.outputs) - self.states]
 
     def write(self, folder: Path) -> None:
         """Write ``shapes.json``."""
