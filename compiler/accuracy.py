@@ -13,9 +13,9 @@ from bitwright.compiler.allocate.moves import upgrades
 from bitwright.compiler.allocate.problem import Problem
 from bitwright.compiler.allocation import allocation_problem, apply_formats, budget_of
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.ingest.evaluator import load_eval
+from bitwright.compiler.ingest.evaluator import PERPLEXITY, is_perplexity, load_eval
 from bitwright.compiler.ort.accuracy import Accuracy, Metric, measure
-from bitwright.compiler.ort.session import SessionConfig, local_config, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, callable_model, local_config, open_session
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
 
 
@@ -48,14 +48,17 @@ def hold(c: Compilation, runtime: RuntimeName, notes: list[str], keep: frozenset
         load_eval(c.options.evaluate),
         local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads),
     )
-    c.accuracy = measure(metric, c.model, c.quantized, config)
+    kind = PERPLEXITY if is_perplexity(c.options.evaluate) else ""
+    c.accuracy = replace(measure(metric, c.model, c.quantized, config), kind=kind)
     notes.append(_line(c.accuracy))
     if c.options.max_drop is not None and c.accuracy.drop > c.options.max_drop:
         _improve(c, runtime, metric, notes, keep)
 
 
 def _line(found: Accuracy) -> str:
-    return f"metric {found.float_value:.6g} in float, {found.quantized_value:.6g} quantized, drop {found.drop:.3%}"
+    sign, name = (-1, found.kind) if found.kind == PERPLEXITY else (1, "metric")
+    before, after = sign * found.float_value, sign * found.quantized_value
+    return f"{name} {before:.6g} in float, {after:.6g} quantized, drop {found.drop:.3%}"
 
 
 def _improve(
@@ -85,15 +88,15 @@ def _improve(
     build(result.formats)
     c.accuracy = replace(reached, quantized_value=result.trial.value)
     notes.append(
-        f"{len(result.moved)} of {len(moves)} moves made after {len(result.trials)} trials; {_line(c.accuracy)}"
+        f"{len(result.moved)} of {len(moves)} moves made after {len(result.trials)} trials; "
+        f"{_line(c.accuracy)}"
     )
     notes.extend(f"{m.group}: {m.before} to {m.after}" for m in result.moved)
 
 
 def _value(metric: Metric, model: ir.Model | None, config: SessionConfig) -> float:
     assert model is not None
-    session = open_session(model, config)
-    return metric(lambda feeds: run(session, feeds))
+    return metric(callable_model(open_session(model, config)))
 
 
 def _formats_now(c: Compilation, problem: Problem) -> dict[str, str]:

@@ -25,7 +25,7 @@ from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.ingest.evaluator import load_eval
-from bitwright.compiler.ort.session import SessionConfig, local_config, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, callable_model, local_config, open_session, run
 from bitwright.compiler.plan.latency import predict
 from bitwright.compiler.plan.planner import RuntimeName, runtime_of
 from bitwright.compiler.plan.units import FormatChoice
@@ -144,8 +144,7 @@ def _metric_judge(c: Compilation, exact: Path, config: SessionConfig) -> Judge:
     metric = load_eval(c.options.evaluate)
 
     def value(path: Path) -> float:
-        session = open_session(path, config)
-        return metric(lambda feeds: run(session, feeds))
+        return metric(callable_model(open_session(path, config)))
 
     reference = value(exact)
     return lambda path: relative_drop(reference, value(path))

@@ -21,9 +21,9 @@ from bitwright.compiler.allocate.suffix import WEIGHTS_FILE, SharedWeights, cut_
 from bitwright.compiler.allocate.task import Outcome, Task
 from bitwright.compiler.calibrate.cache import data_digest, model_digest
 from bitwright.compiler.errors import DataError, UsageError, nearest
-from bitwright.compiler.ingest.evaluator import load_eval
+from bitwright.compiler.ingest.evaluator import eval_digest, load_eval
 from bitwright.compiler.ort.layer_error import with_outputs
-from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, callable_model, open_session, run
 
 BLOCK_BYTES = 1 << 30
 # Every value is a file that is open while the float model runs; systems allow as few as 256.
@@ -173,10 +173,8 @@ class _Study:
             data = data_digest(self._samples)
         else:
             metric = load_eval(how.evaluate)
-            session = open_session(self._model, how.config)
-            self._float_value = metric(lambda feeds: run(session, feeds))
-            script = Path(how.evaluate.rpartition(":")[0]).read_bytes()
-            data = f"{how.evaluate}:{hashlib.sha256(script).hexdigest()}:{self._float_value!r}"
+            self._float_value = metric(callable_model(open_session(self._model, how.config)))
+            data = f"{how.evaluate}:{eval_digest(how.evaluate)}:{self._float_value!r}"
         return f"{model_digest(self._model)}:{data}:{how.loss}:{how.config.to_json()}"
 
     def prepare(

@@ -12,7 +12,7 @@ import numpy as np
 from bitwright.compiler.allocate.losses import LossKind, LossMeter
 from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.ingest.evaluator import load_eval
-from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, callable_model, open_session, run
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def run_task(task: Task) -> Outcome:
 def _evaluated(task: Task) -> Outcome:
     assert task.evaluate is not None
     metric = load_eval(task.evaluate)
-    session = open_session(Path(task.folder, task.model), task.config)
-    value = metric(lambda feeds: run(session, feeds))
+    value = metric(callable_model(open_session(Path(task.folder, task.model), task.config)))
     drop = task.float_value - value
     return Outcome(drop / abs(task.float_value) if task.float_value else drop)
 

@@ -14,6 +14,7 @@ import typer
 from bitwright import __version__
 from bitwright.compiler.cli import (
     explaining,
+    generating,
     gguf,
     looking,
     making,
@@ -21,6 +22,7 @@ from bitwright.compiler.cli import (
     recipes,
     sweeping,
     targets,
+    training,
     tuning,
 )
 from bitwright.compiler.cli.output import Output
@@ -58,6 +60,9 @@ verb(app, "report")(looking.report_verb)
 verb(app, "explain")(explaining.explain_verb)
 verb(app, "export")(making.export_verb)
 verb(app, "gguf")(gguf.gguf_verb)
+verb(app, "generate")(generating.generate_verb)
+verb(app, "evaluate")(generating.evaluate_verb)
+verb(app, "train")(training.train_verb)
 verb(app, "sweep")(sweeping.sweep_verb)
 verb(app, "tune")(tuning.tune_verb)
 verb(app, "recipes")(recipes.recipes_verb)

@@ -24,6 +24,7 @@ from bitwright.compiler.ingest.samples import (
     input_specs,
 )
 from bitwright.compiler.ingest.text import quoted
+from bitwright.compiler.ingest.token_windows import is_token_source, token_samples
 from bitwright.compiler.ingest.user_code import blaming, is_function_spec, load_function
 
 # Random samples need a size where the model leaves it open; large enough for a few strided convolutions.
@@ -41,11 +42,13 @@ class Dataset:
         open_samples: Starts a new iteration over the raw samples.
         limits: Budgets.
         warnings: Known before the samples are read.
+        notes: How the samples were made of what is in the source.
 
     Attributes:
         source: Where the samples come from.
         inputs: The model's inputs.
         warnings: What is legal but suspicious about the data, each ``where: what``.
+        notes: How the samples were made of what is in the source, each ``where: what``.
 
     Raises:
         DataError: A sample breaks a rule, or there is none; the message names the sample and the input.
@@ -58,8 +61,9 @@ class Dataset:
         open_samples: Callable[[], Iterator[Mapping[str, object]]],
         limits: Limits = DEFAULT_LIMITS,
         warnings: Iterable[str] = (),
+        notes: Iterable[str] = (),
     ) -> None:
-        self.source, self.inputs = source, inputs
+        self.source, self.inputs, self.notes = source, inputs, tuple(notes)
         self._open, self._limits = open_samples, limits
         checker = SampleChecker(inputs, source, limits)
         for sample in open_samples():
@@ -132,19 +136,25 @@ def open_dataset(source: str | Path, model: ir.Model, limits: Limits = DEFAULT_L
     """Open samples named on the command line.
 
     Args:
-        source: One of three forms. An ``.npz`` file: one array for each input; sample k of an array A for an
+        source: One of four forms. An ``.npz`` file: one array for each input; sample k of an array A for an
             input of rank r is ``A[k:k+1]`` if A has rank r, ``A[k]`` if it has rank r + 1; a scalar for a
             scalar input is the same in every sample. A folder of ``.npz`` files: one sample each, in order of
             their names, arrays exactly as the model takes them. ``FILE.py:FUNC``: FUNC() returns an iterable
-            of dictionaries. Arrays that are no input of the model are ignored with a warning.
+            of dictionaries. Arrays that are no input of the model are ignored with a warning. For a decoder a
+            stream of tokens, ``FILE.npz:ARRAY`` or ``FILE.txt``, cut into windows
+            (:mod:`bitwright.compiler.ingest.token_windows`).
         model: The model.
         limits: Budgets.
 
     Raises:
         UsageError: There is no such file, folder or function.
         DataError: The data does not fit the model.
+        ModelError: A stream of tokens is given, and the model is no decoder.
     """
     text, inputs = str(source), input_specs(model)
+    if is_token_source(text, model, limits):
+        inputs, samples, notes = token_samples(text, model, limits)
+        return Dataset(text, inputs, samples, limits, notes=notes)
     if is_function_spec(text):
         function, script = load_function(text)
         return Dataset(text, inputs, lambda: _from_function(function, script, text), limits)
@@ -153,7 +163,7 @@ def open_dataset(source: str | Path, model: ir.Model, limits: Limits = DEFAULT_L
         files = _files(path, limits)
         return Dataset(text, inputs, lambda: _from_files(files, limits), limits)
     if not path.is_file():
-        fix = "give an .npz file, a folder of .npz files, or FILE.py:FUNC"
+        fix = "give an .npz file, a folder of .npz files, FILE.py:FUNC, or tokens or a text for a decoder"
         what = "there is no such file or folder"
         raise UsageError(what, where=text, fix=fix)
     count, extra = _check_npz(path, inputs, limits)

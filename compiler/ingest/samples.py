@@ -26,11 +26,13 @@ class InputSpec:
         name: Its name.
         dtype: numpy element type.
         dims: One entry an axis: the size, the name of a dimension that varies, or None for an unnamed one.
+        may_be_empty: A dimension may have size 0: a cache before the first token.
     """
 
     name: str
     dtype: np.dtype
     dims: tuple[int | str | None, ...]
+    may_be_empty: bool = False
 
     def __str__(self) -> str:
         shape = ", ".join("?" if d is None else str(d) for d in self.dims)
@@ -160,7 +162,7 @@ class SampleChecker:
             raise DataError(what, where=where, fix="give smaller samples")
         _check_shape(array.shape, spec, where)
         array = np.ascontiguousarray(array).reshape(array.shape)
-        if spec.name in self._census:
+        if spec.name in self._census and array.size:
             self._look_at(array, spec, where)
         return array
 
@@ -209,7 +211,7 @@ def _check_shape(shape: tuple[int, ...], spec: InputSpec, where: str) -> None:
         fix = "give samples of the model's shape; [1, ...] for one item of a batch"
         what = f"has shape {list(shape)}, the model needs {spec}"
         raise DataError(what, where=where, fix=fix)
-    if 0 in shape:
+    if 0 in shape and not spec.may_be_empty:
         what = f"is empty: shape {list(shape)}"
         raise DataError(what, where=where, fix="leave empty samples out")
 

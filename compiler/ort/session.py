@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from bitwright.compiler.decoding.ports import ModelRun, Port
 from bitwright.compiler.errors import DataError, ModelError, ToolchainError
 from bitwright.compiler.graph.saving import loadable
 from bitwright.targets.schema import Runtime
@@ -24,6 +25,13 @@ ORT_ERRORS = (
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
 )
 CPU_PROVIDER = "CPUExecutionProvider"
+ELEMENT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
 FATAL_ONLY = 4  # every error is raised as an exception; ONNX Runtime need not print it as well
 
 
@@ -179,3 +187,15 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
             what, fix="pass samples that the model accepts; run it in ONNX Runtime first"
         ) from error
     return dict(zip(names, values, strict=True))
+
+
+def callable_model(session: ort.InferenceSession) -> ModelRun:
+    """Return a session as a function of its inputs, with what it takes and gives."""
+    inputs, outputs = (tuple(map(_port, of)) for of in (session.get_inputs(), session.get_outputs()))
+    return ModelRun(lambda feeds: run(session, feeds), inputs, outputs)
+
+
+def _port(argument: ort.NodeArg) -> Port:
+    name = ELEMENT_TYPES.get(argument.type)
+    dims = tuple(d if isinstance(d, int) else (d or None) for d in argument.shape)
+    return Port(argument.name, None if name is None else np.dtype(name), dims)

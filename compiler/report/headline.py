@@ -131,6 +131,9 @@ def _accuracy(content: Mapping[str, Any]) -> list[Fact]:
     accuracy = content.get("accuracy")
     if accuracy is None:
         return []
+    if accuracy.get("kind"):
+        detail = f"{number_text(-accuracy['float_value'])} in float; {accuracy['drop'] * 100:+.2f} %"
+        return [Fact(accuracy["kind"].capitalize(), number_text(-accuracy["quantized_value"]), detail)]
     detail = f"{number_text(accuracy['float_value'])} in float; relative drop {accuracy['drop'] * 100:.2f} %"
     return [Fact("Your metric", number_text(accuracy["quantized_value"]), detail)]
 

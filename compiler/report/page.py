@@ -116,12 +116,17 @@ def _sections(content: Mapping[str, Any]) -> list[Section]:
 def _accuracy(accuracy: Mapping[str, Any] | None) -> Section:
     if accuracy is None:
         return "Accuracy", None
+    sign = -1 if accuracy.get("kind") else 1
     row = [
-        number_text(accuracy["float_value"]),
-        number_text(accuracy["quantized_value"]),
+        number_text(sign * accuracy["float_value"]),
+        number_text(sign * accuracy["quantized_value"]),
         f"{accuracy['drop'] * 100:.3f} %",
     ]
     lead = "Your own metric on both models, run in ONNX Runtime; higher is better."
+    if sign < 0:
+        lead = (
+            "Perplexity of both models, run in ONNX Runtime; lower is better, the drop is its relative rise."
+        )
     return section("Accuracy", lead, tables.table(("#Float", "#Quantized", "#Relative drop"), [row]))
 
 

@@ -197,7 +197,8 @@ def open_decoder(
             if isinstance(data, str)
             else dataset_from_memory(data, source.model)
         )
-    warnings = (*source.warnings, *(dataset.warnings if dataset is not None else ()))
+    of_data = () if dataset is None else (*dataset.notes, *dataset.warnings)
+    warnings = (*source.warnings, *of_data)
     return Opened(model, decoder, tensors, prove(model, decoder, tensors, threads=threads), dataset, warnings)
 
 

@@ -8,7 +8,7 @@ The functions mirror the command line's verbs::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
     from bitwright.compiler.bundle.bundle import Bundle
     from bitwright.compiler.deploy import Deployment
+    from bitwright.compiler.evaluation import Evaluation
+    from bitwright.compiler.generation.generate import Generation
     from bitwright.compiler.inspect import Inspection
     from bitwright.compiler.options import Options
     from bitwright.compiler.to_gguf.export import Written
+    from bitwright.compiler.training.train import Trained
     from bitwright.compiler.tune.outcome import Tuning
 
     Data: TypeAlias = str | Path | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]] | None
@@ -58,9 +61,12 @@ __all__ = [
     "VerificationError",
     "__version__",
     "compile",
+    "evaluate",
+    "generate",
     "gguf",
     "inspect",
     "quantize",
+    "train",
     "tune",
 ]
 
@@ -218,6 +224,117 @@ def gguf(
     source = str(data) if isinstance(data, Path) else data
     request = Request(Path(model), Path(output), type, bits, source, **options)
     return export_gguf(request)
+
+
+def generate(
+    model: str | Path,
+    prompt: str | None = None,
+    *,
+    tokens: Iterable[int] | None = None,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    tokenizer: str | Path | None = None,
+    threads: int = 1,
+    told: Callable[[str], None] | None = None,
+) -> Generation:
+    """Let a decoder continue a text in ONNX Runtime.
+
+    Args:
+        model: The ONNX file, or the folder with it.
+        prompt: Text to be continued.
+        tokens: Token numbers to be continued instead; needs no tokenizer.
+        max_tokens: Generate at most so many tokens.
+        temperature: Logits are divided by it before drawing; 0 takes the most probable token.
+        top_k: Draw from so many of the most probable tokens only.
+        top_p: Draw from the fewest most probable tokens whose probabilities reach this sum.
+        seed: Equal seeds draw equal tokens.
+        tokenizer: tokenizer.json; None: the one beside the model.
+        threads: Threads that compute.
+        told: Gets every piece of text as it comes.
+
+    Returns:
+        Tokens, text, why it ended, and how long it took.
+
+    Raises:
+        BitwrightError: See its subclasses.
+    """
+    from bitwright.compiler.decoding.sampling import Sampling
+    from bitwright.compiler.generation.generate import Request
+    from bitwright.compiler.generation.generate import generate as run_request
+
+    numbers = None if tokens is None else tuple(int(token) for token in tokens)
+    place = None if tokenizer is None else Path(tokenizer)
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    return run_request(Request(Path(model), prompt, numbers, place, max_tokens, sampling, threads), told)
+
+
+def evaluate(model: str | Path, metric: str, *, threads: int = 1) -> Evaluation:
+    """Measure a metric of a model as it stands, in ONNX Runtime.
+
+    Args:
+        model: The ONNX file, or the folder with it.
+        metric: ``perplexity:TOKENS.npz``, ``perplexity:TEXT.txt`` or ``FILE.py:FUNC``.
+        threads: Threads that compute.
+
+    Returns:
+        The metric, higher is better, and for perplexity its parts.
+
+    Raises:
+        BitwrightError: See its subclasses.
+    """
+    from bitwright.compiler.evaluation import evaluate_model
+
+    return evaluate_model(Path(model), metric, threads=threads)
+
+
+def train(
+    model: str | Path,
+    *,
+    target: str | Path,
+    data: Data,
+    output: str | Path,
+    weights: int | Literal["ternary", "binary"] | None = None,
+    activations: int | None = None,
+    all_layers: bool = False,
+    training: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Trained:
+    """Train a model as it will be rounded (quantization-aware training); needs PyTorch.
+
+    Args:
+        model: The ONNX file.
+        target: A target's name or a profile's .yaml file.
+        data: Training samples, named as for :func:`compile`; the float model is what they are compared with.
+        output: The Q/DQ .onnx file to write, which the other verbs take as it is.
+        weights: Bits of the inner layers' weights, where fewer than the recipe's are wanted.
+        activations: Bits of what these layers read.
+        all_layers: The first and the last layer get fewer bits, too.
+        training: Further fields of :class:`bitwright.compiler.training.request.Training`, e.g. ``{"epochs": 20}``.
+        **options: Further fields of :class:`Options`, e.g. ``recipe="ternary"``.
+
+    Returns:
+        The paths of the written files, steps and losses.
+
+    Raises:
+        BitwrightError: See its subclasses; nothing but a checkpoint is written then.
+    """
+    from dataclasses import fields
+
+    from bitwright.compiler.errors import nearest
+    from bitwright.compiler.training.entry import train as run_training
+    from bitwright.compiler.training.precision import Precision
+    from bitwright.compiler.training.request import Training
+
+    known = [field.name for field in fields(Training) if field.name != "precision"]
+    unknown = next((name for name in training or {} if name not in known), None)
+    if unknown is not None:
+        what = "no such option of training"
+        raise UsageError(what, where=unknown, fix=nearest(unknown, known))
+    wanted = Training(Precision(weights, activations, all_layers), **(training or {}))
+    return run_training(_options(model, target, data, output, options), wanted)
 
 
 def inspect(

@@ -1,0 +1,1 @@
+"""What decoders take and give, seen from outside: token inputs, logits, caches; sampling and perplexity in numpy."""

@@ -1,0 +1,90 @@
+"""Decoding in ONNX Runtime: one call for the prompt, one for each token, the cache handed from call to call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bitwright.compiler.decoding.interface import Interface
+from bitwright.compiler.errors import DataError
+from bitwright.compiler.ort.session import ORT_ERRORS
+
+Logits = NDArray[np.floating]
+
+
+class DecodingSession:
+    """A decoder and the tokens it has seen.
+
+    A graph with a cache is given new tokens only; its present tensors become the past of the next call without being
+    copied. A graph without one is given all tokens anew in every call.
+
+    Args:
+        session: An open session.
+        interface: Its inputs and outputs.
+        pairs: Cache input -> the output that is its next value; empty without a cache.
+
+    Attributes:
+        length: Tokens that it has seen.
+    """
+
+    def __init__(self, session: ort.InferenceSession, interface: Interface, pairs: Mapping[str, str]) -> None:
+        self._session, self._interface, self._pairs = session, interface, dict(pairs)
+        self._outputs = [interface.logits.name, *self._pairs.values()]
+        self._past: dict[str, ort.OrtValue] = {}
+        self._tokens: list[int] = []
+        self.restart()
+
+    @property
+    def cached(self) -> bool:
+        """Whether the graph has a cache."""
+        return bool(self._pairs)
+
+    @property
+    def length(self) -> int:
+        """Tokens that it has seen."""
+        return len(self._tokens)
+
+    def restart(self) -> None:
+        """Forget all tokens."""
+        self._tokens = []
+        empty = self._interface.empty_caches()
+        self._past = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in empty.items()}
+
+    def feed(self, tokens: Sequence[int]) -> Logits:
+        """Give the decoder further tokens.
+
+        Args:
+            tokens: At least one.
+
+        Returns:
+            Logits of what follows the last of them, shape (vocabulary,).
+
+        Raises:
+            DataError: A token is none of the model's, or the model fails.
+        """
+        assert len(tokens) > 0, "something is fed"
+        self._interface.check_tokens(tokens, f"tokens {self.length} to {self.length + len(tokens) - 1}")
+        # A graph that takes one token at a time is fed a prompt like that.
+        single = self.cached and self._interface.length == 1
+        for part in [[token] for token in tokens] if single else [list(tokens)]:
+            logits = self._call(part)
+        return logits
+
+    def _call(self, tokens: list[int]) -> Logits:
+        seen = self._tokens + tokens
+        given, past = (tokens, self.length) if self.cached else (seen, 0)
+        arrays = self._interface.feeds(np.asarray(given, np.int64)[None], past)
+        feeds = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        try:
+            values = self._session.run_with_ort_values(self._outputs, feeds | self._past)
+        except ORT_ERRORS as error:
+            what = f"the model fails with {len(given)} tokens behind {past}: {error}"
+            fix = "generate fewer tokens: the model may not reach further; or run it in ONNX Runtime first"
+            raise DataError(what, where=f"token {len(seen) - 1}", fix=fix) from error
+        self._past = dict(zip(self._pairs, values[1:], strict=True))
+        self._tokens = seen
+        logits: Logits = values[0].numpy()[0, -1]
+        return logits
