@@ -60,11 +60,11 @@ class Frequencies:
 
     @property
     def base(self) -> float:
-        """The number whose powers the frequencies are (rope theta), from the first two of them."""
+        """The number whose powers the frequencies are (rope theta), from the usual ratio of neighbours."""
         if len(self.inverse) < 2:
             return 10000.0
-        # Positions that are all slowed by one factor have the same ratio.
-        found = float((self.inverse[1] / self.inverse[0]) ** -len(self.inverse))
+        # Where all or some of them are slowed by a factor, the ratio of most neighbours is still that of the powers.
+        found = float(np.median(self.inverse[1:] / self.inverse[:-1]) ** -len(self.inverse))
         # Tables are float32; the number that made them is a whole one.
         return float(round(found)) if abs(found - round(found)) < BASE_TOLERANCE * found else found
 
