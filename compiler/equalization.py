@@ -77,8 +77,8 @@ def equalize(c: Compilation, runtime: RuntimeName, observe_inputs: Observe) -> P
     result = EqualizeLayers(statistics, quantized, largest=_largest_integer(c)).run(candidate)
     if not result.changed:
         return PassResult(c.model, 0, result.notes)
-    before = _quality(c, runtime, c.model, samples, observe_inputs)
-    after = _quality(c, runtime, candidate, samples, observe_inputs)
+    before = unseen_quality(c, runtime, c.model, samples, observe_inputs)
+    after = unseen_quality(c, runtime, candidate, samples, observe_inputs)
     gain = sum(after[name] - before[name] for name in before) / len(before)
     verdict = f"mean gain of the outputs and the last layer on unseen samples {gain:+.1f} dB"
     if gain < WORTHWHILE_DB:
@@ -92,16 +92,30 @@ def _largest_integer(c: Compilation) -> int:
     return min((SHORT_FORMATS[f] for f in c.recipe.recipe.formats if f in SHORT_FORMATS), default=127)
 
 
-def _quality(
-    c: Compilation, runtime: RuntimeName, model: ir.Model, samples: Dataset, observe_inputs: Observe
+def unseen_quality(
+    c: Compilation,
+    runtime: RuntimeName,
+    model: ir.Model,
+    samples: Dataset,
+    observe_inputs: Observe,
+    *,
+    first: int = 0,
 ) -> dict[str, float]:
     """Quantize a model from one half of the samples; return how exact outputs and last layer are on the other, in dB.
 
     Magnitudes of errors are compared, not squares: behind a Softmax a few samples between two classes would decide.
+
+    Args:
+        c: Has a selection; its options say how ranges are chosen.
+        runtime: Which of the two runtimes the model is quantized for.
+        model: A float model.
+        samples: All samples.
+        observe_inputs: Collects what rounding needs to know of a model's inputs.
+        first: 0: the first, third, ... sample calibrate, the others judge; 1: the other way round.
     """
     trial = copy.copy(c)
     trial.model, trial.shapes = model, static_shapes(model, c.dims)
-    trial.dataset = EveryOther(samples, 0, TRIALS)  # type: ignore[assignment]
+    trial.dataset = EveryOther(samples, first, TRIALS)  # type: ignore[assignment]
     trial.statistics, trial.moments = {}, {}
     trial.selection = frontend.reselect(trial, runtime)
     frontend.calibrate(trial, observed_tensors(trial.selection), [])
@@ -113,6 +127,6 @@ def _quality(
         for u in trial.selection.units
         if u in trial.selection.integer and u.role == "anchor"
     ]
-    judges = list(EveryOther(samples, 1, JUDGES).batches(1))
+    judges = list(EveryOther(samples, 1 - first, JUDGES).batches(1))
     config = local_config(c.profile.runtimes.onnxruntime)
     return layer_errors(model, quantized, layers[-1:], judges, config=config, power=1)

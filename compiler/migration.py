@@ -15,7 +15,9 @@ from bitwright.compiler.equalization import equalize
 from bitwright.compiler.errors import InternalError
 from bitwright.compiler.frontend import check_names, reselect, samples_of
 from bitwright.compiler.graph.operands import weight_of
+from bitwright.compiler.judged_method import JUDGED, choose_method
 from bitwright.compiler.moments import InputMoments
+from bitwright.compiler.options import Options
 from bitwright.compiler.ort.equality import relative_difference
 from bitwright.compiler.plan.planner import RuntimeName, runtime_of
 from bitwright.compiler.plan.selection import Selection
@@ -44,9 +46,14 @@ def migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:
     fixed = c.formats.by_node
     if c.recipe.target:
         c.formats = replace(c.formats, by_node={})
+    judged = c.options.method == JUDGED
+    if judged:
+        c.options = replace(c.options, method=Options.method)
     _migrate(c, runtime, notes)
     c.formats = replace(c.formats, by_node={**fixed, **c.formats.by_node})
     c.selection = reselect(c, runtime)
+    if judged:
+        notes.append(choose_method(c, runtime, partial(observe_inputs, patches=TRIAL_PATCHES)))
 
 
 def _migrate(c: Compilation, runtime: RuntimeName, notes: list[str]) -> None:

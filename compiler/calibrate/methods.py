@@ -85,7 +85,7 @@ def parse_method(text: str) -> Method:
     name, colon, parameter = text.strip().partition(":")
     if name not in METHODS:
         msg = f"unknown calibration method '{name}'"
-        raise UsageError(msg, where=text, fix=nearest(name, list(METHODS)))
+        raise UsageError(msg, where=text, fix=nearest(name, [*METHODS, "judged"]))
     if not colon:
         return METHODS[name]()
     if not fields(METHODS[name]):
