@@ -214,6 +214,18 @@ def check_names(c: Compilation, *, early: bool = False) -> None:
     _check_known("tensor", _not_made(c, c.recipe.ranges, nodes + tensors), tensors, recipe)
 
 
+def check_known_nodes(c: Compilation, model: ir.Model) -> None:
+    """Refuse names of nodes that the user gave and a model, as it was read, does not have.
+
+    Raises:
+        UsageError: Names the first such node and the nearest one there is.
+    """
+    nodes = [node_label(n) for n in model.graph]
+    _check_known("node", c.options.keep_float, nodes, "--keep-float")
+    if not c.recipe.target:  # a plan names what normalization and migration made, too
+        _check_known("node", c.recipe.recipe.nodes, nodes, f"--recipe {c.options.recipe}")
+
+
 def _not_made(c: Compilation, names: Iterable[str], known: list[str]) -> list[str]:
     """Return the names of a recipe without those that a migration made when the plan it comes from was written.
 

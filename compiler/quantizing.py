@@ -10,8 +10,10 @@ import onnx_ir as ir
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.plan.granularity import choose_granularity
 from bitwright.compiler.plan.model import Plan
+from bitwright.compiler.plan.scale_storage import narrowed
 from bitwright.compiler.plan.weight_search import search_weight_scales
 from bitwright.passes.block_tables import BlockTables
+from bitwright.passes.compact_weights import CompactWeights, is_compact
 from bitwright.passes.contract import Pass
 from bitwright.passes.correct_bias import CorrectBias
 from bitwright.passes.fuse_gelu import FuseGelu
@@ -34,11 +36,13 @@ _HALF = {"fp16": "float16", "bf16": "bfloat16"}
 def with_searched_scales(c: Compilation, plan: Plan) -> Plan:
     """Return the plan with the weight scales that the recipe wants."""
     assert c.model is not None
-    if c.recipe.recipe.rounding.granularity == "error":
+    rounding = c.recipe.recipe.rounding
+    storage = rounding.stored_scales if plan.runtime == "onnxruntime" else "float32"
+    if rounding.granularity == "error":
         plan = choose_granularity(plan, c.model, c.moments)
-    if c.recipe.recipe.rounding.scales == "max":
-        return plan
-    return search_weight_scales(plan, c.model, c.moments)
+    if rounding.scales == "mse":
+        plan = search_weight_scales(plan, c.model, c.moments)
+    return narrowed(plan, storage)
 
 
 def quantized_model(c: Compilation, plan: Plan, notes: list[str] | None = None) -> ir.Model:
@@ -101,7 +105,9 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
     # then refuses: there the products are written out. An artifact's model is executed by ONNX Runtime, too.
     spelled_out = "session.x64quantprecision" in table.session_config
     if foreign or plan.runtime == "artifact":
-        yield PackNBits(everywhere=spelled_out)
+        compact = foreign and any(is_compact(quant) for quant in plan.weights.values())
+        yield PackNBits(everywhere=spelled_out or compact)
     if foreign:
         yield PackBnb4()
+        yield CompactWeights()
     yield RemoveUnused()

@@ -47,8 +47,9 @@ Format = Literal[
     "binary-a8",  # -1, 1 times a scale a channel
     "w8a16",  # 8-bit weights, 16-bit activations
     "fp8",  # 8-bit floating point weights and activations
-    "w8",  # weight-only, float activations: 8, 4, 2 bits in groups
+    "w8",  # weight-only, float activations: 8, 4, 3, 2 bits in groups
     "w4",
+    "w3",
     "w2",
     "nf4",  # weight-only with a table of 16, 3 or 2 values
     "ternary",

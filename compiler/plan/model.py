@@ -50,6 +50,8 @@ class WeightQuant:
         bits: Width of the integers really used, at most that of ``dtype``.
         codebook: Name of the table of values that the integers index, or "".
         menu: Group lengths that the kernel takes.
+        scale_storage: How scales of groups stand in the file: ``"float32"``, ``"bfloat16"`` or ``"integer"``
+            (:mod:`bitwright.compiler.plan.scale_storage`).
     """
 
     tensor: str
@@ -61,6 +63,7 @@ class WeightQuant:
     bits: int = 8
     codebook: str = ""
     menu: tuple[int, ...] = ()
+    scale_storage: Literal["float32", "bfloat16", "integer"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,14 @@ HEADER = """\
 
 def plan_to_yaml(plan: Plan, recipe: Mapping[str, Any]) -> str:
     """Return the plan and the recipe it was made by as YAML text; floats keep their shortest exact form."""
-    body = yaml.dump(
-        plan_to_dict(plan, recipe), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=False
+    return plan_text(plan_to_dict(plan, recipe))
+
+
+def plan_text(content: Mapping[str, Any]) -> str:
+    """Return what :func:`plan_to_dict` gives as YAML text."""
+    return HEADER + yaml.dump(
+        dict(content), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=False
     )
-    return HEADER + body
 
 
 # Text that no version of YAML takes for a number, a date or a truth value.

@@ -95,6 +95,7 @@ def make_plan(
     *,
     method: str,
     group: int | None = None,
+    zero_points: bool = True,
 ) -> Plan:
     """Write down every decision.
 
@@ -106,11 +107,12 @@ def make_plan(
         shapes: Static shape of every tensor at the planning sizes.
         method: Calibration method, for the record.
         group: Weights that share a scale in grouped formats; None takes the kernel's first choice.
+        zero_points: Groups may have zero points, where the kernel takes any.
     """
     plan = Plan(profile.name, runtime)
     plan.activations = _activations(selection, ranges, profile, method)
     for unit in selection.units:
-        decision = _decide(unit, selection, plan, profile, group)
+        decision = _decide(unit, selection, plan, profile, group, zero_points)
         if unit.role:
             decision = _with_costs(decision, unit, plan, profile, shapes)
         plan.nodes[unit.name] = decision
@@ -194,7 +196,7 @@ def _range(members: tuple[str, ...], ranges: Ranges, prescribed: Ranges) -> tupl
 
 
 def _decide(
-    unit: Unit, selection: Selection, plan: Plan, profile: Profile, group: int | None
+    unit: Unit, selection: Selection, plan: Plan, profile: Profile, group: int | None, zero_points: bool
 ) -> NodeDecision:
     if unit not in selection.integer:
         reason = selection.reasons.get(unit.name, "")
@@ -216,6 +218,6 @@ def _decide(
         selection.reasons[unit.name],
         inputs=tuple(v.name or "" for v in unit.activations),
         output=output,  # type: ignore[arg-type]
-        weight=plan_weight(unit, plan, profile, group),
+        weight=plan_weight(unit, plan, profile, group, zero_points=zero_points),
         constant_weight=weight_of(unit.head) is not None,
     )

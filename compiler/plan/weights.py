@@ -10,9 +10,13 @@ from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.graph.operands import stored_weight, table_of, weight_array, weight_of
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import grouped_scale, stored_dtype, weight_scale, widen_for_bias
+from bitwright.compiler.plan.scale_storage import scale_bits
 from bitwright.compiler.plan.support import possible_groups
 from bitwright.compiler.plan.units import Unit
 from bitwright.targets.schema import Profile, QSpace
+
+# Weights of groups in so many bits are stored in planes of 2 bits and 1 (passes/compact_weights.py).
+PLANES = 3
 
 
 def channel_axis(unit: Unit) -> int:
@@ -37,7 +41,9 @@ def group_length(space: QSpace, length: int, wanted: int | None = None) -> int:
     return wanted if wanted in allowed else allowed[0]
 
 
-def plan_weight(unit: Unit, plan: Plan, profile: Profile, group: int | None = None) -> str:
+def plan_weight(
+    unit: Unit, plan: Plan, profile: Profile, group: int | None = None, *, zero_points: bool = True
+) -> str:
     """Register a unit's weight in ``plan.weights`` and return its key, "" if the unit has none.
 
     The key is the initializer, the view of it, and its input's scale if biased: two readers that need different
@@ -48,11 +54,14 @@ def plan_weight(unit: Unit, plan: Plan, profile: Profile, group: int | None = No
         plan: Has the activations already.
         profile: The target.
         group: Wanted group length for grouped scales; None takes the first that the kernel offers.
+        zero_points: Groups may have them, where the kernel takes any.
     """
     weight = weight_of(unit.head) or table_of(unit.head)
     if weight is None or unit.combo is None or unit.combo.weight is None:
         return ""
     space = profile.qspace(unit.combo.weight)
+    if not zero_points and space.granularity == "group" and space.codebook is None:
+        space = space.model_copy(update={"signed": True, "symmetric": True})
     quant = _quant(unit, weight_array(weight), space, group)
     bias = _bias(unit)
     if bias is not None and unit.activations and quant.axis is not None and not quant.group:
@@ -114,4 +123,7 @@ def stored_bytes(quant: WeightQuant, elements: int) -> int:
     """
     bits = int("".join(ch for ch in quant.dtype.partition("_")[0].removeprefix("bfloat") if ch.isdigit()))
     points = 0 if quant.zero_point is None else quant.zero_point.size * bits
-    return (elements * bits + points + 7) // 8 + 4 * int(quant.scale.size)
+    taken = quant.bits if quant.group and quant.bits == PLANES else bits
+    groups = quant.scale.shape[quant.axis] if quant.group and quant.axis is not None else 1
+    scales = scale_bits(quant.scale_storage, groups) * quant.scale.size
+    return int(elements * taken + points + scales + 7) // 8

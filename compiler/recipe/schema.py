@@ -42,6 +42,10 @@ class Rounding(Strict):
     Attributes:
         granularity: ``kernel``: the group length that the kernel prefers. ``error``: a length, with or without zero
             points, for every weight by its error and the bits its scales take.
+        zero_points: Groups of integers may have zero points; false: all are symmetric, and no zero points are stored.
+        stored_scales: How the file of ONNX Runtime holds the scales of groups: as float32, as bfloat16, or as 8-bit
+            integers times the scale of up to 8 neighbouring groups (as k-quants do). The latter are widened when
+            a session is opened. An artifact's scales are float32.
         scales: From the largest magnitude, or searched for the least square error.
         method: Round to nearest, or with the error fed forward (GPTQ).
         refine: Improve the integers by coordinate descent on the layer's output error.
@@ -50,6 +54,8 @@ class Rounding(Strict):
     """
 
     granularity: Literal["kernel", "error"] = "kernel"
+    zero_points: bool = True
+    stored_scales: Literal["float32", "bfloat16", "integer"] = "float32"
     scales: Literal["max", "mse"] = "mse"
     method: Literal["nearest", "gptq"] = "gptq"
     refine: bool = False

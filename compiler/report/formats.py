@@ -24,6 +24,7 @@ WORDS: Mapping[str, str] = {
     "fp8": "8-bit floating point",
     "w8": "8-bit weights in groups, float activations",
     "w4": "4-bit weights in groups, float activations",
+    "w3": "3-bit weights in groups, float activations",
     "w2": "2-bit weights in groups, float activations",
     "nf4": "4-bit weights from a table of normal quantiles, float activations",
     "ternary": "weights -1, 0 and 1 times a scale, float activations",
@@ -43,7 +44,7 @@ KINDS: Mapping[str, str] = {
 _KIND_OF = {
     **dict.fromkeys(("int8", "int8-dynamic", "int8-row", "w8a16", "fp8"), "integer"),
     **dict.fromkeys(SHORT_FORMATS, "short"),
-    **dict.fromkeys(("w8", "w4", "w2", "nf4", "ternary", "binary"), "stored"),
+    **dict.fromkeys(("w8", "w4", "w3", "w2", "nf4", "ternary", "binary"), "stored"),
     **dict.fromkeys(("fp16-weights", "fp16", "bf16"), "half"),
 }
 # They multiply integers although no scale of theirs is known before the call.
