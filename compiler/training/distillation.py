@@ -11,8 +11,8 @@ from typing import Literal
 
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.graph.model import is_op
@@ -75,10 +75,10 @@ class Distillation:
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean divergence a row, times the temperature squared, which keeps gradients' size."""
-        logs = F.log_softmax(student / self.temperature, dim=-1)
-        wanted = F.log_softmax(teacher / self.temperature, dim=-1)
+        logs = functional.log_softmax(student / self.temperature, dim=-1)
+        wanted = functional.log_softmax(teacher / self.temperature, dim=-1)
         rows = max(1, student.numel() // student.shape[-1])
-        return F.kl_div(logs, wanted, reduction="sum", log_target=True) / rows * self.temperature**2
+        return functional.kl_div(logs, wanted, reduction="sum", log_target=True) / rows * self.temperature**2
 
 
 def _relative(student: Tensor, teacher: Tensor) -> Tensor:
@@ -92,4 +92,4 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             f"outputs of shape {list(logits.shape)}"
         )
         raise DataError(what, where="--labels", fix="give the class of every sample, counted from 0")
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))

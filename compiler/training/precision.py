@@ -17,7 +17,6 @@ from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.graph.operands import weight_array, weight_of
 from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import weight_scale
-from bitwright.compiler.training.rounding_points import levels_of_type
 from bitwright.targets.schema import QSpace
 
 FEW = ("ternary", "binary")
@@ -154,3 +153,9 @@ def levels(plan: Plan, tensors: frozenset[str], bits: int | None) -> dict[str, t
             low, high = (-half, half - 1) if symmetric else (low, low + 2**bits - 1)
         found[tensor] = (low, high)
     return found
+
+
+def levels_of_type(dtype: str) -> tuple[int, int]:
+    """Return the smallest and the largest integer of a type, e.g. ``"uint8"``."""
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)

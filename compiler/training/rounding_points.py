@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import torch
 from torch import Tensor, nn
 
 from bitwright.compiler.errors import UsageError
@@ -172,9 +171,3 @@ def _weights_as_read(
             )
         sources[decision.weight] = ((stored.name if stored is not None else "") or "", order)
     return shapes, sources
-
-
-def levels_of_type(dtype: str) -> tuple[int, int]:
-    """Return the smallest and the largest integer of a type, e.g. ``"uint8"``."""
-    info = torch.iinfo(getattr(torch, dtype))
-    return int(info.min), int(info.max)

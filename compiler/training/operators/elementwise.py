@@ -7,8 +7,8 @@ from functools import reduce
 
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from bitwright.compiler.training.operators.signature import Inputs, Operator, optional, required, unsupported
 
@@ -40,7 +40,7 @@ def power(left: Tensor, right: Tensor) -> Tensor:
 
 def leaky_relu(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
     """LeakyRelu."""
-    return (F.leaky_relu(required(node, inputs, 0), node.attributes.get_float("alpha", 0.01)),)
+    return (functional.leaky_relu(required(node, inputs, 0), node.attributes.get_float("alpha", 0.01)),)
 
 
 def hard_sigmoid(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -51,7 +51,11 @@ def hard_sigmoid(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
 
 def gelu(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
     """Gelu, exact or by tanh."""
-    return (F.gelu(required(node, inputs, 0), approximate=node.attributes.get_string("approximate", "none")),)
+    return (
+        functional.gelu(
+            required(node, inputs, 0), approximate=node.attributes.get_string("approximate", "none")
+        ),
+    )
 
 
 def clip(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -101,7 +105,7 @@ ELEMENTWISE: dict[str, Operator] = {
     "Greater": _binary(torch.gt),
     "GreaterOrEqual": _binary(torch.ge),
     "HardSigmoid": hard_sigmoid,
-    "HardSwish": _unary(F.hardswish),
+    "HardSwish": _unary(functional.hardswish),
     "LeakyRelu": leaky_relu,
     "Less": _binary(torch.lt),
     "LessOrEqual": _binary(torch.le),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from bitwright.compiler.training.operators.signature import Inputs, Operator, optional, required, unsupported
 from bitwright.compiler.training.operators.windows import padded, window
 
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def convolve(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:

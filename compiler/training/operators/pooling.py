@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from bitwright.compiler.graph.model import ints_attribute
 from bitwright.compiler.training.operators.signature import Inputs, Operator, required, unsupported
 from bitwright.compiler.training.operators.windows import Window, padded, window
 
-_MAXIMA = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_MEANS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAXIMA = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_MEANS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def _form(node: ir.Node, data: Tensor) -> Window:

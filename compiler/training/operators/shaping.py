@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from bitwright.compiler.training.operators.signature import (
     Inputs,
@@ -144,7 +144,7 @@ def pad(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
         begin[axis], end[axis] = amounts[k], amounts[k + len(axes)]
     pads = [v for axis in reversed(range(data.dim())) for v in (begin[axis], end[axis])]
     filler = optional(inputs, 2)
-    return (F.pad(data, pads, value=0.0 if filler is None else float(filler)),)
+    return (functional.pad(data, pads, value=0.0 if filler is None else float(filler)),)
 
 
 def identity(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:

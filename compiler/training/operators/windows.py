@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from bitwright.compiler.graph.model import ints_attribute
 
@@ -76,4 +76,4 @@ def padded(data: Tensor, form: Window, value: float) -> Tensor:
     pads = [
         pad for pair in reversed(list(zip(form.begin, form.end, strict=True))) for pad in pair
     ]  # innermost dimension first
-    return F.pad(data, pads, value=value) if any(pads) else data
+    return functional.pad(data, pads, value=value) if any(pads) else data
