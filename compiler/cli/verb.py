@@ -58,7 +58,7 @@ def _with_common_options(function: Verb) -> Verb:
     }
 
     def run(**values: Any) -> None:
-        out: Output = values.pop("context").find_root().obj
+        out: Output = values.pop("invocation").find_root().obj
         out.json, out.quiet = values.pop("json"), values.pop("quiet")
         out.verbose, out.debug = values.pop("verbose"), values.pop("debug")
         for name, group in groups.items():
@@ -69,7 +69,7 @@ def _with_common_options(function: Verb) -> Verb:
 
     kind = Parameter.KEYWORD_ONLY
     parameters = [
-        Parameter("context", kind, annotation=typer.Context),
+        Parameter("invocation", kind, annotation=typer.Context),
         *(p.replace(kind=kind, annotation=hints[p.name]) for p in own),
         *(Parameter(key, kind, annotation=hint, default=False) for key, hint in COMMON.items()),
     ]
