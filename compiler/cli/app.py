@@ -14,6 +14,7 @@ import typer
 from bitwright import __version__
 from bitwright.compiler.cli import (
     explaining,
+    exporting,
     generating,
     gguf,
     looking,
@@ -58,7 +59,7 @@ verb(app, "verify")(looking.verify_verb)
 verb(app, "bench")(measuring.bench_verb)
 verb(app, "report")(looking.report_verb)
 verb(app, "explain")(explaining.explain_verb)
-verb(app, "export")(making.export_verb)
+verb(app, "export")(exporting.export_verb)
 verb(app, "gguf")(gguf.gguf_verb)
 verb(app, "generate")(generating.generate_verb)
 verb(app, "evaluate")(generating.evaluate_verb)
