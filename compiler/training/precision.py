@@ -21,6 +21,7 @@ from bitwright.targets.schema import QSpace
 
 FEW = ("ternary", "binary")
 FEWEST, MOST = 2, 8
+LARGEST_OF_8 = 127
 Ranges = Mapping[str, tuple[float, float]]
 
 
@@ -85,13 +86,12 @@ def with_weight_bits(plan: Plan, model: ir.Model, precision: Precision) -> Plan:
 
 
 def _narrow_weight(quant: WeightQuant, array: np.ndarray, wanted: int | str) -> WeightQuant:
-    if isinstance(wanted, str):
-        space = QSpace(bits=2 if wanted == "ternary" else 1, codebook=wanted, symmetric=True)  # type: ignore[arg-type]
-        bits, codebook = space.bits, wanted
-    else:
-        space = QSpace.model_construct(**{**QSpace(symmetric=True).__dict__, "bits": wanted})
-        bits, codebook = wanted, ""
-    return replace(quant, scale=weight_scale(array, quant.axis, space), bits=bits, codebook=codebook)
+    if isinstance(wanted, int):
+        largest = 2 ** (wanted - 1) - 1
+        scale = weight_scale(array, quant.axis, QSpace(symmetric=True)) * np.float32(LARGEST_OF_8 / largest)
+        return replace(quant, scale=scale.astype(np.float32), bits=wanted)
+    few = QSpace(bits=2 if wanted == "ternary" else 1, codebook=wanted, symmetric=True)  # type: ignore[arg-type]
+    return replace(quant, scale=weight_scale(array, quant.axis, few), bits=few.bits, codebook=wanted)
 
 
 def narrow_tensors(plan: Plan, precision: Precision) -> frozenset[str]:

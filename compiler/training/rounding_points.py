@@ -9,7 +9,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from bitwright.compiler.errors import UsageError
-from bitwright.compiler.graph.model import constant_array, node_label
+from bitwright.compiler.graph.model import constant_array, ints_attribute, node_label
 from bitwright.compiler.graph.operands import activations_of, stored_weight, table_of, weight_array, weight_of
 from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.training.fake_quantization import straight_through
@@ -166,8 +166,7 @@ def _weights_as_read(
         stored, turned = stored_weight(weight), weight.producer()
         order = None
         if stored is not weight and turned is not None:
-            order = tuple(
-                turned.attributes.get_ints("perm", None) or reversed(range(len(weight_array(weight).shape)))
-            )
+            backwards = tuple(reversed(range(weight_array(weight).ndim)))
+            order = ints_attribute(turned, "perm", backwards)
         sources[decision.weight] = ((stored.name if stored is not None else "") or "", order)
     return shapes, sources

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from bitwright.compiler.graph.model import ints_attribute
 from bitwright.compiler.training.operators.signature import (
     Inputs,
     Operator,
@@ -70,7 +71,7 @@ def _reduction(reduce: Callable[..., Tensor]) -> Operator:
     def run(node: ir.Node, inputs: Inputs) -> tuple[Tensor, ...]:
         data, axes = required(node, inputs, 0), integers(optional(inputs, 1))
         if axes is None:
-            axes = list(node.attributes.get_ints("axes", None) or ())
+            axes = list(ints_attribute(node, "axes", ()))
         if not axes:
             if node.attributes.get_int("noop_with_empty_axes", 0):
                 return (data,)
