@@ -22,6 +22,8 @@ from bitwright.compiler.plan.planner import observed_tensors, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.report.content import report_content
 from bitwright.compiler.report.written import companion
+from bitwright.compiler.streaming.decision import way_of
+from bitwright.compiler.streaming.run import stream
 from bitwright.targets.loader import load_profile
 
 TIMED_SAMPLES = 4
@@ -62,15 +64,25 @@ def quantize(options: Options, progress: Progress | None = None) -> Deployment:
         raise UsageError(msg, where="options", fix="leave them out, or compile")
     c = Compilation(options, load_profile(options.target), progress or Silent())
     c.refuse_unused_options()
+    with c.recorded("ingest") as notes:
+        frontend.ingest(c, notes)
+    way = way_of(c)
+    if way != "off":
+        return _stream(c, way, options.output)
     run_phases(c)
     report = report_content(c)
     return _write(c, options.output, report)
 
 
+def _stream(c: Compilation, way: str, output: Path) -> Deployment:
+    """Quantize a model part by part, in bounded memory."""
+    report = stream(c, way, output, _config(c).to_json())
+    session, plan, content = (companion(output, s) for s in (".session.json", ".plan.yaml", ".report.json"))
+    return Deployment(output, session, plan, report, content)
+
+
 def run_phases(c: Compilation) -> None:
-    """Run every phase of the deployment."""
-    with c.recorded("ingest") as notes:
-        frontend.ingest(c, notes)
+    """Run every phase of the deployment behind ingest."""
     with c.recorded("normalize") as notes:
         frontend.normalize_model(c, notes)
     with c.recorded("shapes") as notes:

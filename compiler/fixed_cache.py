@@ -203,7 +203,11 @@ def _pieces(c: Compilation, decoder: FixedDecoder, rows: Dataset) -> tuple[int, 
         pieces = tuple(n for n in PIECES if n <= most)
         if len(pieces) < FEWEST_PIECES:
             msg = f"sequences of at most {most} tokens"
-            raise DataError(msg, where=rows.source, fix=f"give some of {PIECES[1]} tokens or more, and as long a --context")
+            raise DataError(
+                msg,
+                where=rows.source,
+                fix=f"give some of {PIECES[1]} tokens or more, and as long a --context",
+            )
         return pieces
     pieces = tuple(sorted({1, *asked[decoder.length]}))
     if pieces[-1] > most:

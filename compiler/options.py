@@ -33,6 +33,7 @@ CIRCUIT_BUDGETS = ("fps", "luts", "ffs", "dsps", "brams")
 BUDGETS = ("latency", "size", "bits", "ram", "energy", "loss", *CIRCUIT_BUDGETS)
 CIRCUIT_OBJECTIVES = ("interval", "luts", "ffs", "dsps", "brams")
 OBJECTIVES = ("loss", "latency", "size", "ram", "energy", *CIRCUIT_OBJECTIVES)
+STREAMED = ("quantized", "float")
 LOSSES = ("sqnr", "cosine", "kl", "eval")
 
 
@@ -78,6 +79,9 @@ class Options:
         workers: Processes that sensitivities are measured with.
         group: Weights that share a scale in grouped formats; None: the recipe's.
         cache: Folder that keeps measured sensitivities for the next run.
+        stream: Quantize part by part, in bounded memory (quantize only): ``quantized`` calibrates each part on what the
+            quantized parts before it make, ``float`` on what the float model makes; ``off`` takes the whole model at
+            once, ``auto`` streams what is larger than a quarter of the free memory.
         gate: Measure int8 against float in ONNX Runtime and keep what is faster (quantize only).
         timeout_s: Limit for lowering, or for one tool of a generator.
         steps: Optional steps of generated targets, e.g. ``synth`` and ``pnr`` (compile only).
@@ -117,6 +121,7 @@ class Options:
     workers: int = 1
     group: int | None = None
     cache: Path | None = None
+    stream: str = "auto"
     gate: bool = True
     timeout_s: float = 1800.0
     steps: frozenset[str] = frozenset()
@@ -133,6 +138,7 @@ class Options:
         if self.objective is not None:
             _one_of(self.objective, OBJECTIVES, "objective", "--minimise")
         _one_of(self.loss, LOSSES, "loss", "--loss")
+        _one_of(self.stream, ("auto", "off", *STREAMED), "way", "--stream")
         if self.stop_after is not None:
             _one_of(self.stop_after, PHASES, "phase", "--stop-after")
         if self.max_drop is not None and self.evaluate is None:

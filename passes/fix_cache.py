@@ -66,7 +66,9 @@ def _one_sequence(model: ir.Model, decoder: Decoder) -> None:
     shape = decoder.tokens.shape
     if shape is None or len(shape) != 2 or not isinstance(shape[1], ir.SymbolicDim) or shape[1].value is None:
         msg = f"tokens of shape {shape} are no [batch, length] with a length that has a name"
-        raise ModelError(msg, where=f"input '{decoder.tokens.name}'", fix="export the model with dynamic lengths")
+        raise ModelError(
+            msg, where=f"input '{decoder.tokens.name}'", fix="export the model with dynamic lengths"
+        )
     batch = shape[0]
     if isinstance(batch, ir.SymbolicDim):
         FixDims({batch.value or f"{decoder.tokens.name}:0": 1}).run(model)
@@ -147,7 +149,9 @@ class _Rewriter:
         node = ir.node(op_type, inputs, attributes, name=name)
         value = node.outputs[0]
         value.name, value.type, value.shape = f"{name}_out", ir.TensorType(dtype), ir.Shape(shape)
-        self.graph.insert_before(self.graph[0], node) if self.last is None else self.graph.insert_after(self.last, node)
+        self.graph.insert_before(self.graph[0], node) if self.last is None else self.graph.insert_after(
+            self.last, node
+        )
         self.last = node
         return value
 

@@ -64,14 +64,19 @@ def _static(interface: Interface) -> Iterator[str]:
 
 def _dynamic(rules: ShapeRules) -> Iterator[str]:
     names = [*rules.buckets, *([rules.loop] if rules.loop else [])]
+    given = len(rules.inputs) - rules.states
     for name in rules.buckets:
         kind = _kind(name, rules)
         yield f"dim {quote(name)} {kind} {' '.join(map(str, rules.buckets[name]))}"
     if rules.loop:
         yield f"dim {quote(rules.loop)} loop"
     numbers = {name: number for number, name in enumerate(names)}
-    yield from (_port("input", port, numbers) for port in rules.inputs)
-    yield from (_port("output", port, numbers) for port in rules.outputs)
+    yield from (_port("input", port, numbers) for port in rules.inputs[:given])
+    if rules.cache is not None:
+        past = [port.name for port in rules.inputs].index(rules.cache.past)
+        yield f"cache {past} {numbers[rules.cache.length]} {rules.cache.capacity}"
+    yield from (_port("state", port, numbers) for port in rules.inputs[given:])
+    yield from (_port("output", port, numbers) for port in rules.answers)
     for function in rules.functions:
         sizes = [function.sizes.get(name, 1 if name == rules.loop else 0) for name in names]
         yield " ".join(["function", function.name, *map(str, sizes)])

@@ -185,6 +185,15 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check model, data and options, show the plan, write nothing.")
 ]
 Timeout = Annotated[float, typer.Option("--timeout", min=1, help="Seconds that lowering may take.")]
+Stream = Annotated[
+    str,
+    typer.Option(
+        "--stream",
+        metavar="WAY",
+        help="Part by part in bounded memory: quantized (calibrated behind quantized parts), float, off, or auto: "
+        "models over a quarter of the free memory.",
+    ),
+]
 Gate = Annotated[
     bool, typer.Option("--gate/--no-gate", help="Measure int8 against float, keep what is faster.")
 ]

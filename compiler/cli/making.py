@@ -156,6 +156,7 @@ def quantize_verb(
     quantization: Quantization,
     output: arg.OutputModel = None,
     gate: arg.Gate = True,
+    stream: arg.Stream = "auto",
     report: arg.Page = None,
     dry_run: arg.DryRun = False,
 ) -> None:
@@ -163,7 +164,7 @@ def quantize_verb(
     output = output or model.with_name(
         f"{model.name.removesuffix('.onnx')}.{_stem(quantization.recipe)}.onnx"
     )
-    options = Options(model=model, target=target, output=output, gate=gate, **quantization.values())
+    options = Options(model=model, target=target, output=output, gate=gate, stream=stream, **quantization.values())
     if dry_run:
         _dry_run(out, [options], "onnxruntime")
         return

@@ -47,7 +47,9 @@ def _why_not(node: ir.Node) -> str | None:
         return "it has no caches, or no rotation"
     if any(v is not None for v in inputs[SIN + 1 :]):
         return "it has positions, a bias or sinks of its own"
-    if any(node.attributes.get_float(name, 0.0) if name == "softcap" else _given(node, name) for name in REFUSED):
+    if any(
+        node.attributes.get_float(name, 0.0) if name == "softcap" else _given(node, name) for name in REFUSED
+    ):
         return "it has a soft cap, interleaved rotation or quantized caches"
     if int_attribute(node, "do_rotary", 0) != 1 or int_attribute(node, "local_window_size", -1) != -1:
         return "it does not rotate, or looks back by a window"

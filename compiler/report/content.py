@@ -95,7 +95,8 @@ def _random(c: Compilation) -> bool:
     return c.options.data is None and c.options.random_data
 
 
-def _port(value: ir.Value) -> dict[str, Any]:
+def port(value: ir.Value) -> dict[str, Any]:
+    """Return name, type and shape of an input or output."""
     shape = None if value.shape is None else [d if isinstance(d, int) else str(d) for d in value.shape.dims]
     return {
         "name": value.name,
@@ -113,8 +114,8 @@ def _model(c: Compilation) -> dict[str, Any]:
         "nodes": len(list(c.source.model.graph)),
         "nodes_normalized": len(list(c.model.graph)),
         "parameters": sum(v.const_value.size for v in initializers if v.const_value is not None),
-        "inputs": [_port(v) for v in c.model.graph.inputs],
-        "outputs": [_port(v) for v in c.model.graph.outputs],
+        "inputs": [port(v) for v in c.model.graph.inputs],
+        "outputs": [port(v) for v in c.model.graph.outputs],
     }
 
 

@@ -42,6 +42,34 @@ class PortRule(BaseModel):
     pad: float | None = None
 
 
+class CacheRule(BaseModel):
+    """Caches of fixed capacity that every call writes to.
+
+    Attributes:
+        past: Input that says how many positions they hold already, int32 [1].
+        length: Dimension that says how many come with a call.
+        capacity: Positions that there is room for.
+        states: How many of the last inputs are caches; as many of the last outputs are these caches again.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    past: str
+    length: str
+    capacity: int = Field(ge=1)
+    states: int = Field(ge=1)
+
+    def check(self, feeds: Arrays, sizes: Mapping[str, int]) -> None:
+        """Refuse a call that the caches have no room for.
+
+        Raises:
+            DataError: Says how many positions there are.
+        """
+        past, new = int(feeds[self.past].reshape(-1)[0]), sizes[self.length]
+        if past < 0 or past + new > self.capacity:
+            msg = f"{new} positions behind {past} do not fit caches of {self.capacity}"
+            raise DataError(msg, where=f"input '{self.past}'", fix="compile with a larger --context")
+
+
 class FunctionRule(BaseModel):
     """One function of the library.
 
@@ -88,8 +116,7 @@ class ShapeRules(BaseModel):
         inputs: In the model's order.
         outputs: In the model's order.
         functions: One for each combination of bucket sizes, and of those without the dynamic dimension's.
-        states: How many of the last inputs are caches that a call writes to; as many of the last outputs are these
-            caches again.
+        cache: The caches that calls write to, or None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,12 +129,17 @@ class ShapeRules(BaseModel):
     inputs: tuple[PortRule, ...]
     outputs: tuple[PortRule, ...]
     functions: tuple[FunctionRule, ...] = Field(min_length=1)
-    states: int = 0
+    cache: CacheRule | None = None
 
     @property
     def answers(self) -> tuple[PortRule, ...]:
         """The outputs that are no caches."""
         return self.outputs[: len(self.outputs) - self.states]
+
+    @property
+    def states(self) -> int:
+        """How many of the last inputs, and of the last outputs, are caches."""
+        return 0 if self.cache is None else self.cache.states
 
     def write(self, folder: Path) -> None:
         """Write ``shapes.json``."""
@@ -142,6 +174,8 @@ class ShapeRules(BaseModel):
         sizes: dict[str, int] = {}
         for port in self.inputs:
             _match(port, feeds, sizes)
+        if self.cache is not None:
+            self.cache.check(feeds, sizes)
         return sizes
 
     def function_for(self, sizes: Mapping[str, int]) -> FunctionRule:

@@ -276,6 +276,7 @@ struct bw_model {
   TVMFFIObjectHandle* functions;
   int threads;
   Input* inputs;
+  Input* states;
   Result* results;
   bool has_results;
   char busy;
@@ -288,9 +289,51 @@ void DropResults(bw_model* model) {
   model->has_results = false;
 }
 
+size_t BytesOf(const int64_t* shape, int rank, size_t item) {
+  for (int i = 0; i < rank; ++i) item *= static_cast<size_t>(shape[i]);
+  return item;
+}
+
+// Lets TVM see the memory of an input, of the shape that it has now.
+bw_status ViewInput(const Port& port, Input* input) {
+  DLTensor& tensor = input->managed.dl_tensor;
+  memset(&input->managed, 0, sizeof(input->managed));
+  tensor.data = input->memory.data;
+  tensor.device = DLDevice{kDLCPU, 0};
+  tensor.ndim = port.rank;
+  tensor.dtype = DLDataType{port.type->code, port.type->bits, 1};
+  tensor.shape = input->shape;
+  TVMFFIObjectHandle handle = nullptr;
+  Message message;
+  int code = TVMFFITensorFromDLPack(&input->managed, static_cast<int32_t>(kAlignment), 1, &handle);
+  if (!tvm_calls::Succeeded(code, port.name, &message)) return Fail(message);
+  input->tensor = tvm_calls::Object(handle);
+  return BW_OK;
+}
+
+// Makes the caches, filled with zeros, which the handle keeps from call to call.
+bw_status MakeStates(bw_model* model) {
+  const Text& text = model->text;
+  model->states = static_cast<Input*>(calloc(static_cast<size_t>(text.state_count) + 1, sizeof(Input)));
+  if (model->states == nullptr) return Fail(BW_ERROR_MEMORY, "out of memory");
+  for (int i = 0; i < text.state_count; ++i) {
+    const Port& port = text.states[i];
+    Input* state = &model->states[i];
+    memcpy(state->shape, port.dims, sizeof(state->shape));
+    size_t bytes = BytesOf(port.dims, port.rank, port.type->bits / 8u);
+    if (!state->memory.Reserve(bytes)) return Fail(BW_ERROR_MEMORY, "no %zu bytes for cache '%s'", bytes, port.name);
+    memset(state->memory.data, 0, bytes);
+    bw_status status = ViewInput(port, state);
+    if (status != BW_OK) return status;
+  }
+  return BW_OK;
+}
+
 bw_status Prepare(bw_model* model) {
   const Text& text = model->text;
   Message message;
+  bw_status made = MakeStates(model);
+  if (made != BW_OK) return made;
   model->inputs = static_cast<Input*>(calloc(static_cast<size_t>(text.input_count) + 1, sizeof(Input)));
   model->results = static_cast<Result*>(calloc(static_cast<size_t>(text.output_count) + 1, sizeof(Result)));
   size_t functions = static_cast<size_t>(text.function_count) + 1;
@@ -385,11 +428,6 @@ bw_status GetPort(const bw_model* model, const Port* ports, int count, int32_t i
 
 // ---- shapes ----------------------------------------------------------------------------------------------
 
-size_t BytesOf(const int64_t* shape, int rank, size_t item) {
-  for (int i = 0; i < rank; ++i) item *= static_cast<size_t>(shape[i]);
-  return item;
-}
-
 bw_status MatchInput(const Text& text, const Port& port, const bw_tensor& input, int64_t* sizes) {
   if (input.dtype != port.type->dtype) {
     return Fail(BW_ERROR_INPUT, "input '%s': expected elements of type %s", port.name, port.type->name);
@@ -414,6 +452,17 @@ bw_status MatchInput(const Text& text, const Port& port, const bw_tensor& input,
     return Fail(BW_ERROR_INPUT, "input '%s': this shape takes %zu bytes, got %zu", port.name, bytes, input.bytes);
   }
   return BW_OK;
+}
+
+// Refuses a call that the caches have no room for.
+bw_status CheckRoom(const Text& text, const bw_tensor* inputs, const int64_t* sizes) {
+  if (text.capacity == 0) return BW_OK;
+  int32_t past = 0;
+  memcpy(&past, inputs[text.past_input].data, sizeof(past));
+  int64_t added = sizes[text.length_dim];
+  if (past >= 0 && past + added <= text.capacity) return BW_OK;
+  return Fail(BW_ERROR_INPUT, "%lld positions behind %d do not fit caches of %lld", static_cast<long long>(added), past,
+              static_cast<long long>(text.capacity));
 }
 
 // Finds the smallest function that holds the sizes; of a dimension of any size, one for just this size comes first.
@@ -526,19 +575,7 @@ bw_status PlaceInput(const Text& text, const Port& port, const bw_tensor& given,
   if (padded) Fill(input->memory.data, bytes, *port.type, port.pad);
   CopyBlock(static_cast<char*>(input->memory.data), input->shape, to_at, static_cast<const char*>(given.data),
             given.shape, from_at, extent, port.rank, item);
-  DLTensor& tensor = input->managed.dl_tensor;
-  memset(&input->managed, 0, sizeof(input->managed));
-  tensor.data = input->memory.data;
-  tensor.device = DLDevice{kDLCPU, 0};
-  tensor.ndim = port.rank;
-  tensor.dtype = DLDataType{port.type->code, port.type->bits, 1};
-  tensor.shape = input->shape;
-  TVMFFIObjectHandle handle = nullptr;
-  Message message;
-  int code = TVMFFITensorFromDLPack(&input->managed, static_cast<int32_t>(kAlignment), 1, &handle);
-  if (!tvm_calls::Succeeded(code, port.name, &message)) return Fail(message);
-  input->tensor = tvm_calls::Object(handle);
-  return BW_OK;
+  return ViewInput(port, input);
 }
 
 // Returns output number `index` of what the model returned, or null if it is something else.
@@ -608,23 +645,24 @@ bw_status TakeFromDevice(const Text& text, int index, const int64_t* sizes, int6
 bw_status Invoke(bw_model* model, int function, const int64_t* sizes, int64_t element) {
   const Text& text = model->text;
   Message message;
-  TVMFFIAny* arguments = static_cast<TVMFFIAny*>(calloc(static_cast<size_t>(text.input_count) + 1, sizeof(TVMFFIAny)));
+  const int given = text.input_count, all = given + text.state_count;
+  TVMFFIAny* arguments = static_cast<TVMFFIAny*>(calloc(static_cast<size_t>(all) + 1, sizeof(TVMFFIAny)));
   if (arguments == nullptr) return Fail(BW_ERROR_MEMORY, "out of memory");
   bool done = true;
-  for (int i = 0; i < text.input_count && done; ++i) {
+  for (int i = given; i < all; ++i) arguments[i] = model->states[i - given].tensor;
+  for (int i = 0; i < given && done; ++i) {
     arguments[i] = model->inputs[i].tensor;
     if (text.cuda) done = tvm_calls::CopyTensor(model->inputs[i].tensor, kDLCUDA, &arguments[i], &message);
   }
   TVMFFIAny returned = tvm_calls::None();
   const char* name = text.functions[function].name;
-  done = done &&
-         tvm_calls::Call(model->functions[function], arguments, text.input_count, &returned, name, &message);
+  done = done && tvm_calls::Call(model->functions[function], arguments, all, &returned, name, &message);
   for (int i = 0; i < text.input_count && text.cuda; ++i) tvm_calls::Release(&arguments[i]);
   free(arguments);
   if (!done) return Fail(message);
   bw_status status = BW_OK;
   for (int i = 0; i < text.output_count && status == BW_OK; ++i) {
-    TVMFFIAny* output = OutputOf(&returned, i, text.output_count);
+    TVMFFIAny* output = OutputOf(&returned, i, text.output_count + text.state_count);
     status = output == nullptr ? Fail(BW_ERROR_RUNTIME, "the model returned something that is no tensor")
                                : TakeFromDevice(text, i, sizes, element, *output, &model->results[i]);
   }
@@ -651,6 +689,8 @@ bw_status Run(bw_model* model, const bw_tensor* inputs, int64_t* sizes) {
     if (status != BW_OK) return status;
   }
   int function = 0;
+  bw_status room = CheckRoom(text, inputs, sizes);
+  if (room != BW_OK) return room;
   bw_status status = ChooseFunction(text, sizes, &function);
   if (status != BW_OK) return status;
   if (!ConfigureThreads(model->threads, &message)) return Fail(message);
@@ -693,10 +733,15 @@ void bw_close(bw_model* model) {
     if (model->functions[i] != nullptr) TVMFFIObjectDecRef(model->functions[i]);
   }
   tvm_calls::Release(&model->machine);
+  for (int i = 0; model->states != nullptr && i < model->text.state_count; ++i) {
+    tvm_calls::Release(&model->states[i].tensor);
+    free(model->states[i].memory.data);
+  }
   for (int i = 0; model->inputs != nullptr && i < model->text.input_count; ++i) free(model->inputs[i].memory.data);
   for (int i = 0; model->results != nullptr && i < model->text.output_count; ++i) free(model->results[i].memory.data);
   free(model->functions);
   free(model->inputs);
+  free(model->states);
   free(model->results);
   ReleaseLibrary(model->library);
   model_text::Free(&model->text);

@@ -108,6 +108,13 @@ BW_API bw_status bw_output(const bw_model* model, int32_t index, bw_port* port);
  * its first run: later, only fewer can be used. */
 BW_API bw_status bw_set_threads(bw_model* model, int32_t threads);
 
+/* A decoder that was compiled with --context keeps its caches in the handle: they are no inputs and no outputs. Its input
+ * past_length says how many positions of them count, so 0 begins a new text, and a smaller number takes tokens back:
+ *
+ *   bw_tensor inputs[] = {{BW_INT64, 2, {1, count}, tokens, count * 8}, {BW_INT32, 1, {1}, &past, 4}};
+ *   bw_run(model, inputs, 2);   past += count;   ... the logits of the last row say what follows; append it, run again
+ */
+
 /* Computes the model. Inputs are given in the model's order and copied; a free dimension has any size up to the largest
  * the bundle was compiled for. */
 BW_API bw_status bw_run(bw_model* model, const bw_tensor* inputs, int32_t count);

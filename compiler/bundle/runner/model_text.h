@@ -9,6 +9,9 @@
 //   dim NAME bucket SIZE ...          or: dim NAME loop; or, for any size: dim NAME any SIZE ...
 //                                     or, for any size up to a largest one: dim NAME upto LARGEST SIZE ...
 //   input NAME TYPE PAD RANK SIZE ... a SIZE of $K is dimension K; PAD is - or a number
+//   cache INPUT DIM CAPACITY          input INPUT says how many positions the caches hold, dimension DIM how many come
+//   state NAME TYPE - RANK SIZE ...   a cache: an input behind the others that the handle keeps and calls write to; the
+//                                     model returns it behind its outputs
 //   output NAME TYPE - RANK SIZE ...
 //   function NAME SIZE ...            the size of every dimension, 1 for a looped one, 0 for any
 //   end
@@ -75,6 +78,10 @@ struct Text {
   int dim_count;
   Port* inputs;
   int input_count;
+  Port* states;
+  int state_count;
+  int past_input, length_dim;
+  int64_t capacity;  // of the caches; 0 if there are none
   Port* outputs;
   int output_count;
   Function* functions;
@@ -87,6 +94,7 @@ inline void Free(Text* text) {
   free(text->flags);
   free(text->dims);
   free(text->inputs);
+  free(text->states);
   free(text->outputs);
   free(text->functions);
   free(text->storage);
@@ -193,6 +201,28 @@ inline bool ParsePort(Line* line, const Text& text, Port* port) {
   return line->Done();
 }
 
+// The input that counts what the caches hold is one int32.
+inline bool ParseCache(Line* line, Text* text) {
+  int64_t input = 0, dim = 0;
+  if (!line->Number(0, text->input_count - 1, &input) || !line->Number(0, text->dim_count - 1, &dim)) return false;
+  const Port& past = text->inputs[input];
+  if (past.type->dtype != BW_INT32 || past.rank != 1 || past.dims[0] != 1) return false;
+  text->past_input = static_cast<int>(input);
+  text->length_dim = static_cast<int>(dim);
+  return line->Number(1, kLargestSize, &text->capacity) && line->Done();
+}
+
+// The size of a state is fixed, and known before the first call.
+inline bool ParseState(Line* line, Text* text) {
+  Port* state = Append(&text->states, &text->state_count);
+  if (!ParsePort(line, *text, state)) return false;
+  int64_t values = 1;
+  for (int i = 0; i < state->rank; ++i) {
+    if (state->dims[i] < 1 || __builtin_mul_overflow(values, state->dims[i], &values)) return false;
+  }
+  return values <= kLargestSize && text->capacity > 0;
+}
+
 inline bool ParseFunction(Line* line, Text* text) {
   Function* function = Append(&text->functions, &text->function_count);
   if (function == nullptr || !line->Name(&function->name)) return false;
@@ -240,6 +270,8 @@ inline bool ParseLine(const char* kind, Line* line, Text* text) {
   }
   if (strcmp(kind, "dim") == 0) return ParseDim(line, text);
   if (strcmp(kind, "input") == 0) return ParsePort(line, *text, Append(&text->inputs, &text->input_count));
+  if (strcmp(kind, "cache") == 0) return ParseCache(line, text);
+  if (strcmp(kind, "state") == 0) return !text->cuda && ParseState(line, text);
   if (strcmp(kind, "output") == 0) return ParsePort(line, *text, Append(&text->outputs, &text->output_count));
   if (strcmp(kind, "function") == 0) return ParseFunction(line, text);
   return false;
