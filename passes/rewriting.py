@@ -103,3 +103,11 @@ def _join(known: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> int | ir.
     if isinstance(known, int):
         return known
     return other if isinstance(other, int) or known.value is None else known
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let all readers of ``old``, graph outputs included, read ``new`` under the same name, type and shape."""
+    describe(new, old.type, old.shape)
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name, new.name = None, name
