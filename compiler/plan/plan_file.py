@@ -27,9 +27,7 @@ def plan_to_yaml(plan: Plan, recipe: Mapping[str, Any]) -> str:
 
 def plan_text(content: Mapping[str, Any]) -> str:
     """Return what :func:`plan_to_dict` gives as YAML text."""
-    return HEADER + yaml.dump(
-        dict(content), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=False
-    )
+    return HEADER + yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=False)
 
 
 # Text that no version of YAML takes for a number, a date or a truth value.

@@ -1,0 +1,188 @@
+"""Quantizing a model part by part, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler import frontend
+from bitwright.compiler.bundle.model_files import files_appearing_whole
+from bitwright.compiler.compilation import Compilation, Progress
+from bitwright.compiler.errors import InternalError
+from bitwright.compiler.graph.mapped import release_pages
+from bitwright.compiler.graph.saving import weight_bytes
+from bitwright.compiler.ort.equality import largest_difference
+from bitwright.compiler.ort.session import SessionConfig, local_config, open_session, run
+from bitwright.compiler.plan.plan_file import plan_text
+from bitwright.compiler.plan.planner import runtime_of
+from bitwright.compiler.report.written import companion
+from bitwright.compiler.streaming.chain import Part, chain_of
+from bitwright.compiler.streaming.content import Content
+from bitwright.compiler.streaming.extraction import part_model, prepared
+from bitwright.compiler.streaming.held import PartData, Stream
+from bitwright.compiler.streaming.joining import PartWriter
+from bitwright.compiler.streaming.noise import measure_noise
+from bitwright.compiler.streaming.part import RUNTIME, part_compilation, quantize_part
+
+# Samples that both streams follow, to say how far the quantized model is from the float one.
+COMPARED = frontend.ERROR_SAMPLES
+# Kernels that round their inputs to 8 bits pass on last bits of float sums as whole steps (2.5e-3 behind six layers); a
+# wrong joint shows up as an error of order one.
+JOINED_BOUND = 5e-2
+
+
+def stream(c: Compilation, way: str, output: Path, session_json: str) -> dict[str, Any]:
+    """Quantize a model part by part and write it with its companions.
+
+    Args:
+        c: A compilation whose model and data were read.
+        way: ``quantized``: a part is calibrated on what the quantized parts before it make; ``float``: on what the
+            float model makes, as when a model is quantized as a whole.
+        output: The .onnx file; its weights go to a .onnx.data file beside it.
+        session_json: Text of the .session.json.
+
+    Returns:
+        The content of the report.
+
+    Raises:
+        ModelError: The model is no chain of parts.
+        UsageError: The recipe has no format that the target runs, or an option names what the model lacks.
+    """
+    assert c.source is not None and c.dataset is not None, "ingest is done"
+    with c.recorded("cut") as notes:
+        notes.extend(frontend.check_recipe(c, RUNTIME))
+        whole = prepared(c.source.model, runtime_of(c.profile, "artifact").opset)
+        parts = chain_of(whole)
+        frontend.check_known_nodes(c, whole)
+        notes.append(f"{len(parts)} parts; {way} values pass between them")
+    with files_appearing_whole(output) as folder:
+        writer = PartWriter(folder, f"{output.name}.data")
+        try:
+            run_ = _Run(c, whole, way, writer)
+            with c.recorded("parts"):
+                for number, part in enumerate(parts):
+                    run_.step(part, number, len(parts))
+        finally:
+            writer.close()
+        with c.recorded("join") as notes:
+            model = writer.joined(whole, parts)
+            ir.save(model, folder / output.name)
+            run_.check(folder / output.name, notes)
+        report = run_.content.report(c, way, len(run_.main.data), weight_bytes(model))
+        _write_beside(run_.content, c, folder, output, session_json, report)
+    return report
+
+
+def _write_beside(
+    content: Content, c: Compilation, folder: Path, output: Path, session_json: str, report: Mapping[str, Any]
+) -> None:
+    texts = {
+        ".session.json": session_json,
+        ".plan.yaml": plan_text(content.plan(c)),
+        ".report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
+    }
+    for suffix, text in texts.items():
+        (folder / companion(output, suffix).name).write_text(text)
+
+
+class _Run:
+    """The loop's state: two streams of samples, what is written, what is to be reported."""
+
+    def __init__(self, c: Compilation, whole: ir.Model, way: str, writer: PartWriter) -> None:
+        self._c, self._whole, self._writer, self._way = c, whole, writer, way
+        self._config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
+        samples = frontend.samples_of(c)
+        plain = SessionConfig(threads=c.options.threads)
+        follows = {"float": COMPARED, "quantized": COMPARED, way: None}
+        self._float = Stream(samples, follows["float"], plain)
+        self._quantized = Stream(samples, follows["quantized"], self._config)
+        self.main = self._quantized if way == "quantized" else self._float
+        self._entry: ir.Shape | None = None
+        self._last: dict[str, np.ndarray] = {}
+        self.content = Content()
+
+    def step(self, part: Part, number: int, total: int) -> None:
+        """Quantize one part, write it, and take both streams through it."""
+        c = self._c
+        c.progress.step(number, total, "parts")
+        model = self._model(part)
+        data = PartData(self.main, part, model)
+        state = part_compilation(c, model, data, _Within(c.progress, number, total))
+        quantize_part(state)
+        with state.recorded("noise"):
+            exact, actual = (PartData(s, part) for s in (self._float, self._quantized))
+            measure_noise(state, islice(exact, COMPARED), islice(actual, COMPARED), self._config)
+        assert state.quantized is not None and state.normalized is not None
+        with state.recorded("pass on"):
+            self._remember(part, state.quantized)
+            self._quantized.advance(part, state.quantized)
+            self._float.advance(part, state.normalized)
+        self.content.add(state)
+        self._writer.add(state.quantized)
+        self._writer.flush()
+        release_pages(self._whole)
+
+    def _model(self, part: Part) -> ir.Model:
+        sample = next(iter(PartData(self.main, part)))
+        if part.entry is not None:
+            self._entry = _agreed(self._entry or part.entry.shape, sample[part.entry.name or ""].shape)
+        return part_model(self._whole, part, sample, self._entry)
+
+    def _remember(self, part: Part, quantized: ir.Model) -> None:
+        """Keep what the parts make of the first sample's outputs, for the check of the joined model."""
+        names = [v.name or "" for v in part.outputs if v.is_graph_output()]
+        if names:
+            sample = next(iter(PartData(self._quantized, part)))
+            found = run(open_session(quantized, self._config), sample)
+            self._last |= {name: found[name] for name in names}
+
+    def check(self, path: Path, notes: list[str]) -> None:
+        """Run the joined model on the first sample and compare it with what its parts made."""
+        sample = next(self._quantized.samples())
+        found = run(open_session(path, self._config), sample)
+        difference = largest_difference(self._last, {name: found[name] for name in self._last})
+        notes.append(f"largest relative difference of the joined model to its parts: {difference:.2e}")
+        if not difference <= JOINED_BOUND:
+            what = f"the joined model differs from its parts by {difference:.2e} (allowed {JOINED_BOUND:.0e})"
+            raise InternalError(what, where=str(self._c.options.model), fix="please report this model")
+        for each in (self._float, self._quantized):
+            each.close()
+
+
+def _agreed(shape: ir.Shape | None, sizes: tuple[int, ...]) -> ir.Shape | None:
+    """Return a shape if it fits an array; the residual stream has one shape all the way."""
+    if shape is None or len(shape) != len(sizes):
+        return None
+    fits = all(not isinstance(d, int) or d == n for d, n in zip(shape, sizes, strict=True))
+    return shape if fits else None
+
+
+@dataclass
+class _Within:
+    """Tells progress inside a part as progress of the whole."""
+
+    outer: Progress
+    number: int
+    total: int
+    name: str = ""
+
+    def phase(self, name: str) -> None:
+        """A phase of the part begins."""
+        self.name = name
+        self.outer.step(self.number, self.total, f"parts: {name}")
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """Work inside the phase."""
+        figure = f" {done}/{total} {what}" if total else ""
+        self.outer.step(self.number, self.total, f"parts: {self.name}{figure}")
+
+    def note(self, text: str) -> None:
+        """Something that a reader wants to know at once."""
+        self.outer.note(text)
