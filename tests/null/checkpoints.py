@@ -39,10 +39,11 @@ class CheckpointSizes:
     epsilon: float = 1e-5
     tied: bool = True
     rope: Mapping[str, Any] | None = None
+    newer_keys: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
-        """Return config.json's content with the older keys of rotary positions."""
+        """Return config.json's content, by default with the older keys of rotary positions."""
         found: dict[str, Any] = {
             "architectures": [self.architecture],
             "model_type": self.architecture.removesuffix("ForCausalLM").lower(),
@@ -54,8 +55,7 @@ class CheckpointSizes:
             "vocab_size": self.vocabulary,
             "max_position_embeddings": self.positions,
             "rms_norm_eps": self.epsilon,
-            "rope_theta": self.base,
-            "rope_scaling": None if self.rope is None else dict(self.rope),
+            **self._rope(),
             "tie_word_embeddings": self.tied,
             "hidden_act": "silu",
         }
@@ -64,6 +64,11 @@ class CheckpointSizes:
         if self.architecture == "MistralForCausalLM":
             found["sliding_window"] = None
         return {**found, **self.extra}
+
+    def _rope(self) -> dict[str, Any]:
+        if self.newer_keys:
+            return {"rope_parameters": {"rope_type": "default", **(self.rope or {}), "rope_theta": self.base}}
+        return {"rope_theta": self.base, "rope_scaling": None if self.rope is None else dict(self.rope)}
 
 
 def write_checkpoint(
@@ -149,3 +154,45 @@ def _values(part: Part, seed: int, arrays: Arrays | None) -> Iterator[np.ndarray
     for start in range(0, count, PIECE):
         piece = random.standard_normal(min(PIECE, count - start), np.float32) * scale
         yield piece + np.float32(1) if gains else piece
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# Decoders whose logits are compared with those that the transformers library computed: tests/golden.
+COMPARED: dict[str, tuple[CheckpointSizes, str]] = {
+    "llama, tied": (CheckpointSizes(), "bfloat16"),
+    "llama, head of its own": (CheckpointSizes(tied=False, base=500000.0), "float16"),
+    "llama, biases": (
+        CheckpointSizes(key_heads=4, extra={"attention_bias": True, "mlp_bias": True}),
+        "float32",
+    ),
+    "llama, positions stretched": (CheckpointSizes(rope={"type": "linear", "factor": 4.0}), "float32"),
+    "llama 3": (CheckpointSizes(head_width=32, base=500000.0, rope=LLAMA3, positions=256), "float32"),
+    "llama 3, newer keys": (
+        CheckpointSizes(tied=False, newer_keys=True, base=500000.0, rope=LLAMA3, positions=256),
+        "bfloat16",
+    ),
+    "mistral": (
+        CheckpointSizes(architecture="MistralForCausalLM", head_width=24, tied=False),
+        "float32",
+    ),
+    "qwen2": (
+        CheckpointSizes(
+            architecture="Qwen2ForCausalLM",
+            base=1000000.0,
+            epsilon=1e-6,
+            extra={"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 2},
+        ),
+        "bfloat16",
+    ),
+}
+
+
+def compared_tokens(sizes: CheckpointSizes) -> np.ndarray:
+    """Return the tokens that those logits belong to."""
+    return np.arange(48) * 31 % sizes.vocabulary
