@@ -1,0 +1,261 @@
+"""Training end to end on a small network: proof, determinism, checkpoints, and what is written."""
+
+import dataclasses
+import importlib.util
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import training_models
+
+torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install bitwright[qat]")
+
+import bitwright  # noqa: E402
+from bitwright.compiler.cli.app import main  # noqa: E402
+from bitwright.compiler.compilation import Compilation, Silent  # noqa: E402
+from bitwright.compiler.errors import DataError, ToolchainError, UsageError  # noqa: E402
+from bitwright.compiler.ingest.model_reader import read_model  # noqa: E402
+from bitwright.compiler.ort.session import SessionConfig, open_session, run  # noqa: E402
+from bitwright.compiler.pipeline import compile_model  # noqa: E402
+from bitwright.compiler.training import entry  # noqa: E402
+from bitwright.compiler.training import train as verb  # noqa: E402
+from bitwright.compiler.training.graph_module import GraphModule  # noqa: E402
+from bitwright.targets.loader import load_profile  # noqa: E402
+
+OPTIONS, TRAINING = training_models.options, training_models.training
+PLAIN = SessionConfig(optimize=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("training")
+    training_models.write(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return entry.train(OPTIONS(folder), TRAINING())
+
+
+def arrays(path):
+    return {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+
+
+def test_training_lowers_the_held_out_loss(trained):
+    outcome = trained.outcome
+    assert outcome.best_loss < 0.5 * outcome.first_loss
+    assert outcome.best_loss == min(loss for _, loss in outcome.history)
+    assert trained.float_difference < 1e-5
+
+
+def test_the_file_holds_small_integers_only(trained, folder):
+    found = arrays(trained.model)
+    weights = {k: v for k, v in found.items() if k.startswith("w") and k.endswith("_quantized")}
+    assert len(weights) == 4
+    for name, integers in weights.items():
+        assert integers.dtype == np.int8
+        assert set(np.unique(integers)) <= {-2, -1, 0, 1}, name
+    model = read_model(trained.model).model
+    quantized = [n.outputs[0] for n in model.graph if n.op_type == "QuantizeLinear"]
+    model.graph.outputs[:] = quantized
+    session = open_session(model, PLAIN)
+    x = np.load(folder / "x.npz")["x"]
+    largest = {name: int(value.max()) for name, value in run(session, {"x": x}).items()}
+    assert sum(value <= 15 for value in largest.values()) >= 4  # what convolutions and the last layer read
+    assert any(value > 15 for value in largest.values())  # what only the addition reads keeps 8 bits
+
+
+def test_the_file_computes_what_the_module_computed(folder):
+    options = OPTIONS(folder, "compared.onnx")
+    training = TRAINING()
+    c = Compilation(options, load_profile(options.target), Silent())
+    tensors = verb.start_plan(c, training)
+    student, teacher, _ = verb._modules(c, training, tensors)
+    verb._trained(c, training, student, teacher)
+    x = np.load(folder / "x.npz")["x"]
+    with torch.no_grad():
+        expected = student({"x": torch.from_numpy(x)})["l"].numpy()
+    model, _ = verb.written_model(c, student, verb._levels(c, training, tensors))
+    model.graph.outputs[0] = model.graph.outputs[0].producer().inputs[0]
+    found = next(iter(run(open_session(model, PLAIN), {"x": x}).values()))
+    # Sums in another order tip a rounding here and there: a step of an 8-bit tensor, not a different function.
+    assert np.mean(np.abs(found - expected) > 1e-4 * np.abs(expected).max()) < 0.05
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_the_same_seed_gives_the_same_file(trained, folder):
+    again = entry.train(OPTIONS(folder, "again.onnx"), TRAINING())
+    assert again.model.read_bytes() == trained.model.read_bytes()
+    other = entry.train(OPTIONS(folder, "other.onnx"), TRAINING(seed=1))
+    assert not same(arrays(other.model), arrays(trained.model))
+
+
+class Interrupting(Silent):
+    def __init__(self, at):
+        self.at = at
+
+    def step(self, done, total, what):
+        if done == self.at and what.startswith("steps"):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(trained, folder):
+    options = OPTIONS(folder, "resumed.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        entry.train(options, TRAINING(), Interrupting(7))
+    assert verb.checkpoint_of(options.output).is_file()
+    assert not options.output.exists()
+    with pytest.raises(UsageError, match="other settings: seed"):
+        entry.train(options, TRAINING(seed=3, resume=True))
+    resumed = entry.train(options, TRAINING(resume=True))
+    assert resumed.model.read_bytes() == trained.model.read_bytes()
+    assert resumed.outcome == trained.outcome
+    assert not verb.checkpoint_of(options.output).exists()
+
+
+def test_a_damaged_checkpoint_is_refused(folder):
+    options = OPTIONS(folder, "damaged.onnx")
+    verb.checkpoint_of(options.output).write_bytes(b"PK nothing")
+    with pytest.raises(DataError, match=r"not a readable \.npz"):
+        entry.train(options, TRAINING(resume=True))
+    np.savez(verb.checkpoint_of(options.output), header=np.frombuffer(b'{"version": 0}', np.uint8))
+    with pytest.raises(UsageError, match="no checkpoint of this version"):
+        entry.train(options, TRAINING(resume=True))
+
+
+def test_the_pipeline_takes_the_file_as_it_is(trained, folder):
+    dump = folder / "dump"
+    options = dataclasses.replace(
+        OPTIONS(folder), model=trained.model, output=None, dump=dump, stop_after="audit"
+    )
+    compile_model(options)
+    last = max(dump.glob("*-audit.onnx"))
+    assert Counter(n.op_type for n in onnx.load(last).graph.node) == Counter(
+        n.op_type for n in onnx.load(trained.model).graph.node
+    )
+    before, after = arrays(trained.model), arrays(last)
+    integers = [k for k, v in before.items() if v.dtype == np.int8 and v.ndim > 1]
+    assert len(integers) == 4
+    assert all(any(np.array_equal(before[k], v) for v in after.values()) for k in integers)
+
+
+def test_ternary_weights_take_mean_scales(folder):
+    training = TRAINING("ternary", None, scaling="mean", mixture=0.5, epochs=2.0)
+    found = arrays(entry.train(OPTIONS(folder, "ternary.onnx"), training).model)
+    weights = {k: v for k, v in found.items() if k.startswith("w") and k.endswith("_quantized")}
+    assert all(set(np.unique(v)) == {-1, 0, 1} for v in weights.values())
+
+
+def test_labels_and_squared_error(folder):
+    labelled = TRAINING(labels=folder / "labels.npz", label_share=1.0, epochs=8.0)
+    outcome = entry.train(OPTIONS(folder, "labelled.onnx"), labelled).outcome
+    assert outcome.best_loss < outcome.first_loss
+    squared = entry.train(OPTIONS(folder, "squared.onnx"), TRAINING(None, None, loss="mse", epochs=1.0))
+    assert squared.outcome.best_loss < 0.1  # of the mean square: 8 bits lose little
+
+
+def test_a_bound_on_time_bounds_the_steps(folder):
+    outcome = entry.train(OPTIONS(folder, "timed.onnx"), TRAINING(epochs=1e6, minutes=0.01)).outcome
+    assert 1 <= outcome.steps < 2000
+
+
+def test_labels_that_do_not_fit_are_refused(folder):
+    np.savez(folder / "short.npz", y=np.zeros(3, np.int64))
+    with pytest.raises(DataError, match=f"3 labels for {training_models.SAMPLES} samples"):
+        entry.train(OPTIONS(folder, "no.onnx"), TRAINING(labels=folder / "short.npz"))
+    np.savez(folder / "high.npz", y=np.full(training_models.SAMPLES, 5))
+    with pytest.raises(DataError, match="from 5 to 5 do not fit"):
+        entry.train(OPTIONS(folder, "no.onnx"), TRAINING(labels=folder / "high.npz"))
+    np.savez(folder / "floats.npz", y=np.zeros(training_models.SAMPLES))
+    with pytest.raises(DataError, match="not one of integers"):
+        entry.train(OPTIONS(folder, "no.onnx"), TRAINING(labels=folder / "floats.npz"))
+    assert not (folder / "no.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"), [("int8-row", "no scales to be trained"), ("mixed", "one format")]
+)
+def test_recipes_without_a_grid_are_refused(folder, recipe, why):
+    with pytest.raises(UsageError, match=why):
+        entry.train(OPTIONS(folder, "no.onnx", recipe=recipe), TRAINING(None, None, runtime="onnxruntime"))
+
+
+def test_widths_need_layers_of_8_bits(folder):
+    with pytest.raises(UsageError, match="no layer between the first and the last"):
+        entry.train(OPTIONS(folder, "no.onnx", recipe="w8"), TRAINING(2, None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [({"rate": 0.0}, "--rate"), ({"mixture": 2.0}, "--mix"), ({"held": 1.0}, "--hold"), ({"loss": "l1"}, "--loss"),
+     ({"weights": 9}, "--weights"), ({"weights": "trinary"}, "--weights"), ({"activations": 1}, "--activations")],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(changes, option):
+    with pytest.raises(UsageError) as found:
+        TRAINING(**changes)
+    assert found.value.where == option
+
+
+def test_without_pytorch_the_verb_says_what_to_install(folder, monkeypatch, capsys):
+    monkeypatch.setattr(entry, "find_spec", lambda name: None)
+    with pytest.raises(ToolchainError, match=r"pip install bitwright\[qat\]"):
+        entry.train(OPTIONS(folder), TRAINING())
+    code = main(
+        ["train", str(folder / "model.onnx"), "-t", training_models.TARGET, "-d", str(folder / "x.npz")]
+    )
+    assert code == ToolchainError.exit_code
+    assert "bitwright[qat]" in capsys.readouterr().err
+
+
+def test_the_command_line_and_the_function_make_the_same_file(folder, capsys):
+    place = folder / "typed.onnx"
+    typed = ["--weights", "4", "--activations", "4", "--epochs", "1", "--seed", "2", "--all-layers", "-q"]
+    code = main(
+        [
+            "train",
+            str(folder / "model.onnx"),
+            "-t",
+            training_models.TARGET,
+            "-d",
+            str(folder / "x.npz"),
+            *typed,
+            "-o",
+            str(place),
+        ]
+    )
+    assert code == 0
+    assert capsys.readouterr().out.split() == [str(place), str(place.with_suffix(".plan.yaml"))]
+    called = bitwright.train(
+        folder / "model.onnx",
+        target=training_models.TARGET,
+        data=folder / "x.npz",
+        output=folder / "called.onnx",
+        weights=4,
+        activations=4,
+        all_layers=True,
+        training={"epochs": 1.0, "seed": 2},
+    )
+    assert same(arrays(place), arrays(called.model))
+
+
+def test_importing_the_verb_does_not_load_pytorch():
+    import subprocess
+    import sys
+
+    code = "import sys, bitwright.compiler.cli.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert importlib.util.find_spec("torch") is not None
+
+
+def test_the_float_module_is_the_model(folder):
+    model = read_model(folder / "model.onnx").model
+    x = np.load(folder / "x.npz")["x"]
+    expected = run(open_session(model, PLAIN), {"x": x})["y"]
+    found = GraphModule(model)({"x": torch.from_numpy(x)})["y"].detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
