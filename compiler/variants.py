@@ -100,7 +100,8 @@ class Variants:
         Args:
             site: One of the sites.
             fmt: One of its formats.
-            ideal: Count the bits of the integers alone: no scales, no wider elements that hold them.
+            ideal: Count the bits of the integers alone: no scales of channels, no wider elements that hold them. In
+                groups scales and zero points are a good part of the bits, and count.
         """
         array = constant_array(site.weight)
         assert array is not None
@@ -108,7 +109,8 @@ class Variants:
         quant = None if plan is None else plan.weights.get(plan.nodes[site.name].weight)
         if quant is None:
             return float(array.nbytes)
-        return array.size * quant.bits / 8 if ideal else stored_bytes(quant, int(array.size))
+        whole = not ideal or bool(quant.group)
+        return stored_bytes(quant, int(array.size)) if whole else array.size * quant.bits / 8
 
     def live_sets(self, group_of: Mapping[str, Group]) -> list[LiveSet]:
         """Return what is in memory at every step, by the format of the group that wrote it.

@@ -1,4 +1,4 @@
-"""Store embedding tables in 4 bits with scales by group: com.microsoft.GatherBlockQuantized."""
+"""Store embedding tables in 8, 4, 3 or 2 bits with scales by group: com.microsoft.GatherBlockQuantized."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import onnx_ir as ir
 from bitwright.compiler.graph.model import FreshNames, constant_array, is_op, node_label
 from bitwright.compiler.graph.operands import table_of, weight_array, weight_of
 from bitwright.compiler.plan.model import Plan, WeightQuant
+from bitwright.passes.compact_weights import is_compact
 from bitwright.passes.contract import PassResult
-from bitwright.passes.pack_nbits import DOMAIN
+from bitwright.passes.pack_nbits import BITS, DOMAIN, PackNBits, pack
 from bitwright.passes.rewriting import add_initializer, fresh_names, replace_node
 from bitwright.passes.round_nearest import round_to_nearest
 from bitwright.passes.stored_weights import explicit_zero_point, stored_type
@@ -23,8 +24,8 @@ class BlockTables:
 
     No standard operator looks rows up in 4 bits. A product by the same table transposed (a tied output layer), and
     that the plan gives groups of the same kind, reads the one stored table: ``Transpose`` of integers, scales and
-    zero points, then DequantizeLinear, which ONNX Runtime folds and fuses into MatMulNBits. To be run before the
-    rounding passes, which then leave such a product alone.
+    zero points, then DequantizeLinear, which ONNX Runtime folds and fuses into MatMulNBits; where a table is stored as
+    packed bytes, MatMulNBits reads these. To be run before the rounding passes, which then leave such a product alone.
 
     Attributes:
         plan: Names the tables and their scales.
@@ -72,7 +73,8 @@ class _Edit:
             self.stored[value] = self._store(value, quant)
             self._tie(value)
         table = self.stored[value]
-        attributes = {"block_size": quant.group, "quantize_axis": 1, "gather_axis": 0, "bits": quant.bits}
+        bits = BITS[quant.dtype]
+        attributes = {"block_size": quant.group, "quantize_axis": 1, "gather_axis": 0, "bits": bits}
         inputs = [table.parts[0], node.inputs[1], *table.parts[1:]]
         new = ir.node(
             "GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=node.name, num_outputs=1
@@ -83,10 +85,14 @@ class _Edit:
     def _store(self, value: ir.Value, quant: WeightQuant) -> _Table:
         array = constant_array(value)
         assert array is not None
-        arrays = [round_to_nearest(array, quant).astype(stored_type(quant.dtype)), quant.scale]
-        zero = explicit_zero_point(quant)
-        if zero is not None:
-            arrays.append(zero.astype(stored_type(quant.dtype)))
+        integers = round_to_nearest(array, quant)
+        if _is_packed(quant):
+            arrays = _packed(integers, quant)
+        else:
+            arrays = [integers.astype(stored_type(quant.dtype)), quant.scale]
+            zero = explicit_zero_point(quant)
+            if zero is not None:
+                arrays.append(zero.astype(stored_type(quant.dtype)))
         stem, graph = value.name or "table", self.model.graph
         whats = ("quantized", "scale", "zero_point")
         parts = [
@@ -100,7 +106,12 @@ class _Edit:
         for node in [
             n for n in self.model.graph if self._multiplies_by(n, value) and self._same_groups(n, quant)
         ]:
-            node.replace_input_with(1, self._transposed(value))
+            if not _is_packed(quant):
+                node.replace_input_with(1, self._transposed(value))
+            elif is_op(node, "MatMul"):
+                self._multiply_packed(node, value)
+            else:
+                continue
             self.notes.append(f"{node_label(node)} reads the table '{value.name}'")
 
     def _multiplies_by(self, node: ir.Node, value: ir.Value) -> bool:
@@ -117,6 +128,25 @@ class _Edit:
         return quant is not None and (quant.axis, quant.group, quant.dtype, quant.bits, quant.codebook) == (
             (0, table.group, table.dtype, table.bits, table.codebook)
         )
+
+    def _multiply_packed(self, node: ir.Node, value: ir.Value) -> None:
+        """Let a product read the packed table, whose rows are what MatMulNBits calls columns, in its own shape."""
+        table, array = self.stored[value], constant_array(value)
+        assert array is not None
+        (rows, depth), group, bits = array.shape, table.quant.group, BITS[table.quant.dtype]
+        shape = np.array([rows, -(-depth // group), group * bits // 8], np.int64)
+        stem = f"{value.name}_blocks"
+        reshape = ir.node(
+            "Reshape",
+            [table.parts[0], add_initializer(self.model.graph, self.names(f"{stem}_shape"), shape)],
+            name=self.names(f"{stem}_Reshape"),
+        )
+        reshape.outputs[0].name = self.names(stem)
+        attributes = {"K": depth, "N": rows, "bits": bits, "block_size": group}
+        attributes["accuracy_level"] = PackNBits().accuracy_level
+        inputs = [node.inputs[0], reshape.outputs[0], *table.parts[1:]]
+        new = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name, num_outputs=1)
+        replace_node(node, [reshape, new], list(new.outputs))
 
     def _transposed(self, value: ir.Value) -> ir.Value:
         """Return the dequantized transposed table; every reader gets nodes of its own, as runtimes fuse them."""
@@ -140,6 +170,21 @@ class _Edit:
         else:
             output.type, output.shape = source.type, ir.Shape(list(source.shape)[::-1])
         return output
+
+
+def _is_packed(quant: WeightQuant) -> bool:
+    """Tell whether a table is stored as packed bytes: there is no narrower type that all its readers take."""
+    return BITS[quant.dtype] != 4 or is_compact(quant)
+
+
+def _packed(integers: np.ndarray, quant: WeightQuant) -> list[np.ndarray]:
+    """Return codes counted from the lowest, scales, and zero points if there are any, as their kernels read them."""
+    bits = BITS[quant.dtype]
+    offset = 0 if quant.dtype.startswith("u") else 2 ** (bits - 1)
+    arrays = [pack((integers.astype(np.int16) + offset).astype(np.uint8), bits), quant.scale]
+    if quant.zero_point is not None:
+        arrays.append(pack((quant.zero_point.astype(np.int16) + offset).astype(np.uint8), bits))
+    return arrays
 
 
 def _makers(values: list[ir.Value]) -> list[ir.Node]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler.graph.model import constant_array, int_attribute
+from bitwright.compiler.graph.model import constant_array, int_attribute, is_op
 from bitwright.compiler.plan.model import WeightQuant
 from bitwright.compiler.plan.scale_storage import as_bfloat16, super_scales
 from bitwright.compiler.plan.weights import PLANES
@@ -61,13 +61,14 @@ class _Compactor:
 
     def rewrite(self, node: ir.Node) -> bool:
         weight, scale, zero = OPERANDS[node.op_type]
-        changed = self._replace(node, scale, self._scales)
-        if node.op_type == "MatMulNBits" and int_attribute(node, "bits", 4) == 4:
-            changed |= self._codes(node, weight, zero)
-        return changed
+        changed = False
+        if int_attribute(node, "bits", 4) == 4:
+            changed = self._codes(node, weight, scale, zero)
+        return self._replace(node, scale, self._scales) or changed
 
     def _replace(self, node: ir.Node, index: int, make: _Maker) -> bool:
         """Let a node read what is made of a constant operand, once for all of its readers."""
+        node, index = _read_by(node, index)
         value = node.inputs[index]
         array = constant_array(value)
         if value is None or array is None or value.producer() is not None:
@@ -96,10 +97,11 @@ class _Compactor:
     def _widened(self, value: ir.Value) -> ir.Value:
         return self._node("Cast", value, to=ir.DataType.FLOAT.value)
 
-    def _codes(self, node: ir.Node, weight: int, zero: int) -> bool:
+    def _codes(self, node: ir.Node, weight: int, scale: int, zero: int) -> bool:
         """Store codes that need three bits only in planes."""
-        array = constant_array(node.inputs[weight])
-        if array is None or array.shape[-1] % 4:
+        reader, index = _read_by(node, weight)
+        array, scales = constant_array(reader.inputs[index]), constant_array(node.inputs[scale])
+        if array is None or scales is None or array.shape[-1] % 4:
             return False
         codes = np.stack([array & 15, array >> 4])
         points = node.inputs[zero] if len(node.inputs) > zero else None
@@ -107,10 +109,12 @@ class _Compactor:
         base = MIDDLE if symmetric else 0
         if codes.min() < base or codes.max() > base + 7:
             return False
-        if not self._replace(node, weight, lambda stem, packed: self._planes(stem, packed - np.uint8(17 * base))):
+        if not self._replace(
+            node, weight, lambda stem, packed: self._planes(stem, packed - np.uint8(17 * base))
+        ):
             return False
         if symmetric:
-            count = int_attribute(node, "N", 0), (array.shape[1] + 1) // 2
+            count = scales.shape[0], (scales.shape[1] + 1) // 2
             node.resize_inputs(max(len(node.inputs), zero + 1))
             node.replace_input_with(zero, self._middles(count))
         return True
@@ -159,3 +163,10 @@ class _Compactor:
         else:
             self.model.graph.insert_before(next(iter(self.model.graph)), node)
         return output
+
+
+def _read_by(node: ir.Node, index: int) -> tuple[ir.Node, int]:
+    """Return the node and operand that read the stored bytes: those of a Reshape if one stands between."""
+    value = node.inputs[index]
+    producer = None if value is None else value.producer()
+    return (producer, 0) if producer is not None and is_op(producer, "Reshape") else (node, index)

@@ -64,6 +64,7 @@ class RotateResidual:
             return PassResult(model, 0, ("rotated before",))
         decoder = recognise(model)
         _check_unshared(decoder)
+        _check_blocks(decoder, self.down_block)
         edit = _Edit(fresh_names(model), spreading_matrix(decoder.hyper.width, self.seed), self)
         for layer in decoder.layers:
             edit.layer(layer)
@@ -173,9 +174,7 @@ class _Edit:
         """Multiply neighbouring channels of a layer's input by a matrix when the model runs."""
         data, node = linear.data, linear.node
         dims, width, size = rank(data), linear.shape()[1], len(block)
-        if dims is None or width % size:
-            what = f"{width} channels are no multiple of blocks of {size}" if dims else "its rank is unknown"
-            raise ModelError(what, where=f"input of '{linear.label}'", fix="choose another 'rotate_down'")
+        assert dims is not None, "checked before the first edit"
         kept, stem, graph = [0] * (dims - 1), f"{linear.label}_blocks", graph_of(node)
         steps = (
             ("Reshape", np.array([*kept, width // size, size], np.int64)),
@@ -248,10 +247,23 @@ def _check_unshared(decoder: Decoder) -> None:
             _check_private(readers[0].data, [linear.node for linear in readers])
 
 
+def _check_blocks(decoder: Decoder, block: int) -> None:
+    """Refuse blocks that do not divide what the down projections read."""
+    for layer in decoder.layers if block else ():
+        width, known = layer.down.shape()[1], rank(layer.down.data) is not None
+        if not known or width % block:
+            what = (
+                f"{width} channels are no multiple of blocks of {block}" if known else "its rank is unknown"
+            )
+            raise ModelError(what, where=f"input of '{layer.down.label}'", fix="choose another 'rotate_down'")
+
+
 def _check_private(value: ir.Value, readers: list[ir.Node] | None) -> None:
     """Refuse a value that is rotated and that others, or the model's caller, want to read as it was."""
     others = [] if readers is None else [n for n, _ in value.uses() if n not in readers]
     foreign = next((node_label(n) for n in others if not is_op(n, "Shape", "Cast")), None)
     if foreign is not None or value.is_graph_output():
         reader = "the caller" if foreign is None else f"'{foreign}'"
-        raise ModelError(f"{reader} reads it, too, and would get it rotated", where=f"'{value.name}'", fix=FIX)
+        raise ModelError(
+            f"{reader} reads it, too, and would get it rotated", where=f"'{value.name}'", fix=FIX
+        )

@@ -32,7 +32,7 @@ from bitwright.passes.normalize import normalize
 from bitwright.targets.loader import load_profile
 
 WINDOW = 256
-CALIBRATION = 32
+CALIBRATION = 128
 UNIFORM = (
     "int8-row", "int8-row-smooth", "w8", "w4", "w4-mse", "w4-nearest", "w4-awq", "w4-awq-gptq", "w4-symmetric", "w4-small", "w4@64", "w4@128",
     "w4-k", "w4a8-rotated", "w4-float", "w4-rotated-float", "w3", "w3@64", "w3@128", "w3-awq-gptq", "w2", "w2@64", "w2-rotated", "nf4",
@@ -59,9 +59,7 @@ def folder() -> Path:
 
 def constants(model: ir.Model) -> int:
     """Return the bytes of all constants of a graph."""
-    return sum(
-        v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
-    )
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def counted(path: Path) -> tuple[int, int]:
@@ -71,7 +69,9 @@ def counted(path: Path) -> tuple[int, int]:
     held = {v for t in tensors for v in (*t.tables, *(reader.stored() for reader in t.readers))}
     others = (v for v in model.graph.initializers.values() if v not in held)
     vectors = 4 * sum(t.elements for t in tensors if not t.is_matrix)
-    return sum(t.elements for t in tensors), sum(v.const_value.nbytes for v in others if v.const_value) - vectors
+    return sum(t.elements for t in tensors), sum(
+        v.const_value.nbytes for v in others if v.const_value
+    ) - vectors
 
 
 def perplexity(session: object, tokens: np.ndarray, windows: int) -> float:
@@ -107,8 +107,14 @@ class Bench:
         start = time.monotonic()
         done = quantize(
             Options(
-                model=self.model, target="host", data=self.samples, output=path, recipe=name, gate=False,
-                group=int(group) if group else None, budget={} if bits is None else {"bits": bits},
+                model=self.model,
+                target="host",
+                data=self.samples,
+                output=path,
+                recipe=name,
+                gate=False,
+                group=int(group) if group else None,
+                budget={} if bits is None else {"bits": bits},
                 loss="sqnr" if bits is None else "kl",
             )  # fmt: skip
         )
@@ -134,7 +140,10 @@ def prepared(windows: int, out: Path) -> Bench:
 
 def table(rows: Iterable[Row]) -> str:
     """Return the table for the documentation."""
-    lines = ["| recipe | bits a weight | KiB | perplexity | / fp32 | s |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| recipe | bits a weight | KiB | perplexity | / fp32 | s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     lines += [
         f"| {r.recipe} | {r.bits:.2f} | {r.kilobytes:.0f} | {r.perplexity:.3f} | {r.ratio:.4f} | {r.seconds:.0f} |"
         for r in rows
@@ -147,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="*", default=list(UNIFORM))
     parser.add_argument("--bits", nargs="*", type=float, default=[])
-    parser.add_argument("--mixture", default="lm-mixed")
+    parser.add_argument("--mixture", default="mixed-weights")
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("format-files"))
     options = parser.parse_args()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.errors import InternalError
 from bitwright.compiler.graph.model import constant_array, int_attribute, node_label
+from bitwright.compiler.graph.operands import table_of, weight_array, weight_of
 from bitwright.compiler.moments import InputMoments
 from bitwright.compiler.plan.model import Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import widen_for_bias
@@ -24,8 +25,9 @@ def search_weight_scales(plan: Plan, model: ir.Model, moments: Mapping[str, Inpu
     """Return the plan with scales (and zero points where there are any) of least output error.
 
     The error of a weight counts as much as its input's mean square; without moments all count alike. Axis, groups
-    and types stay as planned. Where a bias would not fit int32 with the new scale, it is widened again. Tables
-    and weights in half precision keep what they have.
+    and types stay as planned. Where a bias would not fit int32 with the new scale, it is widened again. Tables in
+    groups get the scales of the product that reads them transposed (a tied head), or of least error in themselves;
+    other tables and weights in half precision keep what they have.
 
     Args:
         plan: Not changed.
@@ -39,7 +41,54 @@ def search_weight_scales(plan: Plan, model: ir.Model, moments: Mapping[str, Inpu
     weights = dict(plan.weights)
     for key, nodes in readers_of(plan, model).items():
         weights[key] = _searched(plan.weights[key], nodes, plan, moments)
-    return replace(plan, weights=weights)
+    found = replace(plan, weights=weights)
+    for node in model.graph:
+        decision = plan.nodes.get(node_label(node))
+        if decision is not None and decision.role == "table" and decision.weight:
+            weights[decision.weight] = _searched_table(weights[decision.weight], node, found, model)
+    return found
+
+
+def _searched_table(quant: WeightQuant, node: ir.Node, plan: Plan, model: ir.Model) -> WeightQuant:
+    """Return a table's entry, groups along its rows, with better scales."""
+    table, grid = constant_array(table_of(node)), grid_of(quant)
+    if table is None or grid is None or not quant.group or quant.codebook or quant.axis != 1:
+        return quant
+    head = _tied_head(quant, table, plan, model)
+    if head is not None:
+        zero = None if head.zero_point is None else np.ascontiguousarray(head.zero_point.T)
+        return replace(quant, scale=np.ascontiguousarray(head.scale.T), zero_point=zero)
+    columns = np.ascontiguousarray(table.T, np.float32)[None]
+    found = search_scales(columns, np.ones(columns.shape[:2]), grid, layout_of(quant))
+    scale = np.ascontiguousarray(found.scale[0].T)
+    if quant.zero_point is None or found.zero_point is None:
+        return replace(quant, scale=scale)
+    zero = np.rint(found.zero_point[0].T).astype(quant.zero_point.dtype)
+    return replace(quant, scale=scale, zero_point=np.ascontiguousarray(zero))
+
+
+def _tied_head(
+    quant: WeightQuant, table: NDArray[np.generic], plan: Plan, model: ir.Model
+) -> WeightQuant | None:
+    """Return the entry of a product by the transposed table that has groups of the same kind."""
+    for node in model.graph:
+        decision, weight = plan.nodes.get(node_label(node)), weight_of(node)
+        if decision is None or not decision.weight or weight is None or node.op_type != "MatMul":
+            continue
+        entry = plan.weights[decision.weight]
+        alike = (entry.axis, entry.group, entry.dtype, entry.bits) == (
+            0,
+            quant.group,
+            quant.dtype,
+            quant.bits,
+        )
+        if (
+            alike
+            and weight_array(weight).shape == table.T.shape
+            and np.array_equal(weight_array(weight), table.T)
+        ):
+            return entry
+    return None
 
 
 def readers_of(plan: Plan, model: ir.Model) -> dict[str, list[ir.Node]]:
