@@ -36,8 +36,8 @@ LOW_BIT = {
     ("ad_autoencoder", "ethos-u85-256"): 0.70,
     ("resnet8_cifar10", "ethos-u55-128"): 0.97,
 }
-# Models that are compiled with TFLite's way of calibrating, too.
-MINMAX = ("vww_mobilenet",)
+# Models whose way of calibrating is judged, too, where one image decides.
+JUDGED = ("vww_mobilenet",)
 GOLDEN = 20
 
 
@@ -143,9 +143,11 @@ def rows(names: list[str], out: Path) -> Iterator[Row]:
                 model, target, "int8", build(model, target, out / f"{name}-{target}-int8", "int8", {})
             )
             yield whole
-            if name in MINMAX and target == TARGETS[0]:
-                folder = out / f"{name}-{target}-minmax"
-                yield row(model, target, "int8, minmax", build(model, target, folder, "int8", {}, "minmax"))
+            if name in JUDGED and target == TARGETS[0]:
+                folder = out / f"{name}-{target}-judged"
+                yield row(
+                    model, target, "int8, judged ranges", build(model, target, folder, "int8", {}, "judged")
+                )
             if (name, target) in LOW_BIT:
                 seconds = whole.cycles / load_profile(target).clock_hz
                 budget = {"latency": LOW_BIT[name, target] * seconds}

@@ -17,6 +17,9 @@ from bitwright.targets.toolchain.yosys import run_yosys
 
 NAND2_TRANSISTORS = 4
 REQUANTIZE = "npu_requantize"
+# Mapping for area. Abc's own script also merges equivalent registers and nodes, which took it minutes on a multiplier
+# of 32 x 17 bits, and came out larger.
+FOR_AREA = "+strash;dc2;dc2;strash;dch;map,-a"
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,17 @@ def _script(module: str, parameters: Mapping[str, int], liberty: Path | None) ->
     for name, value in parameters.items():
         yield f"chparam -set {name} {value} {module}"
     yield f"hierarchy -check -top {module}"
-    yield "synth"
+    yield "synth -noabc -noshare"
     if liberty is None:
-        yield "abc -g cmos4"
+        # Only plain flip-flops are counted: enables and resets become gates in front of them.
+        yield "dfflegalize -cell $_DFF_P_ x"
+        yield f"abc -g cmos4 -script {FOR_AREA}"
         yield "opt_clean"
         yield "tee -q -o stat.json stat -tech cmos -json"
         return
     path = f'"{liberty.resolve()}"'
     yield f"dfflibmap -liberty {path}"
-    yield f"abc -liberty {path}"
+    yield f"abc -liberty {path} -script {FOR_AREA}"
     yield "opt_clean"
     yield f"tee -q -o stat.json stat -liberty {path} -json"
 
@@ -133,5 +138,8 @@ def _area_of(design: Mapping[str, Any], by_library: bool) -> float | None:
     if by_library:
         area = design.get("area")
         return float(area) if area else None
-    transistors = str(design.get("estimated_num_transistors", "")).rstrip("+")
+    transistors = str(design.get("estimated_num_transistors", ""))
+    if transistors.endswith("+"):
+        msg = f"yosys counts the transistors of some cells only: {transistors}"
+        raise ToolchainError(msg, fix="name a cell library with 'array.liberty'")
     return float(transistors) / NAND2_TRANSISTORS if transistors else None
