@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.bundle.model_files import write_model_atomically
-from bitwright.compiler.errors import InternalError, ModelError, UsageError
+from bitwright.compiler.errors import BitwrightError, InternalError, ModelError, UsageError
 from bitwright.compiler.graph.saving import INLINE_LIMIT_BYTES, weight_bytes
 from bitwright.compiler.hugging_face.checkpoint import Checkpoint, open_checkpoint
 from bitwright.compiler.hugging_face.graph import LOGITS, TOKENS, FloatName, Form, decoder_model
@@ -85,10 +85,24 @@ def export_folder(
     difference = None
     if weight_bytes(model) <= INLINE_LIMIT_BYTES:
         difference = _difference(model, checkpoint, dtype, threads)
-    write_model_atomically(model, output, companions)
+    _write(model, output, companions)
     parameters = sum(int(np.prod(p.shape)) for p in checkpoint.parts.values())
     architecture = checkpoint.config.architecture
     return ExportedDecoder(output, tuple(companions), architecture, parameters, context or limit, difference)
+
+
+def _write(model: ir.Model, output: Path, companions: dict[Path, str]) -> None:
+    """Write the model, its weights read as they are written."""
+    try:
+        write_model_atomically(model, output, companions)
+    except ir.serde.SerdeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        # What is wrong with a weight is found in the middle of somebody else's serialization.
+        if isinstance(cause, BitwrightError):
+            raise cause from None
+        raise
 
 
 def _companions(folder: Path, output: Path) -> dict[Path, str]:

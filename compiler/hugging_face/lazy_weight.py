@@ -37,7 +37,8 @@ class LazyWeight(ir.LazyTensor):
         self.part, self.transposed = part, transposed
         self._checkpoint = checkpoint
         shape = part.shape[::-1] if transposed else part.shape
-        super().__init__(self._whole, dtype, ir.Shape(shape), name=part.name)
+        # No bound method: its representation would be that of this tensor, which shows its function's.
+        super().__init__(lambda: self._whole(), dtype, ir.Shape(shape), name=part.name)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """Yield rows of the initializer in order, some megabytes at a time.
