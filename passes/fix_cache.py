@@ -193,7 +193,7 @@ def _result(linear: Linear) -> ir.Value:
         (addition,) = consumers(value)
         value = addition.outputs[0]
     if value.dtype != ir.DataType.FLOAT or value.shape is None or len(value.shape) != 3:
-        msg = f"a projection of type {value.type} and shape {value.shape}, where float32 [batch, length, width] is needed"
+        msg = f"a projection of {value.type}, shape {value.shape}; float32 [batch, length, width] is needed"
         raise ModelError(msg, where=f"node '{node_label(linear.node)}'", fix="export the decoder in float32")
     return value
 

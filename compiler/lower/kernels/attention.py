@@ -96,9 +96,8 @@ class _Emitter:
     def task(self, head: Expr, start: Expr) -> None:
         """Append the new rows of one head, then compute the queries that read it."""
         first = keep(start)
-        with loop(self.length) as row:
-            with T.If(first + row < self.capacity), T.Then():
-                self.append(head, row, first + row)
+        with loop(self.length) as row, T.If(first + row < self.capacity), T.Then():
+            self.append(head, row, first + row)
         turned = allocate((self.sharing * self.width,), "float32")
         scores = allocate((self.sharing * self.padded,), "float32")
         seen = allocate((1,), "int32")
