@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.errors import UsageError, printable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.generation.comparison import Comparison
     from bitwright.compiler.generation.generate import Generation
 
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")]
 Decoder = Annotated[
     Path, typer.Argument(metavar="MODEL", help="An ONNX decoder, or the folder with one.", show_default=False)
 ]
@@ -111,7 +112,7 @@ def generate_verb(
         Path | None,
         typer.Option("--compare", metavar="OTHER", help="Let another model continue the same, and compare."),
     ] = None,
-    threads: arg.Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Let a decoder continue a text in ONNX Runtime; show the text as it comes, and tokens a second."""
     from bitwright.compiler.generation.comparison import compare
@@ -195,10 +196,19 @@ def _print_comparison(out: Output, found: Comparison) -> None:
         out.document(found.to_dict())
         return
     both = [found.first, found.second]
-    texts = [" ".join(map(str, g.tokens)) if g.text is None else g.text for g in both]
-    out.table("", [str(g.model) for g in both], [texts])
+    if out.speaks:
+        out.console.print(_side_by_side(both))
     _print_speed(out, both)
     out.text(found.verdict())
+
+
+def _side_by_side(found: list[Generation]) -> Table:
+    """Return both texts in full: long words are broken rather than cut."""
+    table = Table(box=None, pad_edge=False)
+    for g in found:
+        table.add_column(Text(printable(g.model)), overflow="fold", ratio=1)
+    table.add_row(*(_safe(" ".join(map(str, g.tokens)) if g.text is None else g.text) for g in found))
+    return table
 
 
 def evaluate_verb(
@@ -215,7 +225,7 @@ def evaluate_verb(
             help="perplexity:TOKENS.npz, perplexity:TEXT.txt,tokenizer=FILE.json, or FILE.py:FUNC.",
         ),
     ],
-    threads: arg.Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Measure a metric of a model as it stands: perplexity, or your own function."""
     from bitwright.compiler.evaluation import evaluate_model

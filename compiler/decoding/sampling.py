@@ -87,9 +87,9 @@ def candidates(
         sampling: With a temperature above 0.
     """
     assert sampling.temperature > 0, "nothing is drawn at temperature 0"
-    scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")[: sampling.top_k]
-    weights = np.exp(scaled[order])
+    order = np.argsort(-logits, kind="stable")[: sampling.top_k]
+    kept = logits[order].astype(np.float64)
+    weights = np.exp((kept - kept[0]) / sampling.temperature)
     probabilities = weights / weights.sum()
     count = int(np.count_nonzero(probabilities))
     if sampling.top_p is not None:

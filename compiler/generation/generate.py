@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from bitwright.compiler.decoding.sampling import Sampler, Sampling
-from bitwright.compiler.errors import UsageError
+from bitwright.compiler.errors import DataError, UsageError
 from bitwright.compiler.generation.opening import Language, OpenedDecoder, open_decoder, open_language
 from bitwright.compiler.generation.text_stream import TextStream
 
-Reason = Literal["length", "stop token"]
+Reason = Literal["length", "stop token", "context"]
 Told = Callable[[str], None]
 
 
@@ -149,6 +149,9 @@ def continued(
 ) -> Generation:
     """Let an opened decoder continue a prompt; see :func:`generate`."""
     session, sampler = decoder.session, Sampler(request.sampling)
+    if decoder.context is not None and len(prompt) > decoder.context:
+        what = f"the prompt has {len(prompt)} tokens, the model takes {decoder.context}"
+        raise DataError(what, where=str(decoder.path), fix="shorten the prompt")
     session.restart()
     writer = _Writer(language, prompt, told)
     tokens: list[int] = []
@@ -156,17 +159,19 @@ def continued(
     token = sampler.choose(session.feed(prompt))
     prompt_s = time.perf_counter() - start
     steps, steps_s = 0, 0.0
+    reason: Reason = "stop token"
     while token not in language.stops:
         tokens.append(token)
         writer.add(token)
-        if len(tokens) == request.max_tokens:
+        full = _full(decoder, request, len(tokens))
+        if full is not None:
+            reason = full
             break
         start = time.perf_counter()
         token = sampler.choose(session.feed([token]))
         steps_s += time.perf_counter() - start
         steps += 1
     text = writer.finish()
-    reason: Reason = "length" if len(tokens) == request.max_tokens else "stop token"
     notes = language.notes
     if not session.cached:
         notes = (*notes, "the graph has no cache: every token is computed from all before it anew")
@@ -174,6 +179,13 @@ def continued(
     return Generation(
         decoder.path, prompt, found, text, reason, prompt_s, steps_s, steps, session.cached, notes
     )
+
+
+def _full(decoder: OpenedDecoder, request: Request, count: int) -> Reason | None:
+    """Return what allows no further token behind so many, or None."""
+    if count == request.max_tokens:
+        return "length"
+    return "context" if decoder.session.length == decoder.context else None
 
 
 class _Writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bitwright.compiler.ort.decoding import DecodingSession
 from bitwright.compiler.ort.session import SessionConfig, open_session
 
 MODEL_FILE = "model.onnx"
+CONTEXT = "context_length"  # an entry of the model's metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +29,13 @@ class OpenedDecoder:
         path: Its .onnx file.
         session: The session.
         interface: Its inputs and outputs.
+        context: The most tokens that it takes, if the model states it; else it fails at the first one too many.
     """
 
     path: Path
     session: DecodingSession
     interface: Interface
+    context: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,9 @@ def open_decoder(given: Path, threads: int) -> OpenedDecoder:
     except ModelError as error:
         raise ModelError(error.what, where=error.where or str(path), fix=error.fix) from error
     session = open_session(path, session_config(path, threads))
-    return OpenedDecoder(path, DecodingSession(session, interface, pairs), interface)
+    stated = model.metadata_props.get(CONTEXT, "")
+    context = int(stated) if re.fullmatch("[1-9][0-9]{0,8}", stated) else None
+    return OpenedDecoder(path, DecodingSession(session, interface, pairs), interface, context)
 
 
 def _check_length(interface: Interface) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.decoding.interface import Interface
 from bitwright.compiler.errors import DataError
+from bitwright.compiler.ingest.text import one_line
 from bitwright.compiler.ort.session import ORT_ERRORS
 
 Logits = NDArray[np.floating]
@@ -81,7 +82,7 @@ class DecodingSession:
         try:
             values = self._session.run_with_ort_values(self._outputs, feeds | self._past)
         except ORT_ERRORS as error:
-            what = f"the model fails with {len(given)} tokens behind {past}: {error}"
+            what = f"the model fails with {len(given)} tokens behind {past}: {one_line(error)}"
             fix = "generate fewer tokens: the model may not reach further; or run it in ONNX Runtime first"
             raise DataError(what, where=f"token {len(seen) - 1}", fix=fix) from error
         self._past = dict(zip(self._pairs, values[1:], strict=True))
