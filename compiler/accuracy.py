@@ -13,6 +13,7 @@ from bitwright.compiler.allocate.moves import upgrades
 from bitwright.compiler.allocate.problem import Problem
 from bitwright.compiler.allocation import allocation_problem, apply_formats, budget_of
 from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.errors import AccuracyGateError
 from bitwright.compiler.ingest.evaluator import PERPLEXITY, is_perplexity, load_eval
 from bitwright.compiler.ort.accuracy import Accuracy, Metric, measure
 from bitwright.compiler.ort.session import SessionConfig, callable_model, local_config, open_session
@@ -53,6 +54,25 @@ def hold(c: Compilation, runtime: RuntimeName, notes: list[str], keep: frozenset
     notes.append(_line(c.accuracy))
     if c.options.max_drop is not None and c.accuracy.drop > c.options.max_drop:
         _improve(c, runtime, metric, notes, keep)
+
+
+def remeasure(c: Compilation, notes: list[str]) -> None:
+    """Measure the user's metric again, because the quantized model has changed.
+
+    Raises:
+        AccuracyGateError: It drops by more than the user allows.
+    """
+    if c.options.evaluate is None or c.accuracy is None:
+        return
+    config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
+    value = _value(load_eval(c.options.evaluate), c.quantized, config)
+    c.accuracy = replace(c.accuracy, quantized_value=value)
+    notes.append(_line(c.accuracy))
+    if c.options.max_drop is not None and c.accuracy.drop > c.options.max_drop:
+        what = f"the metric drops by {c.accuracy.drop:.3%}, more than {c.options.max_drop:.3%}"
+        raise AccuracyGateError(
+            what, where="--kv-cache", fix="choose a wider type for the cache, or allow a larger drop"
+        )
 
 
 def _line(found: Accuracy) -> str:

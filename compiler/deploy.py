@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from bitwright.compiler import accuracy, advising, allocation, frontend, migration, quantizing
+from bitwright.compiler import accuracy, advising, allocation, frontend, fusion, migration, quantizing
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
@@ -119,7 +119,14 @@ def run_phases(c: Compilation) -> None:
                 notes.append(
                     f"{len(c.audit.patterns)} patterns are expected to fuse, by published rules: not executed"
                 )
-        if runs_here(runtime_of(c.profile, "onnxruntime")):
+    here = runs_here(runtime_of(c.profile, "onnxruntime"))
+    with c.recorded("fuse") as notes:
+        if here:
+            fusion.fuse(c, _config(c), notes)
+        else:
+            fusion.leave(c, notes)
+    with c.recorded("time") as notes:
+        if here:
             _time(c, notes)
         else:
             notes.append(_not_timed(c))
@@ -211,7 +218,10 @@ def _timed(c: Compilation, model: ir.Model) -> PairedTiming:
     original, plain = c.source.model, SessionConfig(threads=c.options.threads)
     samples = list(islice(c.dataset.batches(1), TIMED_SAMPLES))
     return time_reopened(
-        lambda: open_session(model, _config(c)), lambda: open_session(original, plain), samples
+        lambda: open_session(model, _config(c)),
+        lambda: open_session(original, plain),
+        samples,
+        first_feeds=fusion.narrowed(samples, model),
     )
 
 

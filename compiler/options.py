@@ -34,6 +34,7 @@ BUDGETS = ("latency", "size", "bits", "ram", "energy", "loss", *CIRCUIT_BUDGETS)
 CIRCUIT_OBJECTIVES = ("interval", "luts", "ffs", "dsps", "brams")
 OBJECTIVES = ("loss", "latency", "size", "ram", "energy", *CIRCUIT_OBJECTIVES)
 STREAMED = ("quantized", "float")
+KV_CACHES = ("float16", "int8", "int4")
 LOSSES = ("sqnr", "cosine", "kl", "eval")
 
 
@@ -82,6 +83,7 @@ class Options:
         stream: Quantize part by part, in bounded memory (quantize only): ``quantized`` calibrates each part on what the
             quantized parts before it make, ``float`` on what the float model makes; ``off`` takes the whole model at
             once, ``auto`` streams what is larger than a quarter of the free memory.
+        kv_cache: ``float16``, ``int8`` or ``int4``: what a decoder's cache of keys and values holds (quantize only).
         gate: Measure int8 against float in ONNX Runtime and keep what is faster (quantize only).
         timeout_s: Limit for lowering, or for one tool of a generator.
         steps: Optional steps of generated targets, e.g. ``synth`` and ``pnr`` (compile only).
@@ -122,6 +124,7 @@ class Options:
     group: int | None = None
     cache: Path | None = None
     stream: str = "auto"
+    kv_cache: str | None = None
     gate: bool = True
     timeout_s: float = 1800.0
     steps: frozenset[str] = frozenset()
@@ -139,6 +142,8 @@ class Options:
             _one_of(self.objective, OBJECTIVES, "objective", "--minimise")
         _one_of(self.loss, LOSSES, "loss", "--loss")
         _one_of(self.stream, ("auto", "off", *STREAMED), "way", "--stream")
+        if self.kv_cache is not None:
+            _one_of(self.kv_cache, KV_CACHES, "type of a cache", "--kv-cache")
         if self.stop_after is not None:
             _one_of(self.stop_after, PHASES, "phase", "--stop-after")
         if self.max_drop is not None and self.evaluate is None:

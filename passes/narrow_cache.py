@@ -28,6 +28,11 @@ PAST, PRESENT, ROTARY, SCALES = (3, 4), (1, 2), (7, 8), (12, 13)
 QUERIES = (0, 1, 2)
 
 
+def cache_type(name: str) -> CacheType:
+    """Return the type of a cache by its name, which has been checked."""
+    return next(known for known in STORED if known == name)
+
+
 @dataclass(frozen=True)
 class NarrowCache:
     """Give every GroupQueryAttention a cache of another type; the graph's past and present change type with it.
@@ -53,9 +58,7 @@ class NarrowCache:
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite ``model`` in place."""
         nodes = [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == DOMAIN]
-        todo = [
-            n for n in nodes if n.inputs[PAST[0]] is not None and n.inputs[PAST[0]].dtype == ir.DataType.FLOAT
-        ]
+        todo = [n for n in nodes if _is_float(n.inputs[PAST[0]])]
         names = fresh_names(model)
         for node in todo:
             if self.type == "float16":
@@ -90,6 +93,10 @@ class NarrowCache:
         value.dtype = STORED[self.type]
         if self.type == "int4" and value.shape is not None and isinstance(value.shape[-1], int):
             value.shape = ir.Shape([*value.shape[:-1], (value.shape[-1] + 1) // 2])
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT
 
 
 def _compute_in_half(node: ir.Node, names: FreshNames) -> None:

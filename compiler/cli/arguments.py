@@ -197,4 +197,13 @@ Stream = Annotated[
 Gate = Annotated[
     bool, typer.Option("--gate/--no-gate", help="Measure int8 against float, keep what is faster.")
 ]
+KVCache = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache",
+        metavar="TYPE",
+        help="What a decoder's cache of keys and values holds: float16, int8 or int4. "
+        "The graph's past and present tensors change type with it.",
+    ),
+]
 Page = Annotated[Path | None, typer.Option("--report", help="Write the report as an HTML page, too.")]

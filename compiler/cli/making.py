@@ -157,6 +157,7 @@ def quantize_verb(
     output: arg.OutputModel = None,
     gate: arg.Gate = True,
     stream: arg.Stream = "auto",
+    kv_cache: arg.KVCache = None,
     report: arg.Page = None,
     dry_run: arg.DryRun = False,
 ) -> None:
@@ -164,7 +165,15 @@ def quantize_verb(
     output = output or model.with_name(
         f"{model.name.removesuffix('.onnx')}.{_stem(quantization.recipe)}.onnx"
     )
-    options = Options(model=model, target=target, output=output, gate=gate, stream=stream, **quantization.values())
+    options = Options(
+        model=model,
+        target=target,
+        output=output,
+        gate=gate,
+        stream=stream,
+        kv_cache=kv_cache,
+        **quantization.values(),
+    )
     if dry_run:
         _dry_run(out, [options], "onnxruntime")
         return

@@ -38,3 +38,22 @@ def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
     magnitude = float(np.max(np.abs(expected), initial=0.0)) or 1.0
     difference = float(np.max(np.abs(expected.astype(np.float64) - actual.astype(np.float64))))
     return difference / magnitude if np.isfinite(difference) else float("inf")
+
+
+def rms_difference(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> float:
+    """Return the largest root mean square difference of any float output, relative to that output's root mean square.
+
+    Other shapes and values that are not finite count as infinitely different.
+    """
+    return max((_rms(expected[name], actual[name]) for name in expected), default=0.0)
+
+
+def _rms(expected: np.ndarray, actual: np.ndarray) -> float:
+    if expected.shape != actual.shape:
+        return float("inf")
+    wanted, found = expected.astype(np.float64), actual.astype(np.float64)
+    size = float(np.sqrt(np.mean(wanted**2))) if wanted.size else 0.0
+    difference = float(np.sqrt(np.mean((wanted - found) ** 2))) if wanted.size else 0.0
+    if difference == 0.0:
+        return 0.0
+    return difference / size if size and np.isfinite(difference) else float("inf")

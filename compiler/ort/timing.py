@@ -82,6 +82,7 @@ def time_reopened(
     second: Callable[[], ort.InferenceSession],
     feeds: Sequence[Mapping[str, np.ndarray]],
     *,
+    first_feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
     sessions: int = 3,
     rounds: int = 7,
     round_s: float = 0.03,
@@ -95,12 +96,15 @@ def time_reopened(
         first: Opens the candidate.
         second: Opens the reference.
         feeds: Inputs of one sweep.
+        first_feeds: The same for the candidate, where its inputs are of other types.
         sessions: How often to open both.
         rounds: Pairs of rounds for each.
         round_s: Seconds aimed at for a round.
     """
     return _summary(
-        np.concatenate([_pairs(first(), second(), feeds, rounds, round_s) for _ in range(sessions)])
+        np.concatenate(
+            [_pairs(first(), second(), feeds, rounds, round_s, first_feeds) for _ in range(sessions)]
+        )
     )
 
 
@@ -110,15 +114,17 @@ def _pairs(
     feeds: Sequence[Mapping[str, np.ndarray]],
     rounds: int,
     round_s: float,
+    first_feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> np.ndarray:
     """Return seconds of one call as an array [rounds, 2]; which model goes first alternates."""
     calls = _calls(second, feeds, round_s)
-    _round(first, feeds, 1)
+    given = (feeds if first_feeds is None else first_feeds, feeds)
+    _round(first, given[0], 1)
     times = np.empty((rounds, 2))
     for k in range(rounds):
         order = ((0, first), (1, second)) if k % 2 == 0 else ((1, second), (0, first))
         for column, session in order:
-            times[k, column] = _round(session, feeds, calls)
+            times[k, column] = _round(session, given[column], calls)
     return times / calls / len(feeds)
 
 

@@ -1,0 +1,261 @@
+"""Phase fuse: a decoder's attention and normalizations as ONNX Runtime's own operators, proven and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bitwright.compiler import accuracy, frontend
+from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.errors import UsageError
+from bitwright.compiler.graph.model import static_shape
+from bitwright.compiler.ort.equality import rms_difference
+from bitwright.compiler.ort.no_regret import WORTHWHILE
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.compiler.ort.timing import time_reopened
+from bitwright.passes.contract import Pass
+from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention
+from bitwright.passes.fuse_skip_norms import FuseSkipNorms
+from bitwright.passes.join_attention_inputs import JoinAttentionInputs
+from bitwright.passes.narrow_cache import STORED, NarrowCache, cache_type
+
+Feeds = Mapping[str, np.ndarray]
+# Another order of float32 sums changes outputs in the sixth digit; behind kernels that round activations to 8 bits it
+# moves a few of them by a step. A wrong mask or position changes outputs by their own size.
+FUSED_BOUND = 1e-2
+# New tokens and tokens in the cache that both forms are compared with. The longest reaches as far as the tables of
+# positions, so that a window of attention would be seen: in the cache, where one token costs little, or as one prompt.
+COMPARED = ((5, 0), (1, 5), (3, 4))
+LONGEST_CACHE, LONGEST_PROMPT = 8191, 512
+CACHE_SAMPLES = 32
+TIMED_SAMPLES = 4
+PAST_KEY, PAST_VALUE, TABLE = 3, 4, 7
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """What a fused graph takes.
+
+    Attributes:
+        tokens: The input of token numbers.
+        caches: Inputs that hold keys and values of earlier tokens, each with heads and width.
+        positions: Rows of the tables of positions, or None.
+    """
+
+    tokens: ir.Value
+    caches: Mapping[str, tuple[int, int]]
+    positions: int | None
+
+    def lengths(self) -> Iterator[tuple[int, int]]:
+        """Yield numbers of new tokens and of those in the cache."""
+        limit = self.positions or LONGEST_CACHE
+        if self.caches:
+            yield from COMPARED
+            yield 1, min(limit - 1, LONGEST_CACHE)
+        else:
+            yield from ((1, 0), (5, 0), (min(limit, LONGEST_PROMPT), 0))
+
+    def feeds(self, new: int, past: int, known: NDArray[np.integer]) -> dict[str, np.ndarray]:
+        """Return random inputs, tokens drawn from those that are known to be valid."""
+        random = np.random.default_rng(0)
+        tokens = random.choice(known, (1, new)).astype(known.dtype)
+        caches = {
+            name: random.standard_normal((1, heads, past, width)).astype(np.float32)
+            for name, (heads, width) in self.caches.items()
+        }
+        return {self.tokens.name or "": tokens, **caches}
+
+
+def fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
+    """Write a decoder's attention as GroupQueryAttention where that is proven equal and measured faster.
+
+    Args:
+        c: Has a quantized model for ONNX Runtime on this processor; a fused one takes its place.
+        config: How the deployment is opened.
+        notes: Told what was done, or why not.
+
+    Raises:
+        UsageError: A type was asked for the cache of a model that has none, or whose attention cannot be fused.
+    """
+    assert c.quantized is not None and c.source is not None and c.model is not None
+    # Where no integers paid the user's own graph is kept, which is not in the form that is understood here.
+    base = c.model if c.quantized is c.source.model else c.quantized
+    fused = base.clone()
+    steps: tuple[Pass, ...] = (FuseDecoderAttention(), FuseSkipNorms(), JoinAttentionInputs())
+    attention, *rest = (step.run(fused) for step in steps)
+    notes.extend(attention.notes)
+    reason = next(iter(attention.notes), "it is no decoder with rotary positions and a causal mask")
+    if attention.changed:
+        reason = _refuted(c, fused, config)
+        if reason:
+            notes.append(f"attention is left as it was: {reason}")
+    elif c.options.kv_cache is None:
+        return
+    if reason and c.options.kv_cache is not None:
+        what = f"the model's attention cannot be fused: {reason}"
+        raise _no_cache(what)
+    if reason or not _adopted(c, fused, config, notes):
+        return
+    norms, joined = (result.changed for result in rest)
+    notes.append(
+        f"{attention.changed} attentions became GroupQueryAttention, {joined} of them with one product for queries, "
+        f"keys and values; {norms} normalizations became SkipSimplifiedLayerNormalization"
+    )
+    c.quantized = fused
+    if c.options.kv_cache is not None:
+        _narrow(c, c.options.kv_cache, config, notes)
+
+
+def leave(c: Compilation, notes: list[str]) -> None:
+    """Leave attention as it is, for a target whose kernels cannot be executed and timed on this machine.
+
+    Raises:
+        UsageError: A type was asked for the cache.
+    """
+    provider = c.profile.runtimes.onnxruntime.execution_provider
+    if c.options.kv_cache is not None:
+        what = f"only caches on this processor can be changed and proven, {provider} needs other hardware"
+        raise _no_cache(what)
+    notes.append(
+        f"attention is left as it is: whether fused operators are faster with {provider} cannot be measured here"
+    )
+
+
+def _no_cache(what: str) -> UsageError:
+    return UsageError(
+        what, where="--kv-cache", fix="leave it out: the cache keeps the type it has in the model"
+    )
+
+
+def _described(model: ir.Model) -> _Decoder | str:
+    """Return what a fused graph takes, or why that is not understood."""
+    nodes = [n for n in model.graph if n.op_type == "GroupQueryAttention"]
+    caches: dict[str, tuple[int, int]] = {}
+    for value in (n.inputs[k] for n in nodes for k in (PAST_KEY, PAST_VALUE)):
+        if value is None:
+            continue
+        heads, width = (None, None) if value.shape is None else (value.shape[1], value.shape[3])
+        if not isinstance(heads, int) or not isinstance(width, int):
+            return f"the cache '{value.name}' has no fixed number and width of heads"
+        caches[value.name or ""] = (heads, width)
+    others = [v for v in model.graph.inputs if v.name not in caches]
+    if len(others) != 1 or others[0].dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        names = ", ".join(f"'{v.name}'" for v in others)
+        return f"one input of token numbers is expected beside the caches, not {names}"
+    shape = static_shape(nodes[0].inputs[TABLE])
+    return _Decoder(others[0], caches, None if shape is None else shape[0])
+
+
+def _refuted(c: Compilation, fused: ir.Model, config: SessionConfig) -> str:
+    """Return why a fused model is not used; empty if it computes the same for prompts and for single tokens."""
+    assert c.quantized is not None and c.dataset is not None
+    decoder = _described(fused)
+    if isinstance(decoder, str):
+        return decoder
+    known = np.unique(next(iter(c.dataset.batches(1)))[decoder.tokens.name or ""])
+    before, after = open_session(c.quantized, config), open_session(fused, config)
+    for new, past in decoder.lengths():
+        feeds = decoder.feeds(new, past, known)
+        difference = rms_difference(run(before, feeds), run(after, feeds))
+        if difference > FUSED_BOUND:
+            return (
+                f"with {new} tokens behind {past} its outputs would change by {difference:.2g} of their size"
+            )
+    return ""
+
+
+def _adopted(c: Compilation, fused: ir.Model, config: SessionConfig, notes: list[str]) -> bool:
+    """Tell whether a fused model is faster, or needed."""
+    assert c.quantized is not None and c.dataset is not None
+    if c.options.kv_cache is not None or not c.options.gate:
+        return True
+    before, samples = c.quantized, list(islice(c.dataset.batches(1), TIMED_SAMPLES))
+    timing = time_reopened(lambda: open_session(fused, config), lambda: open_session(before, config), samples)
+    adopted = timing.ratio < WORTHWHILE
+    notes.append(
+        f"fused attention takes {timing.ratio:.2f} of the time{'' if adopted else ', so it is not used'}"
+    )
+    return adopted
+
+
+def _narrow(c: Compilation, asked: str, config: SessionConfig, notes: list[str]) -> None:
+    """Store the cache in fewer bits, and measure the user's metric again."""
+    kind = cache_type(asked)
+    assert c.quantized is not None
+    decoder = _described(c.quantized)
+    assert not isinstance(decoder, str), "it was understood when it was proven"
+    if not decoder.caches:
+        what = "the model keeps no cache"
+        raise _no_cache(what)
+    magnitudes = {} if kind == "float16" else _magnitudes(c, decoder, config)
+    NarrowCache(kind, magnitudes).run(c.quantized)
+    elements = sum(heads * width for heads, width in decoder.caches.values())
+    size = {"float16": 2.0, "int8": 1.0, "int4": 0.5}[kind]
+    notes.append(
+        f"the cache holds {kind}: {round(elements * size)} bytes a token, not {elements * 4}; the graph's past and "
+        f"present tensors are {STORED[kind].name.lower()} now"
+    )
+    accuracy.remeasure(c, notes)
+
+
+def _magnitudes(c: Compilation, decoder: _Decoder, config: SessionConfig) -> dict[str, NDArray[np.float32]]:
+    """Return the largest key and value in every channel over the calibration samples."""
+    assert c.quantized is not None
+    present: dict[str, str] = {}
+    for node in c.quantized.graph:
+        if node.op_type == "GroupQueryAttention":
+            for past, out in zip(
+                (node.inputs[PAST_KEY], node.inputs[PAST_VALUE]), node.outputs[1:], strict=False
+            ):
+                assert past is not None, "all layers have a cache, or none"
+                present[past.name or ""] = out.name or ""
+    session = open_session(c.quantized, config)
+    found = {name: np.zeros(sizes, np.float32) for name, sizes in decoder.caches.items()}
+    for sample in islice(frontend.samples_of(c).batches(1), CACHE_SAMPLES):
+        outputs = run(session, sample)
+        for name, largest in found.items():
+            np.maximum(largest, np.abs(outputs[present[name]]).max(axis=(0, 2)), out=largest)
+    return found
+
+
+def narrowed(samples: Sequence[Feeds], model: ir.Model) -> list[dict[str, np.ndarray]]:
+    """Return samples with the caches that a model takes: float32 ones as integers or in half precision.
+
+    Args:
+        samples: Inputs of the float model.
+        model: With or without a narrow cache.
+    """
+    stored = {v.name: v for v in model.graph.inputs}
+    scales = _scales(model)
+    return [
+        {k: _stored(v, stored[k], scales.get(k)) if k in stored else v for k, v in s.items()} for s in samples
+    ]
+
+
+def _scales(model: ir.Model) -> dict[str, NDArray[np.float32]]:
+    """Return the scale of every channel of the caches that hold integers, shape (heads, 1, width)."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for node in model.graph:
+        if node.op_type != "GroupQueryAttention" or len(node.inputs) < 14:
+            continue
+        for past, scale in ((PAST_KEY, 12), (PAST_VALUE, 13)):
+            value, stored = node.inputs[past], node.inputs[scale]
+            if value is not None and stored is not None and stored.const_value is not None:
+                heads = node.attributes.get_int("kv_num_heads", 1)
+                found[value.name or ""] = stored.const_value.numpy().reshape(heads, 1, -1)
+    return found
+
+
+def _stored(array: np.ndarray, value: ir.Value, scale: NDArray[np.float32] | None) -> np.ndarray:
+    if scale is None:
+        half = value.dtype == ir.DataType.FLOAT16 and array.dtype == np.float32
+        return array.astype(np.float16) if half else array
+    if value.dtype == ir.DataType.INT8:
+        return np.clip(np.rint(array / scale), -128, 127).astype(np.int8)
+    codes = (np.clip(np.rint(array / scale), -8, 7) + 8).astype(np.uint8)
+    return codes[..., ::2] | codes[..., 1::2] << 4
