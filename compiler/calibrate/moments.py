@@ -19,6 +19,8 @@ from bitwright.compiler.moments import InputMoments
 MEMORY_BYTES = 1 << 30
 # Rows are joined until a block is so large (in elements): one matrix product instead of one for each sample.
 BLOCK = 1 << 20
+# Rows of a moment that are added at once: a product of thousands of inputs with themselves is hundreds of megabytes.
+PANEL = 2048
 # Beyond this magnitude a sum of float32 squares could overflow, so the block is multiplied in float64.
 LARGE = 2.0**50
 # The kept rows of one input take at most so much.
@@ -111,7 +113,9 @@ class MomentSums:
             rows = rows.astype(np.float64)
         self._count += rows.shape[1]
         self._sum += rows.sum(axis=1, dtype=np.float64)
-        self._second += rows.transpose(0, 2, 1) @ rows
+        for start in range(0, rows.shape[2], PANEL):
+            part = slice(start, start + PANEL)
+            self._second[:, part] += rows[:, :, part].transpose(0, 2, 1) @ rows
         self._largest = np.maximum(self._largest, largest.astype(np.float32))
 
     def result(self) -> InputMoments:

@@ -13,6 +13,8 @@ from bitwright.compiler.rounding.objective import DAMPING, check_weights, damped
 
 BLOCK = 128
 LARGEST_DAMPING = 1.0
+# Rows of a factorization that are done at once; smaller matrices are factored as a whole.
+PANEL = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +77,34 @@ def _order(objective: NDArray[np.float64], act_order: bool) -> NDArray[np.intp]:
 
 
 def _share(objective: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.float32]:
-    reverse = order[:, ::-1]
-    rows = np.take_along_axis(objective, reverse[:, :, None], axis=1)
-    lower = np.linalg.cholesky(np.take_along_axis(rows, reverse[:, None, :], axis=2))
-    upper = lower[:, ::-1, ::-1]
-    share = np.swapaxes(upper, 1, 2) / np.einsum("gkk->gk", upper)[:, :, None]
-    found: NDArray[np.float32] = np.tril(share, -1).astype(np.float32)
-    return found
+    share = np.empty(objective.shape, np.float32)
+    for form, places, found in zip(objective, order[:, ::-1], share, strict=True):
+        lower = form[np.ix_(places, places)]
+        _factor_in_place(lower)
+        upper = lower[::-1, ::-1]
+        divisor = np.diagonal(upper)
+        for start in range(0, len(upper), PANEL):
+            rows = upper[:, start : start + PANEL].T / divisor[start : start + PANEL, None]
+            found[start : start + PANEL] = np.tril(rows, start - 1)
+    return share
+
+
+def _factor_in_place(matrix: NDArray[np.float64]) -> None:
+    """Put the lower Cholesky factor into the lower triangle of a matrix; what is above it means nothing afterwards.
+
+    Panel by panel: with thousands of inputs a matrix is hundreds of megabytes, and LAPACK's callers copy it twice.
+    """
+    size = len(matrix)
+    for start in range(0, size, PANEL):
+        stop = min(start + PANEL, size)
+        corner = matrix[start:stop, start:stop]
+        corner[...] = np.linalg.cholesky(corner)
+        below = matrix[stop:, start:stop]
+        if len(below):
+            below[...] = np.linalg.solve(corner, below.T).T
+        for left in range(stop, size, PANEL):
+            row = left - stop
+            matrix[left:, left : left + PANEL] -= below[row:] @ below[row : row + PANEL].T
 
 
 def gptq(

@@ -70,7 +70,9 @@ def output_error(objective: NDArray[np.float64], residual: NDArray[np.float32]) 
 def normal_form(objective: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return H / p in float32, which cannot overflow, and its largest diagonal element p, shape (G, 1, 1)."""
     power = np.einsum("gkk->gk", objective).max(axis=1)[:, None, None]
-    return (objective / power).astype(np.float32), power
+    form = np.empty(objective.shape, np.float32)
+    np.divide(objective, power, out=form, casting="same_kind")
+    return form, power
 
 
 def check_weights(weights: NDArray[np.float32]) -> None:
