@@ -68,9 +68,16 @@ def requantization(channels: int, rng: np.random.Generator, *, spread: int = 3) 
 
 
 def matrix_vector(
-    code: WeightCode, folding: Folding, outputs: int, inputs: int, *, spread: int = 3, seed: int = 0
+    code: WeightCode,
+    folding: Folding,
+    outputs: int,
+    inputs: int,
+    *,
+    spread: int = 3,
+    seed: int = 0,
+    input_bits: int = 8,
 ) -> Engine:
-    """Return a matrix-vector engine with random weights."""
+    """Return a matrix-vector engine with random weights, for inputs of so many bits."""
     rng = np.random.default_rng([seed, outputs, inputs, folding.pe, folding.simd, code.bits])
     layer = MatrixVectorLayer(
         name="probe",
@@ -82,6 +89,7 @@ def matrix_vector(
         weight=weights(code, (outputs, inputs), rng),
         requantization=requantization(outputs, rng, spread=spread),
         inner=inputs,
+        input_bits=input_bits,
     )
     return layer.engines(folding)[-1]
 

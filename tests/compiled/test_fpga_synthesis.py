@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from bitwright.compiler.errors import ProfileError, ToolchainError
-from bitwright.targets.fpga.cost_model import cost_table, predict
+from bitwright.targets.fpga import probe
+from bitwright.targets.fpga.cost_model import cost_table, predict, table_of
+from bitwright.targets.fpga.cost_table import read_table
 from bitwright.targets.fpga.folding import CODES, device_of
 from bitwright.targets.fpga.network import Engine, Folding
 from bitwright.targets.fpga.place_route import place_and_route, place_and_route_missing
@@ -27,6 +29,8 @@ SHAPES = {
     "8 bits in LUTs": matrix_vector(CODES["int8"], Folding(2, 3), 10, 48, seed=7),
     "8 bits in DSP blocks": matrix_vector(CODES["int8"], Folding(2, 6, True), 20, 96, seed=7),
     "4 bits": matrix_vector(CODES["w4a8"], Folding(4, 2), 24, 72, seed=7),
+    "4 bits times 4 bits": matrix_vector(CODES["w4a8"], Folding(4, 2), 24, 72, seed=7, input_bits=4),
+    "ternary times 4 bits": matrix_vector(CODES["ternary-a8"], Folding(4, 6), 24, 96, seed=7, input_bits=4),
     "ternary": matrix_vector(CODES["ternary-a8"], Folding(4, 6), 24, 96, seed=7),
     "3 bits depthwise": windowed(square(24, 10), 6, CODES["w3a8"])[1],
     "sliding window": windowed(square(24, 20), 6, CODES["w3a8"])[0],
@@ -42,6 +46,26 @@ def test_cells_are_predicted_within_15_per_cent(name: str, tmp_path: Path) -> No
     assert predicted.luts == pytest.approx(counted.luts, rel=0.15)
     assert predicted.ffs == pytest.approx(counted.ffs, rel=0.15)
     assert (predicted.dsps, predicted.brams) == (counted.dsps, counted.brams)
+
+
+def test_a_table_is_fitted_to_what_was_synthesized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``targets probe`` with few engines: the table is written, read back, and predicts them."""
+    engines = [SHAPES["ternary"], SHAPES["ternary times 4 bits"]]
+    monkeypatch.setattr(probe, "probed_engines", lambda: engines)
+    told: list[tuple[int, int]] = []
+    path = tmp_path / "costs.yaml"
+    notes = probe.probe_series("ecp5", path, lambda done, total, what: told.append((done, total)))
+    table = read_table(path)
+    assert told == [(0, 2), (1, 2)] and notes[0].startswith("2 engines synthesized")
+    assert (table.series, table.engines) == ("ecp5", 2) and table.error < 0.05
+    # What these engines do not have keeps its figures.
+    assert table.luts["lane 8"] == cost_table("ecp5").luts["lane 8"]
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        "schema: 1\nname: mine\nextends: ecp5-25f\ndescription: With a table of its own.\n"
+        f"fpga: {{costs: {path}}}\nprovenance: {{fpga: {{source: measured, confidence: measured}}}}\n"
+    )
+    assert table_of(device_of(load_profile(str(profile)))) == table
 
 
 TWO = """
