@@ -1,0 +1,239 @@
+"""Quantization-aware training against the best that is done without: accuracy of both, and the CPU time it took.
+
+usage: BITWRIGHT_ZOO=... python benchmarks/training.py kws|resnet8|tinylm [--minutes 14] [--keep FOLDER]
+
+No sample that judges was trained on, calibrated with, or used to choose a step:
+
+- kws, 2-bit weights and 4-bit activations: the model comes without training data. The 1000 labelled samples are cut
+  into two halves; each half trains (without labels) the model that the other half judges. Augmented by shifts in
+  time, loudness and noise.
+- resnet8, 4-bit weights and activations: trained on the 500 training images beside the 2000 that judge, mirrored
+  and shifted.
+- tinylm, ternary weights in groups: trained on the calibration tokens, and on what the float model writes itself.
+
+The first and the last layer of the two image models keep 8 bits. Without training means: the same formats with
+searched scales and GPTQ, calibrated with the same data before augmentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from bitwright.compiler import quantizing
+from bitwright.compiler.compilation import Compilation, Silent
+from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.options import Options
+from bitwright.compiler.ort.session import SessionConfig, open_session, run
+from bitwright.compiler.training import train as verb
+from bitwright.compiler.training.entry import train
+from bitwright.compiler.training.precision import Precision
+from bitwright.compiler.training.request import Training
+from bitwright.passes.saturate_activations import SaturateActivations
+from bitwright.targets.loader import load_profile
+
+TARGET = "x86-avx512-vnni"
+WINDOW, WINDOWS = 256, 128  # of the language model's metric
+Metric = Callable[[ir.Model], float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, what trains it and what judges it.
+
+    Attributes:
+        name: Of the row.
+        model: The float model.
+        plain: Samples that calibrate.
+        samples: Samples that train.
+        metric: Of a model.
+        options: How to quantize.
+        training: How to train.
+    """
+
+    name: str
+    model: Path
+    plain: dict[str, np.ndarray]
+    samples: dict[str, np.ndarray]
+    metric: Metric
+    training: Training
+    recipe: str = "int8"
+
+
+def zoo(name: str) -> Path:
+    return Path(os.environ["BITWRIGHT_ZOO"]) / name
+
+
+def correct(x: np.ndarray, y: np.ndarray) -> Metric:
+    """Return the share of samples whose class is found."""
+
+    def measure(model: ir.Model) -> float:
+        session = open_session(model, SessionConfig())
+        name = session.get_inputs()[0].name
+        parts = [next(iter(run(session, {name: x[k : k + 50]}).values())) for k in range(0, len(x), 50)]
+        return float((np.concatenate(parts).argmax(1) == y).mean())
+
+    return measure
+
+
+def perplexity(tokens: np.ndarray) -> Metric:
+    """Return the perplexity of a token over windows of the text."""
+
+    def measure(model: ir.Model) -> float:
+        session = open_session(model, SessionConfig())
+        losses = []
+        for start in np.linspace(0, len(tokens) - WINDOW - 2, WINDOWS).astype(int):
+            window = tokens[start : start + WINDOW + 1].astype(np.int64)
+            logits = next(iter(run(session, {"input_ids": window[None, :-1]}).values()))[0].astype(np.float64)
+            logits -= logits.max(-1, keepdims=True)
+            chosen = logits[np.arange(WINDOW), window[1:]]
+            losses.append((np.log(np.exp(logits).sum(-1)) - chosen).mean())
+        return float(np.exp(np.mean(losses)))
+
+    return measure
+
+
+def spoken(x: np.ndarray, copies: int, seed: int) -> np.ndarray:
+    """Return maps of spectral coefficients with shifted, louder or softer and noisy copies."""
+    random = np.random.default_rng(seed)
+    parts = [x]
+    for _ in range(copies):
+        shifts = random.integers(-6, 7, len(x))
+        steps = np.clip(np.arange(x.shape[1])[None] - shifts[:, None], 0, x.shape[1] - 1)
+        moved = np.take_along_axis(x, steps[:, :, None, None], axis=1)
+        moved = moved * random.normal(1, 0.05, (len(x), 1, 1, 1))
+        moved[:, :, 0] += random.normal(0, 3, (len(x), 1, 1))
+        parts.append((moved + random.normal(0, 0.5, x.shape)).astype(np.float32))
+    return np.concatenate(parts)
+
+
+def pictured(x: np.ndarray, copies: int, seed: int) -> np.ndarray:
+    """Return images with mirrored and shifted copies."""
+    random = np.random.default_rng(seed)
+    parts = [x]
+    for _ in range(copies):
+        padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+        places = random.integers(0, 9, (len(x), 2))
+        mirrored = random.random(len(x)) < 0.5
+        size = x.shape[1]
+        moved = [padded[k, a : a + size, b : b + size] for k, (a, b) in enumerate(places)]
+        parts.append(np.stack([m[:, ::-1] if turn else m for m, turn in zip(moved, mirrored, strict=True)]))
+    return np.concatenate(parts)
+
+
+def kws(minutes: float) -> list[Task]:
+    place = zoo("kws_dscnn")
+    data = np.load(place / "data.npz")
+    x, y = ((data["x"].astype(np.float32) - data["zp"]) * data["scale"]), data["y"]
+    order = np.random.default_rng(0).permutation(len(x))
+    halves = [np.sort(order[: len(x) // 2]), np.sort(order[len(x) // 2 :])]
+    training = Training(Precision(2, 4), epochs=60.0, minutes=minutes, batch=64, rate=1e-3, mixture=0.5)
+    return [
+        Task(
+            f"kws W2A4, half {k + 1}",
+            place / "model.onnx",
+            {"input": x[own]},
+            {"input": spoken(x[own], 9, 1)},
+            correct(x[other], y[other]),
+            training,
+        )
+        for k, (own, other) in enumerate([halves, halves[::-1]])
+    ]
+
+
+def resnet8(minutes: float) -> list[Task]:
+    place = zoo("resnet8_cifar10")
+    data = np.load(place / "data.npz")
+    plain = data["calib_x"].astype(np.float32)
+    metric = correct(data["x"].astype(np.float32), data["y"])
+    training = Training(Precision(4, 4), epochs=40.0, minutes=minutes, batch=64, rate=3e-4, mixture=0.5)
+    samples = {"input": pictured(plain, 11, 1)}
+    return [Task("resnet8 W4A4", place / "model.onnx", {"input": plain}, samples, metric, training)]
+
+
+def written_by(model: Path, tokens: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return windows that a language model goes on writing behind a few tokens of the given text."""
+    random = np.random.default_rng(seed)
+    session = open_session(read_model(model).model, SessionConfig())
+    start, prompt = random.integers(0, len(tokens) - 16, count), 8
+    text = np.stack([tokens[s : s + prompt] for s in start]).astype(np.int64)
+    cache = {
+        i.name: np.zeros((count, i.shape[1], 0, i.shape[3]), np.float32) for i in session.get_inputs()[1:]
+    }
+    step = text
+    while text.shape[1] < WINDOW:
+        found = run(session, {"input_ids": step, **cache})
+        logits = found.pop("logits")[:, -1].astype(np.float64)
+        cache = {name.replace("present", "past"): array for name, array in found.items()}
+        step = (logits + random.gumbel(size=logits.shape)).argmax(-1)[:, None]  # a draw from the distribution
+        text = np.concatenate([text, step], axis=1)
+    return text
+
+
+def tinylm(minutes: float) -> list[Task]:
+    place = zoo("tinylm")
+    data = np.load(place / "data.npz")
+    windows = data["calib"].astype(np.int64).reshape(-1, WINDOW)
+    own = written_by(place / "model_kv.onnx", data["calib"], 256, 2)
+    samples = {"input_ids": np.concatenate([windows, own])}
+    training = Training(epochs=8.0, minutes=minutes, batch=4, rate=1e-3, held=0.05)
+    metric = perplexity(data["test"])
+    plain = {"input_ids": windows[::4]}
+    return [Task("tinylm ternary", place / "model.onnx", plain, samples, metric, training, "ternary")]
+
+
+def without_training(task: Task) -> float:
+    """Return the metric of searched scales and GPTQ."""
+    options = Options(task.model, TARGET, task.plain, recipe=task.recipe)
+    c = Compilation(options, load_profile(TARGET), Silent())
+    tensors = verb.start_plan(c, task.training)
+    assert c.plan is not None
+    model = quantizing.quantized_model(c, c.plan)
+    SaturateActivations(verb._levels(c, task.training, tensors)).run(model)
+    return task.metric(model)
+
+
+def measure(task: Task, output: Path, threads: int) -> None:
+    """Print one row."""
+    floating = task.metric(read_model(task.model).model)
+    before = without_training(task)
+    cpu, wall = time.process_time(), time.perf_counter()
+    options = Options(task.model, TARGET, task.samples, output=output, recipe=task.recipe, threads=threads)
+    found = train(options, replace(task.training, save_every=10**9))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    after = task.metric(read_model(found.model).model)
+    print(
+        f"| {task.name} | {floating:.4f} | {before:.4f} | {after:.4f} | {found.outcome.steps} | "
+        f"{cpu / 60:.1f} | {wall / 60:.1f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tasks = {"kws": kws, "resnet8": resnet8, "tinylm": tinylm}
+    parser.add_argument("task", choices=tasks)
+    parser.add_argument("--minutes", type=float, default=14.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", type=Path, default=None)
+    asked = parser.parse_args()
+    print("| task | float | without training | trained | steps | CPU min | wall min |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.keep or Path(temporary)
+        for k, task in enumerate(tasks[asked.task](asked.minutes)):
+            measure(task, folder / f"{asked.task}{k}.onnx", asked.threads)
+
+
+if __name__ == "__main__":
+    main()
