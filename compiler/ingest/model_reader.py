@@ -24,6 +24,7 @@ from bitwright.compiler.ingest.external_data import (
 )
 from bitwright.compiler.ingest.limits import DEFAULT_LIMITS, Limits
 from bitwright.compiler.ingest.protos import bodies
+from bitwright.compiler.ingest.runtime_norms import expand_norms
 from bitwright.compiler.ingest.tensor_checks import check_tensors
 from bitwright.compiler.ingest.text import one_line, quoted, refused, size
 from bitwright.compiler.ingest.value_checks import check_values
@@ -147,6 +148,7 @@ def _check_proto(
     found = bodies(proto, file, limits)
     checks.check_text(proto, file, limits)
     checks.check_functions(proto, file, limits)
+    expand_norms(proto)
     checks.check_operators(proto, found, file)
     check_tensors(found, detached, file, limits)
     external = check_external_data(found, path.parent, detached, file, limits)

@@ -130,7 +130,7 @@ def llama_model(sizes: Sizes | None = None) -> onnx.ModelProto:
     """Return a decoder with random weights."""
     s = sizes or Sizes()
     model = onnx.parser.parse_model(_text(s))
-    arrays = {**_constants(s), **_weights(s)}
+    arrays = {**constant_arrays(s), **weight_arrays(s)}
     model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items())
     onnx.checker.check_model(model)
     return model
@@ -170,13 +170,15 @@ def _layer(s: Sizes, n: int) -> str:
     return text + FEED_FORWARD.format(n=n, next=n + 1, activation=s.activation)
 
 
-def _constants(s: Sizes) -> dict[str, np.ndarray]:
+def constant_arrays(s: Sizes) -> dict[str, np.ndarray]:
+    """Return constants by the names that the texts have for them."""
     powers = s.base ** -(np.arange(0, s.head_width, 2) / s.head_width)
     angles = np.tile(np.arange(s.positions)[:, None] * powers, 2)
     integers = {
         "zeros": [0],
         "ones": [1],
         "two": [2],
+        "three": [3],
         "last_axis": [-1],
         "half": [s.head_width // 2],
         "whole": [s.head_width],
@@ -205,7 +207,8 @@ def _constants(s: Sizes) -> dict[str, np.ndarray]:
     }
 
 
-def _weights(s: Sizes) -> dict[str, np.ndarray]:
+def weight_arrays(s: Sizes) -> dict[str, np.ndarray]:
+    """Return random weights by the names that the texts have for them."""
     random = np.random.default_rng(s.seed)
     keys = s.key_heads * s.head_width
     shapes = {"w_embedding": (s.vocabulary, s.width), "g_z": (s.width,)}
