@@ -37,12 +37,16 @@ class SaturateActivations:
         """Rewrite ``model`` in place."""
         names = fresh_names(model)
         found = [n for n in model.graph if is_op(n, "QuantizeLinear") and self._wanted(n)]
-        changed = sum(_saturate(model, n, self.levels[n.inputs[0].name or ""], names) for n in found)  # type: ignore[union-attr]
+        changed = sum(_saturate(model, n, self.levels[_read(n)], names) for n in found)
         return PassResult(model, changed)
 
     def _wanted(self, node: ir.Node) -> bool:
-        value = node.inputs[0]
-        return value is not None and value.name in self.levels and value.name not in self.moved
+        return _read(node) in self.levels and _read(node) not in self.moved
+
+
+def _read(node: ir.Node) -> str:
+    value = node.inputs[0]
+    return "" if value is None else value.name or ""
 
 
 def _saturate(model: ir.Model, quantize: ir.Node, levels: tuple[int, int], names: FreshNames) -> int:
@@ -57,9 +61,13 @@ def _saturate(model: ir.Model, quantize: ir.Node, levels: tuple[int, int], names
     previous = value.producer()
     relu = previous is not None and is_op(previous, "Relu") and only_consumer(value) is quantize
     stem = value.name or "tensor"
-    inputs = [value, None, add_initializer(model.graph, names(f"{stem}_highest"), np.float32(bounds[1]))]
+    inputs = [
+        value,
+        None,
+        add_initializer(model.graph, names(f"{stem}_highest"), np.asarray(bounds[1], np.float32)),
+    ]
     if levels[0] != own[0] or relu:
-        inputs[1] = add_initializer(model.graph, names(f"{stem}_lowest"), np.float32(bounds[0]))
+        inputs[1] = add_initializer(model.graph, names(f"{stem}_lowest"), np.asarray(bounds[0], np.float32))
     clip = ir.Node("", "Clip", inputs, num_outputs=1, name=names(f"{stem}_Clip"))
     result = clip.outputs[0]
     result.name, result.type, result.shape = names(f"{stem}_saturated"), value.type, value.shape
