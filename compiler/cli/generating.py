@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")]
 Decoder = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="An ONNX decoder, or the folder with one.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="An ONNX decoder, the folder with one, or what 'bitwright compile --context' wrote.",
+        show_default=False,
+    ),
 ]
 
 

@@ -57,17 +57,17 @@ def compare(request: Request, other: Path) -> Comparison:
 
     Args:
         request: What is wanted, and of which model.
-        other: The other model, an .onnx file or a folder with one. It is given the same token numbers.
+        other: The other model, an .onnx file, a folder with one or a bundle. It is given the same token numbers.
 
     Raises:
         BitwrightError: As :func:`~bitwright.compiler.generation.generate.generate`.
         DataError: The models have vocabularies of different sizes.
     """
     decoder = open_decoder(request.model, request.threads)
-    language = open_language(decoder.path, request.tokenizer, needed=request.prompt is not None)
+    language = open_language(decoder, request.tokenizer, needed=request.prompt is not None)
     prompt = prompt_tokens(request, language)
     second = open_decoder(other, request.threads)
-    sizes = [d.interface.vocabulary for d in (decoder, second)]
+    sizes = [d.vocabulary for d in (decoder, second)]
     if None not in sizes and sizes[0] != sizes[1]:
         what = f"the models have {sizes[0]} and {sizes[1]} tokens"
         raise DataError(what, where=f"--compare {other}", fix="compare two forms of one model")

@@ -22,7 +22,7 @@ class Request:
     """What is to be generated.
 
     Attributes:
-        model: An .onnx file, or a folder with one.
+        model: An .onnx file, a folder with one, or what ``bitwright compile --context`` wrote.
         prompt: Text; or None.
         tokens: The prompt as token numbers; or None.
         tokenizer: tokenizer.json; None: the one beside the model.
@@ -55,7 +55,7 @@ class Generation:
     """What a decoder wrote.
 
     Attributes:
-        model: Its .onnx file.
+        model: Its .onnx file, or the folder of a compiled one.
         prompt: Token numbers of the prompt.
         tokens: Token numbers that followed; the one that ended the text is not among them.
         text: Their text, or None without a tokenizer.
@@ -120,7 +120,7 @@ def generate(request: Request, told: Told | None = None) -> Generation:
         ToolchainError: The package ``tokenizers`` is needed and not installed.
     """
     decoder = open_decoder(request.model, request.threads)
-    language = open_language(decoder.path, request.tokenizer, needed=request.prompt is not None)
+    language = open_language(decoder, request.tokenizer, needed=request.prompt is not None)
     return continued(decoder, language, prompt_tokens(request, language), request, told)
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bitwright.compiler.bench.models import load_session_config
+from bitwright.compiler.bundle.decoder import CompiledDecoder
+from bitwright.compiler.bundle.manifest import MANIFEST_FILE
 from bitwright.compiler.decoding.caches import cache_pairs
 from bitwright.compiler.decoding.interface import Interface, find_interface
 from bitwright.compiler.decoding.ports import ports_of
@@ -21,21 +28,44 @@ MODEL_FILE = "model.onnx"
 CONTEXT = "context_length"  # an entry of the model's metadata
 
 
+class Session(Protocol):
+    """A decoder and the tokens it has seen, in ONNX Runtime or compiled."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether it is given new tokens only."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that it has seen."""
+
+    def restart(self) -> None:
+        """Forget all tokens."""
+
+    def feed(self, tokens: Sequence[int]) -> NDArray[np.floating]:
+        """Give it further tokens; return the logits of what follows the last of them, shape (vocabulary,)."""
+
+
 @dataclass(frozen=True, eq=False)
 class OpenedDecoder:
     """A decoder that is ready to generate.
 
     Attributes:
-        path: Its .onnx file.
-        session: The session.
-        interface: Its inputs and outputs.
+        path: Its .onnx file, or the folder of a compiled one.
+        session: What is fed with tokens.
+        vocabulary: Number of tokens, if the model states it.
         context: The most tokens that it takes, if the model states it; else it fails at the first one too many.
     """
 
     path: Path
-    session: DecodingSession
-    interface: Interface
+    session: Session
+    vocabulary: int | None
     context: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the files beside the model are."""
+        return self.path if self.path.is_dir() else self.path.parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +119,17 @@ def open_decoder(given: Path, threads: int) -> OpenedDecoder:
     """Open a decoder.
 
     Args:
-        given: An .onnx file, or a folder with one.
+        given: An .onnx file, a folder with one, or what ``bitwright compile --context`` wrote.
         threads: Threads that compute.
 
     Raises:
         ModelError: The model is refused, is no decoder, or takes a fixed number of tokens.
-        UsageError: There is no such file.
+        UsageError: There is no such file, or the bundle was compiled without caches.
+        ToolchainError: The artifact cannot be executed here.
     """
+    if is_bundle(given):
+        compiled = CompiledDecoder(given, threads)
+        return OpenedDecoder(given, compiled, compiled.vocabulary, compiled.capacity)
     path = model_file(given)
     model = read_model(path).model
     try:
@@ -107,7 +141,7 @@ def open_decoder(given: Path, threads: int) -> OpenedDecoder:
     session = open_session(path, session_config(path, threads))
     stated = model.metadata_props.get(CONTEXT, "")
     context = int(stated) if re.fullmatch("[1-9][0-9]{0,8}", stated) else None
-    return OpenedDecoder(path, DecodingSession(session, interface, pairs), interface, context)
+    return OpenedDecoder(path, DecodingSession(session, interface, pairs), interface.vocabulary, context)
 
 
 def _check_length(interface: Interface) -> None:
@@ -117,11 +151,16 @@ def _check_length(interface: Interface) -> None:
     raise ModelError(what, fix="export it with a dynamic length, and with a cache if it is to be fast")
 
 
-def open_language(model: Path, tokenizer: Path | None, *, needed: bool) -> Language:
+def is_bundle(given: Path) -> bool:
+    """Tell whether a folder is what ``bitwright compile`` wrote: its artifact is meant, not the model it is made of."""
+    return (given / MANIFEST_FILE).is_file()
+
+
+def open_language(decoder: OpenedDecoder, tokenizer: Path | None, *, needed: bool) -> Language:
     """Open the tokenizer and find out which tokens end a text.
 
     Args:
-        model: The .onnx file.
+        decoder: The decoder.
         tokenizer: tokenizer.json; None: the one beside the model.
         needed: A prompt is given as text.
 
@@ -130,11 +169,11 @@ def open_language(model: Path, tokenizer: Path | None, *, needed: bool) -> Langu
         ToolchainError: The package that reads it is not installed, and it is needed.
         DataError: It cannot be read, or files beside it are wrong.
     """
-    place = tokenizer or tokenizer_beside(model)
+    place = tokenizer or tokenizer_beside(decoder.folder / MODEL_FILE)
     if place is None and needed:
         what = "there is no tokenizer.json beside the model"
         raise UsageError(
-            what, where=str(model), fix="name one with --tokenizer, or pass the prompt as --tokens"
+            what, where=str(decoder.path), fix="name one with --tokenizer, or pass the prompt as --tokens"
         )
     opened, notes = None, []
     if place is not None:
@@ -144,5 +183,5 @@ def open_language(model: Path, tokenizer: Path | None, *, needed: bool) -> Langu
             if needed or tokenizer is not None:
                 raise
             notes.append(f"no text is shown: {error.what} ({error.fix})")
-    folder = model.parent if place is None else place.parent
+    folder = decoder.folder if place is None else place.parent
     return Language(opened, stop_tokens(folder, opened), tuple(notes))
