@@ -11,10 +11,12 @@ import tvm
 from decoder_bundle import CONTEXT, PIECES, SIZES, decoder_options, sequences
 from tvm.runtime.vm import VirtualMachine
 
+import bitwright
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.bundle.decoder import CompiledDecoder, pieces
 from bitwright.compiler.bundle.native import NativeModel
 from bitwright.compiler.bundle.verify import verify
+from bitwright.compiler.decoding.perplexity import negative_log_likelihood
 from bitwright.compiler.errors import DataError, ModelError, UsageError
 from bitwright.compiler.interpret.attention import allowed_difference, cached_attention
 from bitwright.compiler.lower.compile import compile_module
@@ -149,6 +151,29 @@ def test_calls_do_not_depend_on_how_a_text_is_cut(bundle: Bundle) -> None:
         decoder.restart()
         parts = [decoder.logits(ids[k : k + cut]) for k in range(0, len(ids), cut)]
         np.testing.assert_allclose(np.concatenate(parts), whole, atol=0.02 * np.ptp(whole))
+
+
+@needs_linux
+def test_the_verbs_take_the_artifact(bundle: Bundle, tmp_path: Path) -> None:
+    decoder = CompiledDecoder(bundle, threads=1)
+    prompt = (1, 2, 3)
+    token, expected = int(decoder.feed(prompt).argmax()), []
+    while len(expected) < 8:
+        expected.append(token)
+        token = int(decoder.feed([token]).argmax())
+    found = bitwright.generate(bundle.path, tokens=prompt, max_tokens=8)
+    assert found.tokens == tuple(expected) and found.cached and found.reason == "length"
+    assert bitwright.generate(bundle.path, tokens=prompt, max_tokens=99).reason == "context"
+    stream = np.random.default_rng(6).integers(0, SIZES.vocabulary, 41)
+    np.savez(tmp_path / "tokens.npz", tokens=stream)
+    value = bitwright.evaluate(bundle.path, f"perplexity:{tmp_path / 'tokens.npz'},window=20").perplexity
+    losses = [
+        negative_log_likelihood(reference_logits(bundle, part[:-1]), part[1:])
+        for part in (stream[:21], stream[20:])
+    ]
+    # Rounded activations of single positions may differ by a step, as above; the mean of forty hides most of it.
+    assert value is not None and value.tokens == 40
+    assert value.nll == pytest.approx(float(np.mean(losses)), rel=0.02)
 
 
 @needs_linux
