@@ -24,10 +24,8 @@ from bitwright.compiler.ort.equality import largest_difference
 from bitwright.compiler.ort.mixing import first_mixing_node
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.shape_choice import EXAMINED_SAMPLES, is_batch, static_shapes
-from bitwright.passes.fix_cache import PAST_LENGTH
 from bitwright.targets.toolchain.shape_rules import (
     MAIN,
-    CacheRule,
     Dispatch,
     FunctionRule,
     PortRule,
@@ -353,15 +351,8 @@ def _rules(c: Compilation) -> ShapeRules:
         inputs=inputs,
         outputs=outputs,
         functions=tuple(functions),
-        cache=_cache(c, outputs),
+        cache=c.cache,
     )
-
-
-def _cache(c: Compilation, outputs: Sequence[PortRule]) -> CacheRule | None:
-    if c.options.context is None:
-        return None
-    (length,) = c.options.buckets
-    return CacheRule(past=PAST_LENGTH, length=length, capacity=c.options.context, states=len(outputs) - 1)
 
 
 def _without(sizes: Mapping[str, int], name: str) -> dict[str, int]:

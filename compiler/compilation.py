@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from bitwright.targets.backend import KernelChoice
     from bitwright.targets.folding import FoldingValues
     from bitwright.targets.generator import Generated
-    from bitwright.targets.toolchain.shape_rules import ShapeRules
+    from bitwright.targets.toolchain.shape_rules import CacheRule, ShapeRules
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -127,6 +127,7 @@ class Compilation:
         gate: The no-regret gate's verdict (ONNX Runtime deployment only).
         dims: Sizes of the dynamic dimensions that are planned (and compiled) for.
         shapes: Static shape of every tensor at those sizes.
+        cache: Caches of fixed capacity that a decoder's artifact writes to, or None.
         rules: The artifact's shapes and how inputs are padded to them, if it has several.
         static: The Q/DQ model at those sizes.
         golden: Samples of those sizes.
@@ -168,6 +169,7 @@ class Compilation:
     gate: GateResult | None = None
     dims: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    cache: CacheRule | None = None
     rules: ShapeRules | None = None
     static: ir.Model | None = None
     golden: list[dict[str, np.ndarray]] = field(default_factory=list)

@@ -19,10 +19,13 @@ from bitwright.compiler.ingest.samples import Sample, input_specs
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.passes.fix_cache import PAST_LENGTH, FixCache
 from bitwright.passes.normalize import normalize
+from bitwright.targets.toolchain.shape_rules import CacheRule
 
 # New tokens of one call: a single one while text is generated; a prompt is cut into the larger pieces.
 PIECES = (1, 16, 64)
 FEWEST_PIECES = 2
+# Positions that the logits are compared at: far enough that a window of attention would be seen.
+PROVEN = 512
 # Rows of the data that are also cut into small pieces, so that every function gets samples, with caches behind them.
 CUT_ROWS = 4
 # Logits of the model with and without fixed caches, both float32: sums over positions in another order.
@@ -144,8 +147,12 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
     c.source = replace(c.source, model=model)
     c.dataset = Sequences(rows, decoder, pieces)
     notes.extend(c.dataset.warnings)
+    c.cache = CacheRule(
+        past=PAST_LENGTH, length=decoder.length, capacity=decoder.context, states=len(model.graph.outputs) - 1
+    )
     c.options = replace(c.options, buckets={decoder.length: pieces}, pad={decoder.tokens: 0.0})
-    row = next(_sequences(rows, decoder.tokens))[:, : decoder.context]
+    known = next(_sequences(rows, decoder.tokens))
+    row = np.resize(known, (1, min(decoder.context, PROVEN)))
     difference = _difference(original, interface, decoder, row)
     notes.append(
         f"caches of {decoder.context} positions, written in place: logits of {row.shape[1]} tokens in two calls differ "
