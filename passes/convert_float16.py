@@ -136,7 +136,8 @@ def _widen_value(value: ir.Value) -> bool:
         value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float32), name=value.name)
         changed = True
     if value.dtype in HALF:
-        value.dtype = ir.DataType.FLOAT
+        # Setting the dtype would change the type object, which a copied model shares with the original.
+        value.type = ir.TensorType(ir.DataType.FLOAT)
         changed = True
     return changed
 

@@ -14,13 +14,14 @@ from bitwright.compiler.graph.model import FreshNames, constant_array, is_op, ra
 from bitwright.compiler.llama.attention import Core, core_of
 from bitwright.compiler.llama.rotary import check_alike, frequencies, source_of
 from bitwright.passes.contract import PassResult
+from bitwright.passes.narrow_cache import compute_in_half
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.rewriting import add_initializer, fresh_names, take_over
 
 DOMAIN = "com.microsoft"
 # ONNX Runtime refuses heads of other widths once it rotates them itself.
 WIDTH_STEP = 8
-INT32, FLOAT = ir.DataType.INT32, ir.DataType.FLOAT
+INT32, FLOAT, FLOAT16 = ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,11 @@ def _obstacles_of(core: Core) -> Iterator[str]:
             found = None if source is None else _reads_input(source)
             if found is not None:
                 yield f"mask or positions depend on what is in the input '{found.name}', not on sizes alone"
-    held = None if core.cache is None else _heads_of(core.cache.past_key)
-    if held not in (None, core.key_heads):
-        yield f"the cache has {held} heads, not {core.key_heads}"
+    for past in () if core.cache is None else (core.cache.past_key, core.cache.past_value):
+        if past.dtype not in (FLOAT, FLOAT16):
+            yield f"the cache '{past.name}' holds {past.dtype}"
+        if _heads_of(past) not in (None, core.key_heads):
+            yield f"the cache '{past.name}' has {_heads_of(past)} heads, not {core.key_heads}"
 
 
 def _heads_of(cache: ir.Value) -> int | None:
@@ -170,6 +173,8 @@ class _Writer:
                 new.name = self._names(f"{name}_{part}")
             else:
                 take_over(old, new)
+        if cache is not None and cache.past_key.dtype == FLOAT16:
+            compute_in_half(node, self._names)
 
     def _share(self, core: Core) -> _Shared:
         sizes = self._op("Shape", [core.query], {"start": 0, "end": 2})

@@ -53,8 +53,9 @@ class _Joiner:
             return False
         joined.name, joined.type = self._names(f"{parts[0].name}_joined"), parts[0].type
         joined.shape = _packed_shape(parts)
-        for other in consumers(parts[0]):  # which read its first two sizes
-            other.replace_input_with(0, joined)
+        for size in _size_readers(parts[0]):
+            size.replace_input_with(0, joined)
+        node.replace_input_with(0, joined)
         for index in range(1, PARTS):
             set_input(node, index, None)
         return True
@@ -65,6 +66,8 @@ class _Joiner:
         if len(nodes) < PARTS or len({(n.domain, n.op_type, len(n.inputs)) for n in nodes}) > 1:
             return None
         first = nodes[0]
+        if is_op(first, "Cast"):
+            return self._converted(nodes)
         if is_op(first, "Add"):
             return self._added(nodes)
         if any(n.inputs[0] is not first.inputs[0] for n in nodes) or first.inputs[0] is None:
@@ -75,6 +78,20 @@ class _Joiner:
         if first.domain == DOMAIN and first.op_type == "MatMulNBits":
             return self._packed(nodes)
         return None
+
+    def _converted(self, nodes: list[ir.Node]) -> ir.Value | None:
+        """Join what is converted, and convert it at once."""
+        sources = [v for n in nodes if (v := n.inputs[0]) is not None]
+        if len({_kind(n) for n in nodes}) > 1:
+            return None
+        inner = self._joined(sources)
+        if inner is None:
+            return None
+        inner.name = self._names(f"{nodes[0].name}_source")
+        inner.type, inner.shape = sources[0].type, _packed_shape(sources)
+        for size in _size_readers(sources[0]):
+            size.replace_input_with(0, inner)
+        return self._op(nodes[0], [inner])
 
     def _added(self, nodes: list[ir.Node]) -> ir.Value | None:
         """Join biases, and what they are added to."""
@@ -146,10 +163,13 @@ class _Joiner:
 
 def _read_by_it_alone(value: ir.Value, node: ir.Node) -> bool:
     """Tell whether only the attention reads a value; its first two sizes, which stay, may be read, too."""
-    if value.is_graph_output():
-        return False
-    others = [n for n in consumers(value) if n is not node]
-    return all(is_op(n, "Shape") and n.attributes.get_int("end", 0) == PARTS - 1 for n in others)
+    readers = {n for n in consumers(value) if n is not node}
+    return not value.is_graph_output() and readers <= set(_size_readers(value))
+
+
+def _size_readers(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that read the first two sizes of a value: batch and length, which joining does not change."""
+    return [n for n in consumers(value) if is_op(n, "Shape") and n.attributes.get_int("end", 0) == 2]
 
 
 def _is_matrix(value: ir.Value | None) -> bool:

@@ -62,7 +62,7 @@ class NarrowCache:
         names = fresh_names(model)
         for node in todo:
             if self.type == "float16":
-                _compute_in_half(node, names)
+                compute_in_half(node, names)
             else:
                 self._store_integers(node, names)
             for value in (*(node.inputs[k] for k in PAST), *(node.outputs[k] for k in PRESENT)):
@@ -90,7 +90,8 @@ class NarrowCache:
             node.attributes[f"{part}_quant_type"] = ir.AttrString(f"{part}_quant_type", "PER_CHANNEL")
 
     def _retype(self, value: ir.Value) -> None:
-        value.dtype = STORED[self.type]
+        # Setting the dtype would change the type object, which a copied model shares with the original.
+        value.type = ir.TensorType(STORED[self.type])
         if self.type == "int4" and value.shape is not None and isinstance(value.shape[-1], int):
             value.shape = ir.Shape([*value.shape[:-1], (value.shape[-1] + 1) // 2])
 
@@ -99,7 +100,8 @@ def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def _compute_in_half(node: ir.Node, names: FreshNames) -> None:
+def compute_in_half(node: ir.Node, names: FreshNames) -> None:
+    """Let an attention in float32 compute in float16, between casts; its cache is for the caller to type."""
     graph = node.graph
     assert isinstance(graph, ir.Graph), "an attention is in a graph"
     for k in (*QUERIES, *ROTARY):
@@ -120,7 +122,8 @@ def _compute_in_half(node: ir.Node, names: FreshNames) -> None:
     graph.insert_after(node, back)
     ir.convenience.replace_all_uses_with(result, back.outputs[0], replace_graph_outputs=True)
     back.replace_input_with(0, result)
-    result.dtype, result.name, back.outputs[0].name = ir.DataType.FLOAT16, back.outputs[0].name, result.name
+    result.type = ir.TensorType(ir.DataType.FLOAT16)
+    result.name, back.outputs[0].name = back.outputs[0].name, result.name
 
 
 def _cast(value: ir.Value, to: ir.DataType, names: FreshNames) -> ir.Node:
