@@ -76,7 +76,7 @@ def quantize(options: Options, progress: Progress | None = None) -> Deployment:
 
 def _stream(c: Compilation, way: str, output: Path) -> Deployment:
     """Quantize a model part by part, in bounded memory."""
-    report = stream(c, way, output, _config(c).to_json())
+    report = stream(c, way, output, _config(c))
     session, plan, content = (companion(output, s) for s in (".session.json", ".plan.yaml", ".report.json"))
     return Deployment(output, session, plan, report, content)
 

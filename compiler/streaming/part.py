@@ -13,6 +13,7 @@ from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.graph.operands import weight_of
 from bitwright.compiler.ingest.dataset import Dataset
 from bitwright.compiler.ingest.model_reader import SourceModel
+from bitwright.compiler.options import Options
 from bitwright.compiler.ort.layer_error import with_outputs
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.plan.planner import RuntimeName, observed_tensors
@@ -32,6 +33,7 @@ def part_compilation(whole: Compilation, model: ir.Model, data: Dataset, progres
         dims={k: v for k, v in whole.options.dims.items() if k in known},
         keep_float=whole.options.keep_float & names,
         samples=None,
+        method=Options.method,  # no tensor has a calibrated range
         gate=False,
     )
     c = Compilation(options, whole.profile, progress)

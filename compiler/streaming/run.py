@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler import frontend
+from bitwright.compiler import frontend, fusion
 from bitwright.compiler.bundle.model_files import files_appearing_whole
 from bitwright.compiler.compilation import Compilation, Progress
 from bitwright.compiler.errors import InternalError
 from bitwright.compiler.graph.mapped import release_pages
 from bitwright.compiler.graph.saving import weight_bytes
 from bitwright.compiler.ort.equality import largest_difference
-from bitwright.compiler.ort.session import SessionConfig, local_config, open_session, run
+from bitwright.compiler.ort.session import SessionConfig, local_config, open_session, run, runs_here
 from bitwright.compiler.plan.plan_file import plan_text
 from bitwright.compiler.plan.planner import runtime_of
 from bitwright.compiler.report.written import companion
@@ -38,7 +38,7 @@ COMPARED = frontend.ERROR_SAMPLES
 JOINED_BOUND = 5e-2
 
 
-def stream(c: Compilation, way: str, output: Path, session_json: str) -> dict[str, Any]:
+def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dict[str, Any]:
     """Quantize a model part by part and write it with its companions.
 
     Args:
@@ -46,7 +46,7 @@ def stream(c: Compilation, way: str, output: Path, session_json: str) -> dict[st
         way: ``quantized``: a part is calibrated on what the quantized parts before it make; ``float``: on what the
             float model makes, as when a model is quantized as a whole.
         output: The .onnx file; its weights go to a .onnx.data file beside it.
-        session_json: Text of the .session.json.
+        config: How the deployment is opened, for the .session.json.
 
     Returns:
         The content of the report.
@@ -72,19 +72,45 @@ def stream(c: Compilation, way: str, output: Path, session_json: str) -> dict[st
         finally:
             writer.close()
         with c.recorded("join") as notes:
-            model = writer.joined(whole, parts)
-            ir.save(model, folder / output.name)
+            c.model, c.quantized = whole, writer.joined(whole, parts)
+            ir.save(c.quantized, folder / output.name)
             run_.check(folder / output.name, notes)
-        report = run_.content.report(c, way, len(run_.main.data), weight_bytes(model))
-        _write_beside(run_.content, c, folder, output, session_json, report)
+        with c.recorded("fuse") as notes:
+            _fuse(c, config, folder / output.name, notes)
+        report = run_.content.report(c, way, len(run_.main.data), weight_bytes(c.quantized))
+        _write_beside(run_.content, c, folder, output, config, report)
     return report
 
 
+def _fuse(c: Compilation, config: SessionConfig, path: Path, notes: list[str]) -> None:
+    """Write a decoder's attention as ONNX Runtime's operator where that is proven equal; it is not timed."""
+    joined = c.quantized
+    if runs_here(runtime_of(c.profile, RUNTIME)):
+        c.options = replace(c.options, gate=False)
+        fusion.fuse(c, config, notes)
+    else:
+        fusion.leave(c, notes)
+    if c.quantized is joined or c.quantized is None:
+        return
+    # What was joined anew is copied, too: the file holds nothing that the model does not read.
+    folder = path.with_name("fused")
+    folder.mkdir()
+    ir.save(c.quantized, folder / path.name, external_data=f"{path.name}.data")
+    for new in list(folder.iterdir()):
+        new.replace(path.with_name(new.name))
+    folder.rmdir()
+
+
 def _write_beside(
-    content: Content, c: Compilation, folder: Path, output: Path, session_json: str, report: Mapping[str, Any]
+    content: Content,
+    c: Compilation,
+    folder: Path,
+    output: Path,
+    config: SessionConfig,
+    report: Mapping[str, Any],
 ) -> None:
     texts = {
-        ".session.json": session_json,
+        ".session.json": config.to_json(),
         ".plan.yaml": plan_text(content.plan(c)),
         ".report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
     }
