@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.compiler.errors import DataError, InternalError
+from bitwright.compiler.errors import DataError, UsageError
 from bitwright.compiler.training.checkpoint import Checkpoint
 from bitwright.compiler.training.distillation import Distillation
 from bitwright.compiler.training.graph_module import GraphModule
@@ -199,10 +199,10 @@ class Loop:
 
     def _restore(self, found: Checkpoint) -> None:
         arrays = {name: torch.from_numpy(np.array(array)) for name, array in found.arrays.items()}
-        shapes = {name: tuple(p.shape) for name, p in self.named}
-        if any(tuple(arrays[f"value/{n}"].shape) != s for n, s in shapes.items() if f"value/{n}" in arrays):
-            what = "the checkpoint's arrays do not fit the model"
-            raise InternalError(what, where="--resume")
+        needed = {f"{kind}/{name}": p.shape for name, p in self.named for kind in ("value", "best")}
+        if any(k not in arrays or arrays[k].shape != shape for k, shape in needed.items()):
+            what = "the checkpoint belongs to another model"
+            raise UsageError(what, where="--resume", fix="leave --resume out")
         self._load({name: arrays[f"value/{name}"] for name, _ in self.named})
         self.best = {name: arrays[f"best/{name}"] for name, _ in self.named}
         for name, parameter in self.named:

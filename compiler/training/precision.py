@@ -22,6 +22,7 @@ from bitwright.targets.schema import QSpace
 FEW = ("ternary", "binary")
 FEWEST, MOST = 2, 8
 LARGEST_OF_8 = 127
+SATURATING = ("Conv", "Gemm", "MatMul", "Add", "Mul")
 Ranges = Mapping[str, tuple[float, float]]
 
 
@@ -94,18 +95,26 @@ def _narrow_weight(quant: WeightQuant, array: np.ndarray, wanted: int | str) -> 
     return replace(quant, scale=weight_scale(array, quant.axis, few), bits=few.bits, codebook=wanted)
 
 
-def narrow_tensors(plan: Plan, precision: Precision) -> frozenset[str]:
+def narrow_tensors(plan: Plan, precision: Precision, writers: Mapping[str, str]) -> frozenset[str]:
     """Return the activations that get fewer bits: what narrowed layers read, and what shares a scale with it.
 
-    What only additions and pooling read keeps 8 bits: there is no product to be saved.
+    What only additions and pooling read keeps 8 bits: there is no product to be saved. So does what pooling writes: the
+    kernels of products and additions saturate at any bounds, those of pooling at their type's.
+
+    Args:
+        plan: Whole.
+        precision: The width.
+        writers: Tensor -> operator that computes it; a tensor that only moves may be missing, as may inputs.
     """
     if precision.activations is None or precision.activations == MOST:
         return frozenset()
     layers = narrowed_layers(plan, everywhere=precision.everywhere)
     outer = {t for d in plan.nodes.values() if d.weight and d not in layers for t in d.inputs}
     read = {t for d in layers for t in d.inputs} - outer
-    ties = {plan.activations[t].tie for t in read} - {""}
-    return frozenset(t for t, quant in plan.activations.items() if t in read or quant.tie in ties)
+    groups = {t: quant.tie or t for t, quant in plan.activations.items()}
+    wanted = {groups[t] for t in read}
+    unfit = {groups[t] for t in groups if writers.get(t, SATURATING[0]) not in SATURATING}
+    return frozenset(t for t, group in groups.items() if group in wanted - unfit)
 
 
 def with_activation_bits(plan: Plan, tensors: frozenset[str], bits: int, ranges: Ranges) -> Plan:

@@ -135,7 +135,9 @@ def _narrowed(c: Compilation, training: Training, notes: list[str]) -> frozenset
     """Make the plan: the recipe's, with the bits that are asked for, at searched scales."""
     assert c.selection is not None and c.model is not None
     plan, wanted = frontend.allocate(c, c.selection, training.runtime), training.precision
-    tensors = widths.narrow_tensors(plan, wanted)
+    computing = [u for u in c.selection.units if u.role != "carrier"]
+    writers = {u.output.name or "": u.head.op_type for u in computing}
+    tensors = widths.narrow_tensors(plan, wanted, writers)
     if tensors and wanted.activations is not None:
         method, count = parse_method(c.options.method), 2**wanted.activations
         ranges = {t: range_from(c.statistics[t], method, levels=count, symmetric=False) for t in tensors}
