@@ -75,9 +75,11 @@ reductions: float[2, 3, 8] x
     c = ReduceSum <keepdims = 0> (x)
     d = ReduceMax (x, i)
     e = ReduceMin <keepdims = 1> (x, i)
+    h = ReduceL2 (x, i)
     f = Add (a, c)
     g = Mul (d, e)
-    y = Add (f, g)
+    j = Mul (g, h)
+    y = Add (f, j)
 
 activations: float[4, 9] x
     a = Relu (x)

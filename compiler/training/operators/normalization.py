@@ -87,6 +87,7 @@ NORMALIZATION: dict[str, Operator] = {
     "RMSNormalization": rms_normalization,
     "Softmax": softmax,
     "LogSoftmax": log_softmax,
+    "ReduceL2": _reduction(torch.linalg.vector_norm),
     "ReduceMean": _reduction(torch.mean),
     "ReduceSum": _reduction(torch.sum),
     "ReduceMax": _reduction(torch.amax),
