@@ -40,11 +40,13 @@ class Task:
 
     Attributes:
         calibration: Samples that calibrate [N, ...].
+        judging: Samples that formats are judged by; others than those that calibrate where there are enough.
         samples: Held-out samples [N, ...].
         labels: Classes, or None: the metric is then the mean square error of the reconstruction.
     """
 
     calibration: np.ndarray
+    judging: np.ndarray
     samples: np.ndarray
     labels: np.ndarray | None
 
@@ -58,18 +60,19 @@ class Task:
 def _kws() -> Task:
     data = zoo.load("kws_dscnn")
     x = (data["x"].astype(np.float32) - data["zp"]) * data["scale"]
-    return Task(x[:100], x[100:], data["y"][100:])
+    return Task(x[:100], x[:100], x[100:], data["y"][100:])
 
 
 def _resnet() -> Task:
     data = zoo.load("resnet8_cifar10")
-    return Task(data["calib_x"][:200].astype(np.float32), data["x"].astype(np.float32), data["y"])
+    spare = data["calib_x"].astype(np.float32)
+    return Task(spare[:200], spare[200:], data["x"].astype(np.float32), data["y"])
 
 
 def _autoencoder() -> Task:
     frames = zoo.load("ad_autoencoder")["frames"]
     windows = np.stack([frames[k : k + 5].reshape(-1) for k in range(len(frames) - 4)]).astype(np.float32)
-    return Task(windows[:98], windows[98:], None)
+    return Task(windows[:98], windows[:98], windows[98:], None)
 
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -98,15 +101,16 @@ class Asked:
 
 def compiled(model: str, task: Task, work: Path, asked: Asked) -> Path:
     """Compile a model to the circuit with the shortest interval, or the least loss, under a number of LUTs."""
-    data = work / f"{model}.npz"
+    data, judging = work / f"{model}.npz", work / f"{model}-judging.npz"
     np.savez(data, input=task.calibration)
+    np.savez(judging, input=task.judging)
     output = work / f"{model}-{asked.recipe}"
     options = Options(
         zoo.folder(model) / "model.onnx",
         asked.target,
         data=str(data),
-        # 64 of the samples that calibrate judge the formats; by default 16 would.
-        validation=str(data),
+        # 64 of these are used; by default 16 would be held back.
+        validation=str(judging),
         output=output,
         recipe=asked.recipe,
         budget={"luts": float(asked.luts)} | ({} if asked.fps is None else {"fps": asked.fps}),
