@@ -42,6 +42,7 @@ FINER = {
     "int8-dynamic": ("int8-row", "w8"),
     "int8-row": ("w8",),
     "fp8": ("w8a16", "w8"),
+    "fp8-weights": ("w8", "fp16-weights"),
 }
 
 

@@ -22,6 +22,7 @@ from bitwright.compiler.ort.equality import relative_difference
 from bitwright.compiler.plan.planner import RuntimeName, runtime_of
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.recipe.schema import Recipe
+from bitwright.compiler.rounding.grid import Grid, codebook, integer_grid
 from bitwright.compiler.shape_choice import static_shapes
 from bitwright.passes.contract import Pass, PassResult
 from bitwright.passes.disassemble_channels import DisassembleChannels
@@ -86,6 +87,10 @@ def _record(c: Compilation, runtime: RuntimeName, name: str, result: PassResult,
         c.selection = reselect(c, runtime)
 
 
+_LEVELS: Mapping[str, Callable[[], Grid]] = {
+    **{f"w{bits}": partial(integer_grid, bits) for bits in (8, 4, 3, 2)},
+    **{name: partial(codebook, name) for name in ("nf4", "ternary", "binary")},
+}
 # Small products that a rewrite adds and that stay float.
 _IN_FLOAT: Mapping[type, Callable[[ir.Model], Iterable[str]]] = {
     SplitOutliers: float_products,
@@ -115,9 +120,16 @@ def _rewrites(c: Compilation, runtime: RuntimeName) -> Iterator[Pass]:
     if wanted.smooth:
         yield SmoothScales(c.moments)
     if wanted.awq:
-        yield ScaleWeightsAWQ(c.moments, group=c.options.group or c.recipe.recipe.group or DEFAULT_GROUP)
+        group = c.options.group or c.recipe.recipe.group or DEFAULT_GROUP
+        yield ScaleWeightsAWQ(c.moments, grid=_awq_grid(c.recipe.recipe), group=group)
     if wanted.split_outliers:
         yield SplitOutliers(c.moments, (wanted.split_outliers,))
+
+
+def _awq_grid(recipe: Recipe) -> Grid:
+    """Return the levels of a recipe's first weight-only format; of 4 bits if it has none."""
+    known = (_LEVELS[name] for name in recipe.formats if name in _LEVELS)
+    return next(known, lambda: integer_grid(4))()
 
 
 def needs_moments(recipe: Recipe) -> bool:

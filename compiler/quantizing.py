@@ -16,6 +16,7 @@ from bitwright.passes.block_tables import BlockTables
 from bitwright.passes.compact_weights import CompactWeights, is_compact
 from bitwright.passes.contract import Pass
 from bitwright.passes.correct_bias import CorrectBias
+from bitwright.passes.expand_dequantize import ExpandDequantize
 from bitwright.passes.fuse_gelu import FuseGelu
 from bitwright.passes.insert_qdq import InsertQDQ, activation_opset
 from bitwright.passes.narrow_floats import NarrowFloats
@@ -110,4 +111,6 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
     if foreign:
         yield PackBnb4()
         yield CompactWeights()
+    if any(d.format == "fp8-weights" for d in plan.nodes.values()):
+        yield ExpandDequantize(types=frozenset({"FLOAT8E4M3FN"}))
     yield RemoveUnused()

@@ -25,9 +25,11 @@ class ExpandDequantize:
 
     Attributes:
         weights: Names of the stored tensors (first inputs of DequantizeLinear); None for all constants.
+        types: ONNX element types that are rewritten.
     """
 
     weights: frozenset[str] | None = None
+    types: frozenset[str] = STORED
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class ExpandDequantize:
     def _wanted(self, node: ir.Node) -> bool:
         stored = node.inputs[0]
         dtype = dtype_of(stored)
-        known = dtype is not None and dtype.name in STORED and frozen_array(stored) is not None
+        known = dtype is not None and dtype.name in self.types and frozen_array(stored) is not None
         return known and stored is not None and (self.weights is None or stored.name in self.weights)
 
 

@@ -54,6 +54,7 @@ Format = Literal[
     "nf4",  # weight-only with a table of 16, 3 or 2 values
     "ternary",
     "binary",
+    "fp8-weights",  # weights stored as 8-bit floats with a scale a channel, computed in float32
     "fp16-weights",  # weights stored in half precision, computed in float32
     "fp16",  # computed in half precision
     "bf16",

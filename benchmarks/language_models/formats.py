@@ -3,8 +3,8 @@
 ``BITWRIGHT_ZOO=... python benchmarks/language_models/formats.py [--recipes w4 w4-awq ...] [--bits 4.5 ...]
 [--windows 128] [--out DIR]``
 
-A recipe may be given as ``w4@64``: with groups of 64. Perplexities are those of the written ONNX file in ONNX Runtime, on
-256-token windows of held-out text. Bits are those of all weights of the written graph for each weight of the float
+A recipe may be given as ``w4@64``: with groups of 64. Perplexities are those of the written ONNX file in ONNX Runtime,
+on 256-token windows of held-out text. Bits are those of all weights of the written graph for each weight of the float
 model, scales, zero points, norms, embedding and head included, tables of positions and masks left out.
 """
 
@@ -34,9 +34,9 @@ from bitwright.targets.loader import load_profile
 WINDOW = 256
 CALIBRATION = 128
 UNIFORM = (
-    "int8-row", "int8-row-smooth", "w8", "w4", "w4-mse", "w4-nearest", "w4-awq", "w4-awq-gptq", "w4-symmetric", "w4-small", "w4@64", "w4@128",
-    "w4-k", "w4a8-rotated", "w4-float", "w4-rotated-float", "w3", "w3@64", "w3@128", "w3-awq-gptq", "w2", "w2@64", "w2-rotated", "nf4",
-    "ternary", "binary",
+    "int8-row", "w8", "w4-nearest", "w4-awq", "w4-mse", "w4", "w4-awq-gptq", "w4-symmetric", "w4@64", "w4@128", "w4-k",
+    "w4a8-rotated", "nf4", "w3", "w3@64", "w3@128", "w3-awq-gptq", "w3-rotated", "w2", "w2@64", "w2@128",
+    "w2-rotated", "ternary", "binary", "w4-small", "w3-small", "w2-small",
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ class Bench:
                 group=int(group) if group else None,
                 budget={} if bits is None else {"bits": bits},
                 loss="sqnr" if bits is None else "kl",
-            )  # fmt: skip
+            )
         )
         seconds = time.monotonic() - start
         table = runtime_of(load_profile("host"), "onnxruntime")

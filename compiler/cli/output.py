@@ -111,7 +111,7 @@ class Output:
 STYLES: Mapping[str, str] = {
     **dict.fromkeys(("int8", "int8-dynamic", "int8-row", "w8a16", "fp8", *SHORT_FORMATS), "blue"),
     **dict.fromkeys(("w8", "w4", "w3", "w2", "nf4", "ternary", "binary"), "magenta"),
-    **dict.fromkeys(("fp16-weights", "fp16", "bf16"), "cyan"),
+    **dict.fromkeys(("fp8-weights", "fp16-weights", "fp16", "bf16"), "cyan"),
     "float": "yellow",
 }
 

@@ -29,6 +29,7 @@ WORDS: Mapping[str, str] = {
     "nf4": "4-bit weights from a table of normal quantiles, float activations",
     "ternary": "weights -1, 0 and 1 times a scale, float activations",
     "binary": "weights -1 and 1 times a scale, float activations",
+    "fp8-weights": "weights in 8-bit floating point, computed in float",
     "fp16-weights": "weights in half precision, computed in float",
     "fp16": "half precision",
     "bf16": "half precision (bfloat16)",
@@ -45,7 +46,7 @@ _KIND_OF = {
     **dict.fromkeys(("int8", "int8-dynamic", "int8-row", "w8a16", "fp8"), "integer"),
     **dict.fromkeys(SHORT_FORMATS, "short"),
     **dict.fromkeys(("w8", "w4", "w3", "w2", "nf4", "ternary", "binary"), "stored"),
-    **dict.fromkeys(("fp16-weights", "fp16", "bf16"), "half"),
+    **dict.fromkeys(("fp8-weights", "fp16-weights", "fp16", "bf16"), "half"),
 }
 # They multiply integers although no scale of theirs is known before the call.
 DYNAMIC = ("int8-dynamic", "int8-row")

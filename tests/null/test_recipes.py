@@ -41,8 +41,8 @@ BROKEN = [
     (
         "schema: 1\nname: mine\nformats: [int9]\n",
         "3:11: formats[0]: must be 'int8', 'int8-dynamic', 'int8-row', 'w6a8', 'w5a8', 'w4a8', "
-        "'w3a8', 'w2a8', 'ternary-a8', 'binary-a8', 'w8a16', 'fp8', 'w8', 'w4', 'w2', 'nf4', 'ternary', 'binary', "
-        "'fp16-weights', 'fp16', 'bf16' or 'float', not the text 'int9'\n"
+        "'w3a8', 'w2a8', 'ternary-a8', 'binary-a8', 'w8a16', 'fp8', 'w8', 'w4', 'w3', 'w2', 'nf4', 'ternary', "
+        "'binary', 'fp8-weights', 'fp16-weights', 'fp16', 'bf16' or 'float', not the text 'int9'\n"
         "  fix: did you mean 'int8'?",
     ),
     (
