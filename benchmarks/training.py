@@ -135,7 +135,9 @@ def kws(minutes: float) -> list[Task]:
     x, y = ((data["x"].astype(np.float32) - data["zp"]) * data["scale"]), data["y"]
     order = np.random.default_rng(0).permutation(len(x))
     halves = [np.sort(order[: len(x) // 2]), np.sort(order[len(x) // 2 :])]
-    training = Training(Precision(2, 4), epochs=60.0, minutes=minutes, batch=64, rate=1e-3, mixture=0.5)
+    training = Training(
+        Precision(2, 4), epochs=60.0, minutes=minutes, batch=32, rate=1e-3, scale_rate=3e-3, mixture=0.5
+    )
     return [
         Task(
             f"kws W2A4, half {k + 1}",
@@ -154,7 +156,9 @@ def resnet8(minutes: float) -> list[Task]:
     data = np.load(place / "data.npz")
     plain = data["calib_x"].astype(np.float32)
     metric = correct(data["x"].astype(np.float32), data["y"])
-    training = Training(Precision(4, 4), epochs=40.0, minutes=minutes, batch=64, rate=3e-4, mixture=0.5)
+    training = Training(
+        Precision(4, 4), epochs=40.0, minutes=minutes, batch=32, rate=3e-4, scale_rate=3e-3, mixture=0.5
+    )
     samples = {"input": pictured(plain, 11, 1)}
     return [Task("resnet8 W4A4", place / "model.onnx", {"input": plain}, samples, metric, training)]
 

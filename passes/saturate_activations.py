@@ -23,10 +23,13 @@ class SaturateActivations:
     Attributes:
         levels: Tensor that is quantized -> smallest and largest integer.
         moved: Tensors whose integers were saturated before.
+        integers: Clip the integers behind QuantizeLinear instead of the floats before it. ONNX Runtime fuses no
+            convolution with a Clip and a quantizer, but clips 8-bit integers as they are.
     """
 
     levels: Mapping[str, tuple[int, int]]
     moved: frozenset[str] = frozenset()
+    integers: bool = False
 
     @property
     def name(self) -> str:
@@ -37,10 +40,13 @@ class SaturateActivations:
         """Rewrite ``model`` in place."""
         names = fresh_names(model)
         found = [n for n in model.graph if is_op(n, "QuantizeLinear") and self._wanted(n)]
-        changed = sum(_saturate(model, n, self.levels[_read(n)], names) for n in found)
+        saturate = _saturate_integers if self.integers else _saturate
+        changed = sum(saturate(model, n, self.levels[_read(n)], names) for n in found)
         return PassResult(model, changed)
 
     def _wanted(self, node: ir.Node) -> bool:
+        if any(is_op(use.node, "Clip") for use in node.outputs[0].uses()):
+            return False
         return _read(node) in self.levels and _read(node) not in self.moved
 
 
@@ -76,4 +82,25 @@ def _saturate(model: ir.Model, quantize: ir.Node, levels: tuple[int, int], names
     if relu and bounds[0] == 0:
         assert previous is not None and previous.inputs[0] is not None
         bypass(value, previous.inputs[0])
+    return 1
+
+
+def _saturate_integers(model: ir.Model, quantize: ir.Node, levels: tuple[int, int], names: FreshNames) -> int:
+    point, integers = constant_array(quantize.inputs[2]), quantize.outputs[0]
+    assert point is not None, "insert_qdq writes it"
+    kind = np.iinfo(point.dtype)
+    if levels == (int(kind.min), int(kind.max)):
+        return 0
+    stem = _read(quantize) or "tensor"
+    bounds = [
+        add_initializer(model.graph, names(f"{stem}_{what}"), np.asarray(level, point.dtype))
+        for what, level in zip(("lowest", "highest"), levels, strict=True)
+    ]
+    readers = list(integers.uses())
+    clip = ir.Node("", "Clip", [integers, *bounds], num_outputs=1, name=names(f"{stem}_Clip"))
+    result = clip.outputs[0]
+    result.name, result.type, result.shape = names(f"{stem}_saturated"), integers.type, integers.shape
+    model.graph.insert_after(quantize, clip)
+    for reader, index in readers:
+        reader.replace_input_with(index, result)
     return 1

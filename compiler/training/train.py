@@ -238,7 +238,7 @@ def written_model(
         if (d := plan.nodes.get(n.name or "")) is not None and d.role == "carrier" and d.integer
         for o in n.outputs
     )
-    SaturateActivations(levels, moved).run(model)
+    SaturateActivations(levels, moved, integers=plan.runtime == "onnxruntime").run(model)
     return model, plan
 
 

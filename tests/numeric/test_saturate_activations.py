@@ -36,17 +36,18 @@ def outputs(model):
     [("uint8", 0, (0, 15)), ("uint8", 3, (0, 15)), ("int8", -128, (-128, -113)), ("int8", 0, (-8, 7))],
 )
 @pytest.mark.parametrize("node", ["r = Relu (x)", "r = Neg (x)"])
-def test_integers_stay_between_the_levels(kind, zero, levels, node):
+@pytest.mark.parametrize("integers", [False, True])
+def test_integers_stay_between_the_levels(kind, zero, levels, node, integers):
     model = model_of(kind, zero, node)
     before = outputs(model)
-    result = SaturateActivations({"r": levels}).run(model)
+    result = SaturateActivations({"r": levels}, integers=integers).run(model)
     assert result.changed == 1
     after = outputs(model)
     low, high = ((level - zero) * 0.5 for level in levels)
     np.testing.assert_array_equal(after["y"], np.clip(before["y"], low, high))
     np.testing.assert_array_equal(after["other"], before["other"])
     assert after["y"].max() == high
-    assert SaturateActivations({"r": levels}).run(model).changed == 0
+    assert SaturateActivations({"r": levels}, integers=integers).run(model).changed == 0
 
 
 def test_the_clip_takes_the_place_of_a_relu():
@@ -65,4 +66,5 @@ def test_a_relu_with_other_readers_stays():
 
 def test_what_the_type_saturates_or_what_only_moves_is_left_alone():
     assert SaturateActivations({"r": (0, 255)}).run(model_of()).changed == 0
+    assert SaturateActivations({"r": (0, 255)}, integers=True).run(model_of()).changed == 0
     assert SaturateActivations({"r": (0, 15)}, frozenset(["r"])).run(model_of()).changed == 0

@@ -16,7 +16,7 @@ from bitwright.compiler.cli.app import main  # noqa: E402
 from bitwright.compiler.compilation import Compilation, Silent  # noqa: E402
 from bitwright.compiler.errors import DataError, ToolchainError, UsageError  # noqa: E402
 from bitwright.compiler.ingest.model_reader import read_model  # noqa: E402
-from bitwright.compiler.ort.session import SessionConfig, open_session, run  # noqa: E402
+from bitwright.compiler.ort.session import SessionConfig, config_for, open_session, run  # noqa: E402
 from bitwright.compiler.pipeline import compile_model  # noqa: E402
 from bitwright.compiler.training import entry  # noqa: E402
 from bitwright.compiler.training import train as verb  # noqa: E402
@@ -151,6 +151,18 @@ def test_a_circuit_computes_the_trained_integers(folder):
     assert bundle.report["verification"]["passed"]
     rounded = next(m for m in bundle.report["verification"]["measurements"] if "rounded" in m["label"])
     assert rounded["value"] == "0"
+
+
+def test_onnx_runtime_computes_the_narrow_integers_with_its_integer_kernels(folder):
+    made = entry.train(OPTIONS(folder, "ort.onnx"), TRAINING(epochs=1.0, runtime="onnxruntime"))
+    model, optimized = read_model(made.model).model, folder / "optimized.onnx"
+    config = config_for(load_profile(training_models.TARGET).runtimes.onnxruntime)
+    x = np.load(folder / "x.npz")["x"]
+    fused = run(open_session(model, config, optimized_path=optimized), {"x": x})["y"]
+    counts = Counter(n.op_type for n in onnx.load(optimized).graph.node)
+    assert (counts["QLinearConv"], counts["QGemm"], counts["Clip"]) == (3, 1, 3)
+    assert not counts["Conv"] + counts["FusedConv"] + counts["Gemm"]
+    np.testing.assert_allclose(fused, run(open_session(model, PLAIN), {"x": x})["y"], atol=0.01)
 
 
 def test_the_pipeline_takes_the_file_as_it_is(trained, folder):
