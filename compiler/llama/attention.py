@@ -16,6 +16,7 @@ from bitwright.compiler.llama.following import (
     made_by,
     permutation,
     refuse,
+    scalar,
     through,
     unscaled,
 )
@@ -24,6 +25,7 @@ from bitwright.compiler.llama.rotary import Rotation, rotation
 
 HEADS_FIRST = (0, 2, 1, 3)
 LAST_TWO_SWAPPED = (0, 1, 3, 2)
+LAST_TWO_OF_THREE = (0, 2, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +105,7 @@ def core_of(result: ir.Value | None) -> Core:
     if turned is not None:
         if tuple(permutation(turned)) != HEADS_FIRST:
             refuse("heads moved back behind the positions (perm 0, 2, 1, 3)", result)
-        mixed = turned.inputs[0]
+        mixed = through(turned.inputs[0], "Reshape", "Cast")
     fused = fused_attention(mixed)
     if fused is None and turned is None:
         refuse("heads moved back behind the positions", mixed)
@@ -114,7 +116,7 @@ def core_of(result: ir.Value | None) -> Core:
 def _spelled_out(value: ir.Value | None) -> _Operands:
     """Read a product of probabilities and values."""
     mixed = expect(value, "the product of probabilities and values", "MatMul")
-    softmax = expect(through(mixed.inputs[0], "Cast"), "a Softmax over the scores", "Softmax")
+    softmax = expect(_shares(mixed.inputs[0]), "a Softmax over the scores", "Softmax")
     scores = _scores(softmax.inputs[0])
     keys, key_store = _one_head_each(scores.keys)
     values, value_store = _one_head_each(mixed.inputs[1])
@@ -166,12 +168,42 @@ def _scores(value: ir.Value | None) -> _Scores:
         if node is not None:
             queries, of_queries = unscaled(node.inputs[0])
             keys, of_keys = unscaled(node.inputs[1])
-            swap = expect(keys, "keys with positions and elements swapped", "Transpose")
-            if tuple(permutation(swap)) != LAST_TWO_SWAPPED:
-                refuse("keys with positions and elements swapped", keys)
-            plain, of_plain = unscaled(swap.inputs[0])
+            plain, of_plain = unscaled(_swapped_back(keys))
             return _Scores(queries, plain, scale * factor * of_queries * of_keys * of_plain, mask)
     return refuse("scores: queries times keys, scaled and masked", value)
+
+
+def _shares(value: ir.Value | None) -> ir.Value | None:
+    """Return probabilities before those of positions that see nothing at all were set to zero."""
+    value = through(value, "Cast")
+    node = made_by(value, "Where")
+    test = None if node is None else made_by(node.inputs[0], "IsNaN")
+    if node is None or test is None or test.inputs[0] is not node.inputs[2] or scalar(node.inputs[1]) != 0:
+        return value
+    return through(node.inputs[2], "Cast")
+
+
+def _swapped_back(value: ir.Value | None) -> ir.Value | None:
+    """Return keys before positions and elements were swapped, with four dimensions or with three.
+
+    Raises:
+        ModelError: They were not.
+    """
+    reshape = made_by(value, "Reshape")
+    node = expect(
+        value if reshape is None else reshape.inputs[0],
+        "keys with positions and elements swapped",
+        "Transpose",
+    )
+    wanted = LAST_TWO_SWAPPED if reshape is None else LAST_TWO_OF_THREE
+    if tuple(permutation(node)) != wanted:
+        refuse("keys with positions and elements swapped", value)
+    if reshape is None:
+        return node.inputs[0]
+    joined = expect(node.inputs[0], "keys with batch and heads joined", "Reshape")
+    # Where heads were repeated just before, one Reshape does both.
+    repeated = made_by(joined.inputs[0], "Expand", "Tile") is not None
+    return joined.outputs[0] if repeated else joined.inputs[0]
 
 
 def _masked(value: ir.Value | None) -> tuple[tuple[ir.Value | None, ir.Value | None], ...]:

@@ -79,8 +79,23 @@ qs{n} = Mul(q{n}_rot, root)
 qk{n} = MatMul(qs{n}, ks{n})
 ms{n} = Where(allowed, qk{n}, never)
 """
+# As later versions write it: keys swapped with batch and heads joined, rows that see nothing set to zero.
+GUARDED_SCORES = """
+kj{n} = Reshape({k}, joined)
+k3{n} = Transpose<perm=[0, 2, 1]>(kj{n})
+kt{n} = Reshape(k3{n}, apart)
+ks{n} = Mul(kt{n}, root)
+qs{n} = Mul(q{n}_rot, root)
+qk{n} = MatMul(qs{n}, ks{n})
+ms{n} = Add(qk{n}, mask)
+"""
+SHARES = "pr{n} = Softmax<axis=-1>(ms{n})\n"
+GUARDED_SHARES = """
+sm{n} = Softmax<axis=-1>(ms{n})
+bad{n} = IsNaN(sm{n})
+pr{n} = Where(bad{n}, nothing, sm{n})
+"""
 MIX = """
-pr{n} = Softmax<axis=-1>(ms{n})
 av{n} = MatMul(pr{n}, {v})
 at{n} = Transpose<perm=[0, 2, 1, 3]>(av{n})
 af{n} = Reshape(at{n}, flat)
@@ -118,6 +133,7 @@ class Sizes:
     rotate_keys: bool = True
     computed_angles: bool = False
     fused_attention: bool = False
+    guarded_attention: bool = False
     seed: int = 0
 
     @property
@@ -164,7 +180,9 @@ def _layer(s: Sizes, n: int) -> str:
     if s.heads != s.key_heads:
         text += REPEAT.format(x=keys) + REPEAT.format(x=values)
         keys, values = f"{keys}_rep", f"{values}_rep"
-    text += (FUSED_SCORES if s.fused_attention else SCORES).format(n=n, k=keys)
+    scores = GUARDED_SCORES if s.guarded_attention else FUSED_SCORES if s.fused_attention else SCORES
+    text += scores.format(n=n, k=keys)
+    text += (GUARDED_SHARES if s.guarded_attention else SHARES).format(n=n)
     text += MIX.format(n=n, v=values)
     text += NORM.format(x=f"y{n}", to=f"f{n}", gain=f"g_f{n}")
     return text + FEED_FORWARD.format(n=n, next=n + 1, activation=s.activation)
@@ -185,6 +203,8 @@ def constant_arrays(s: Sizes) -> dict[str, np.ndarray]:
         "query_shape": [0, 0, s.heads, s.head_width],
         "key_shape": [0, 0, s.key_heads, s.head_width],
         "flat": [0, 0, s.width],
+        "joined": [s.heads, -1, s.head_width],
+        "apart": [1, s.heads, s.head_width, -1],
         "repeats": [1, 1, s.heads // s.key_heads, 1, 1],
         "repeated": [0, s.heads, -1, s.head_width],
     }

@@ -50,8 +50,9 @@ def anonymous(proto: onnx.ModelProto) -> onnx.ModelProto:
         Sizes(key_heads=4),
         Sizes(layers=1, heads=2, key_heads=1, width=48, feed_forward=32),
         Sizes(fused_attention=True),
+        Sizes(guarded_attention=True, cache=True),
     ],
-    ids=["grouped", "untied", "cache", "every head its own", "one key head", "fused attention"],
+    ids=["grouped", "untied", "cache", "own heads", "one key head", "fused attention", "guarded attention"],
 )
 def test_sizes_and_constants_are_read_from_the_graph(sizes: Sizes) -> None:
     hyper = found_in(anonymous(llama_model(sizes))).hyper
@@ -182,12 +183,19 @@ def wider_mean(graph: onnx.GraphProto) -> None:
     node.attribute[0].ints[:] = [1]
 
 
+def keys_not_swapped(graph: onnx.GraphProto) -> None:
+    """Keys whose heads and positions are swapped instead of positions and elements."""
+    node = next(n for n in graph.node if n.output[0] == "kt0")
+    node.attribute[0].ints[:] = [0, 2, 1, 3]
+
+
 DAMAGES: list[Callable[[onnx.GraphProto], None]] = [
     swapped,
     other_table,
     no_residual,
     scaled_embedding,
     wider_mean,
+    keys_not_swapped,
 ]
 
 

@@ -50,8 +50,14 @@ def logits(path: Path, tokens: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "sizes",
-    [Sizes(), Sizes(cache=True, tied=False), Sizes(computed_angles=True), Sizes(fused_attention=True)],
-    ids=["plain", "cache", "computed angles", "fused attention"],
+    [
+        Sizes(),
+        Sizes(cache=True, tied=False),
+        Sizes(computed_angles=True),
+        Sizes(fused_attention=True),
+        Sizes(guarded_attention=True),
+    ],
+    ids=["plain", "cache", "computed angles", "fused attention", "guarded attention"],
 )
 def test_the_parts_compute_what_the_graph_does(tmp_path: Path, sizes: Sizes) -> None:
     path = tmp_path / "net.onnx"
