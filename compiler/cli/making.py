@@ -1,11 +1,9 @@
-"""``compile``, ``quantize``, ``export``: the verbs that make something."""
+"""``compile`` and ``quantize``: the verbs that make something of a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
@@ -217,30 +215,3 @@ def _quantize(out: Output, options: Options, page: Path | None) -> None:
     for path in (made.model, made.session, made.plan, made.report_file, page):
         if path is not None:
             out.path(path)
-
-
-def export_verb(
-    out: Output,
-    factory: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE.py:FACTORY",
-            help="FACTORY() returns (module, example inputs).",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
-    opset: Annotated[int, typer.Option("--opset", min=13, max=23, help="ONNX opset.")] = 21,
-) -> None:
-    """Export a PyTorch module to ONNX and check that ONNX Runtime computes the same."""
-    from bitwright.compiler.export_torch import export
-
-    check_place(output, "--output")
-    found = export(factory, output, opset=opset)
-    out.say(f"exported by {found.exporter}; largest difference to PyTorch {found.largest_difference:.3g}")
-    if out.json:
-        out.document(
-            {"model": found.path, "exporter": found.exporter, "largest_difference": found.largest_difference}
-        )
-    else:
-        out.path(found.path)
