@@ -3,7 +3,7 @@
 Learned step sizes (Esser et al. 2020, "Learned Step Size Quantization", section 2.1): a value ``v`` becomes
 ``q = round(clip(v / s, low, high)) * s``. Gradients pass the rounding as if it were not there, and the scale gets
 
-    dq/ds = round(v / s) - v / s   where low < v / s < high,   low or high where it was clipped,
+    dq/ds = round(v / s) - v / s   where low <= v / s <= high,   low or high where it was clipped,
 
 multiplied by ``1 / sqrt(N * high)`` for the N values that share the scale (section 2.2), so that scales and weights
 move at comparable speeds.
@@ -28,18 +28,20 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+        # What backward needs is made here, where its parts are at hand: passes over the tensor are most of the time.
         steps = value / scale
-        ctx.save_for_backward(steps, scale)
-        ctx.low, ctx.high = low, high
-        return steps.round().clamp(low, high) * scale
+        clipped = steps.clamp(low, high)
+        outside = clipped != steps
+        rounded = clipped.round()
+        by_scale = torch.where(outside, rounded, rounded - clipped) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(outside, by_scale, scale)
+        return rounded * scale
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        steps, scale = ctx.saved_tensors
-        inside = (steps > ctx.low) & (steps < ctx.high)
-        rounded = steps.round().clamp(ctx.low, ctx.high)
-        by_scale = gradient * torch.where(inside, rounded - steps, rounded)
-        return gradient * inside, by_scale.sum_to_size(scale.shape), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        outside, by_scale, scale = ctx.saved_tensors
+        learned = None if by_scale is None else (gradient * by_scale).sum_to_size(scale.shape)
+        return gradient.masked_fill(outside, 0.0), learned, None, None
 
 
 class _Sign(torch.autograd.Function):
