@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import onnx_ir as ir
 
 from bitwright.compiler import frontend
 from bitwright.compiler.allocate.grouping import tied_groups
@@ -33,7 +30,7 @@ from bitwright.compiler.interactions import boundaries_between
 from bitwright.compiler.migration import observe_inputs
 from bitwright.compiler.ort.session import local_config
 from bitwright.compiler.plan.planner import RuntimeName
-from bitwright.compiler.variants import Site, Variants
+from bitwright.compiler.variants import Site, Variants, copies_of_tables, shared_weights
 
 OBJECTIVES: Mapping[str, Metric] = {
     "loss": "loss",
@@ -237,7 +234,9 @@ def _elements(c: Compilation, problem: Problem) -> int:
     """Return how many weights have a choice; one that several layers share counts once."""
     assert c.selection is not None
     names = {site for group in problem.groups for site in group.members}
-    weights = {Site(u, ()).weight for u in c.selection.units if u.name in names}
+    sites = [Site(u, ()) for u in c.selection.units if u.name in names]
+    same = copies_of_tables(sites) if _stored_once(c) else {}
+    weights = {same.get(s.weight, s.weight) if s.weight is not None else None for s in sites}
     return sum(0 if (array := constant_array(w)) is None else array.size for w in weights)
 
 
@@ -285,7 +284,7 @@ def allocation_problem(c: Compilation, runtime: RuntimeName, notes: list[str]) -
     observe_inputs(c, c.selection)
     losses = measured_losses(c, variants, notes)
     base = variants.seconds({})
-    ties = shared_weights(variants.sites)
+    ties = shared_weights(variants.sites, copies=_stored_once(c))
     costs = _costs(c, variants, base, ties)
     groups = tied_groups(losses, costs, ties)
     group_of = {name: group for group in groups for name in group.members}
@@ -359,13 +358,14 @@ def _cache_file(folder: Path | None) -> Path | None:
     return folder / "sensitivity.jsonl"
 
 
-def shared_weights(sites: list[Site]) -> list[list[str]]:
-    """Return the sites that share a stored weight, set by set."""
-    readers: dict[ir.Value, list[str]] = defaultdict(list)
-    for site in sites:
-        if site.weight is not None:
-            readers[site.weight].append(site.name)
-    return [names for names in readers.values() if len(names) > 1]
+# Formats in which a table and a product by its transposed copy read the same bytes (passes/block_tables.py).
+GROUPED = frozenset({"w8", "w4", "w3", "w2"})
+
+
+def _stored_once(c: Compilation) -> bool:
+    """Tell whether a table and a head that is its transposed copy will be one weight, whatever is chosen for them."""
+    recipe = c.recipe.recipe
+    return GROUPED.issuperset(recipe.tables) and recipe.rounding.granularity == "kernel"
 
 
 def _other_bytes(c: Compilation, variants: Variants) -> float:

@@ -21,14 +21,13 @@ from bitwright.compiler.allocation import (
     apply_formats,
     goal,
     measured_losses,
-    shared_weights,
 )
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.generated import request_of
 from bitwright.compiler.migration import observe_inputs
 from bitwright.compiler.plan.planner import RuntimeName
-from bitwright.compiler.variants import Variants
+from bitwright.compiler.variants import Variants, shared_weights
 from bitwright.passes.normalize import specialize
 from bitwright.targets.generator import Price, pricing_generator
 from bitwright.targets.schema import PRICED_FAMILIES

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler import frontend, quantizing
@@ -136,6 +138,34 @@ class Variants:
                     by_format[fmt] = by_format.get(fmt, 0.0) + written_bytes(buffer, fmt, combo, profile)
             sets.append(LiveSet(step.unit.name, sizes, fixed))
         return sets
+
+
+def shared_weights(sites: list[Site], *, copies: bool = False) -> list[list[str]]:
+    """Return the sites that share a stored weight, set by set.
+
+    Args:
+        sites: All of them.
+        copies: A product whose weight is the transposed copy of a table counts as sharing it.
+    """
+    readers: dict[ir.Value, list[str]] = defaultdict(list)
+    same = copies_of_tables(sites) if copies else {}
+    for site in sites:
+        if site.weight is not None:
+            readers[same.get(site.weight, site.weight)].append(site.name)
+    return [names for names in readers.values() if len(names) > 1]
+
+
+def copies_of_tables(sites: list[Site]) -> dict[ir.Value, ir.Value]:
+    """Return, by weight, the table that it is a transposed copy of."""
+    tables = {s.weight: constant_array(s.weight) for s in sites if s.unit.role == "table" and s.weight}
+    found: dict[ir.Value, ir.Value] = {}
+    for site in sites:
+        array = constant_array(site.weight) if site.unit.role == "anchor" else None
+        for value, table in tables.items() if array is not None and site.weight is not None else ():
+            assert array is not None and site.weight is not None and table is not None and value is not None
+            if site.weight is not value and array.shape == table.T.shape and np.array_equal(array, table.T):
+                found[site.weight] = value
+    return found
 
 
 def _owners(selection: Selection, sites: list[Site]) -> dict[str, Site]:

@@ -116,6 +116,7 @@ class Bench:
                 group=int(group) if group else None,
                 budget={} if bits is None else {"bits": bits},
                 loss="sqnr" if bits is None else "kl",
+                cache=None if bits is None else self.out / "losses",
             )
         )
         seconds = time.monotonic() - start
