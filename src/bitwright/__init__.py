@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bitwright.compiler.bundle.bundle import Bundle
+    from bitwright.compiler.bundle.decoder import CompiledDecoder
     from bitwright.compiler.deploy import Deployment
     from bitwright.compiler.evaluation import Evaluation
     from bitwright.compiler.generation.generate import Generation
@@ -47,6 +48,7 @@ __all__ = [
     "AccuracyGateError",
     "BitwrightError",
     "Bundle",
+    "CompiledDecoder",
     "DataError",
     "Deployment",
     "InfeasibleBudgetError",
@@ -73,6 +75,7 @@ __all__ = [
 # Loaded when first asked for: they bring onnx and onnxruntime along, which take a second.
 _LAZY = {
     "Bundle": "bitwright.compiler.bundle.bundle",
+    "CompiledDecoder": "bitwright.compiler.bundle.decoder",
     "Deployment": "bitwright.compiler.deploy",
     "Inspection": "bitwright.compiler.inspect",
     "Options": "bitwright.compiler.options",
