@@ -129,8 +129,11 @@ def train_verb(
     runtime: Annotated[
         Literal["artifact", "onnxruntime"], typer.Option("--for", help="Where the trained model is to run.")
     ] = "artifact",
-    output: arg.OutputModel = None,
-    threads: arg.Threads = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The file to write; MODEL.trained.onnx unless named."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1,
 ) -> None:
     """Train a model as it will be rounded, and write it as a Q/DQ model that the other verbs take as it is."""
     place = output or model.with_name(f"{model.name.removesuffix('.onnx')}.trained.onnx")

@@ -96,11 +96,10 @@ class Loop:
         self.named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
         scales = [p for n, p in self.named if n.endswith(SCALE_PARTS)]
         weights = [p for n, p in self.named if not n.endswith(SCALE_PARTS)]
-        groups = [{"params": weights, "lr": schedule.rate}, {"params": scales, "lr": schedule.scale_rate}]
-        self.rates = [schedule.rate, schedule.scale_rate]
-        self.optimizer = torch.optim.Adam([g for g in groups if g["params"]])
-        if not weights:
-            self.rates = [schedule.scale_rate]
+        parts = [(weights, schedule.rate), (scales, schedule.scale_rate)]
+        groups = [{"params": parameters, "lr": rate} for parameters, rate in parts if parameters]
+        self.rates = [rate for parameters, rate in parts if parameters]
+        self.optimizer = torch.optim.Adam(groups)
         self.state = Checkpoint(settings, 0, 0, 0, math.inf)
         self.best: dict[str, Tensor] = {}
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install bitwright[qat]")
+torch.set_num_threads(1)
 
 from bitwright.compiler.errors import UsageError  # noqa: E402
 from bitwright.compiler.plan.model import ActivationQuant, WeightQuant  # noqa: E402

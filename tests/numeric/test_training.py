@@ -10,6 +10,7 @@ import pytest
 import training_models
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install bitwright[qat]")
+torch.set_num_threads(1)
 
 import bitwright  # noqa: E402
 from bitwright.compiler.cli.app import main  # noqa: E402

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install bitwright[qat]")
+torch.set_num_threads(1)
 
 from bitwright.compiler.errors import ModelError  # noqa: E402
 from bitwright.compiler.ort.session import SessionConfig, open_session, run  # noqa: E402

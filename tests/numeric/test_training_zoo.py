@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install bitwright[qat]")
+torch.set_num_threads(1)
 
 from bitwright.compiler.graph.operands import stored_weight, weight_of  # noqa: E402
 from bitwright.compiler.ingest.dataset import random_dataset  # noqa: E402
