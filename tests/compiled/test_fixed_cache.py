@@ -17,7 +17,7 @@ from bitwright.compiler.bundle.decoder import CompiledDecoder, pieces
 from bitwright.compiler.bundle.native import NativeModel
 from bitwright.compiler.bundle.verify import verify
 from bitwright.compiler.decoding.perplexity import negative_log_likelihood
-from bitwright.compiler.errors import DataError, ModelError, UsageError
+from bitwright.compiler.errors import BitwrightError, DataError, ModelError, UsageError
 from bitwright.compiler.interpret.attention import allowed_difference, cached_attention
 from bitwright.compiler.lower.compile import compile_module
 from bitwright.compiler.lower.relax_module import build_module
@@ -245,3 +245,28 @@ def test_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
                 context=16,
             )
         )
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cache 1 0 48", "cache 7 0 48", "a line is damaged"),
+        ("cache 1 0 48", "cache 0 0 48", "a line is damaged"),
+        ("cache 1 0 48", "cache 1 3 48", "a line is damaged"),
+        ("cache 1 0 48\n", "", "a line is damaged"),
+        ("float32 - 4 1 2 48 16", "float32 - 4 1 2 $0 16", "a line is damaged"),
+        ("float32 - 4 1 2 48 16", "float32 - 4 1 2 99999999999 99999999999", "a line is damaged"),
+        ("float32 - 4 1 2 48 16", "float32 - 4 1 2 8 16", "mismatch"),
+    ],
+)
+def test_a_damaged_description_of_caches_is_refused(
+    bundle: Bundle, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    for file in (bundle.path / "lib").glob("*.so"):
+        (tmp_path / file.name).symlink_to(file)
+    text = (bundle.path / "lib" / "model.txt").read_text()
+    assert old in text
+    (tmp_path / "model.txt").write_text(text.replace(old, new, 1))
+    with pytest.raises(BitwrightError, match=message):
+        NativeModel(tmp_path).run([np.zeros((1, 1), np.int64), np.zeros(1, np.int32)])
