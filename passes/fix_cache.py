@@ -21,6 +21,7 @@ from bitwright.passes.rewriting import add_initializer, fresh_names, graph_of
 
 DOMAIN, OPERATOR = "com.microsoft", "GroupQueryAttention"
 PAST_LENGTH = "past_length"
+WIDTH_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class FixCache:
         if limit is not None and self.context > limit:
             msg = f"the model's table holds {limit} positions, fewer than {self.context}"
             raise UsageError(msg, where="--context", fix=f"--context {limit} is the longest")
+        width = decoder.layers[0].attention.width
+        if width % WIDTH_MULTIPLE:
+            msg = f"heads of {width} elements, where ONNX Runtime's attention takes multiples of {WIDTH_MULTIPLE}"
+            raise ModelError(
+                msg, where="--context", fix="compile it with the caches that it has, without --context"
+            )
         _one_sequence(model, decoder)
         _Rewriter(model, decoder, self.context).rewrite()
         RemoveUnused().run(model)

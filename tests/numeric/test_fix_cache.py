@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+from checkpoints import COMPARED, compared_tokens, write_checkpoint
 from llama_models import Sizes, llama_model
 
+from bitwright.compiler.decoding.interface import find_interface
+from bitwright.compiler.decoding.ports import ports_of
 from bitwright.compiler.errors import ModelError, UsageError
+from bitwright.compiler.hugging_face.checkpoint import open_checkpoint
+from bitwright.compiler.hugging_face.graph import FloatName, Form, decoder_model
 from bitwright.compiler.interpret.run import run_program
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.program.extract import extract_program
@@ -41,11 +48,12 @@ def whole(model: ir.Model, sizes: Sizes, ids: np.ndarray) -> np.ndarray:
 def in_pieces(model: ir.Model, ids: np.ndarray, pieces: tuple[int, ...]) -> np.ndarray:
     session = open_session(model, SessionConfig())
     names = [v.name or "" for v in model.graph.inputs[2:]]
+    tokens_name = model.graph.inputs[0].name or ""
     shapes = [v.shape.numpy() for v in model.graph.inputs[2:] if v.shape is not None]
     caches = [np.full(shape, RUBBISH, np.float32) for shape in shapes]
     found, past = [], 0
     for size in pieces:
-        feeds = {"ids": ids[:, past : past + size], "past_length": np.array([past], np.int32)}
+        feeds = {tokens_name: ids[:, past : past + size], "past_length": np.array([past], np.int32)}
         logits, *caches = run(session, {**feeds, **dict(zip(names, caches, strict=True))}).values()
         found.append(logits)
         past += size
@@ -74,6 +82,29 @@ def test_calls_behind_each_other_compute_the_whole_sequence(sizes: Sizes) -> Non
     assert FixCache(CONTEXT).run(model).changed == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "dtype"),
+    [
+        ("qwen2", "cache", "float32"),
+        ("llama, biases", "plain", "float32"),
+        ("llama 3", "cache", "float32"),
+        ("llama, tied", "cache", "float16"),
+    ],
+)
+def test_exported_folders_get_fixed_caches(tmp_path: Path, name: str, form: Form, dtype: FloatName) -> None:
+    sizes, stored = COMPARED[name]
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, sizes, dtype=stored))
+    model = decoder_model(checkpoint, form, dtype)
+    normalize(model)
+    ids = compared_tokens(sizes)[None, :CONTEXT]
+    interface = find_interface(ports_of(model.graph.inputs), ports_of(model.graph.outputs))
+    feeds = {**interface.empty_caches(), **interface.feeds(ids)}
+    expected = run(open_session(model, SessionConfig()), feeds)[interface.logits.name]
+    FixCache(CONTEXT).run(model)
+    found = in_pieces(model, ids, (9, 1, CONTEXT - 10))
+    assert np.abs(found - expected).max() < BOUND * np.abs(expected).max()
+
+
 def test_the_step_means_what_onnx_runtime_computes() -> None:
     sizes = Sizes()
     model = decoder(sizes)
@@ -100,6 +131,8 @@ def test_what_cannot_have_fixed_caches_is_refused() -> None:
         FixCache(33).run(decoder(Sizes()))
     with pytest.raises(ModelError, match="not a llama decoder"):
         FixCache(16).run(decoder(Sizes(activation="Tanh")))
+    with pytest.raises(ModelError, match="heads of 24 elements"):
+        FixCache(16).run(decoder(Sizes(width=96)))
     fixed = decoder(Sizes())
     specialize(fixed, {"T": 8})
     with pytest.raises(ModelError):
