@@ -125,6 +125,8 @@ def run_phases(c: Compilation) -> None:
             fusion.fuse(c, _config(c), notes)
         else:
             fusion.leave(c, notes)
+    with c.recorded("compact") as notes:
+        quantizing.compact(c, notes)
     with c.recorded("time") as notes:
         if here:
             _time(c, notes)

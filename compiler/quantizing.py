@@ -63,6 +63,20 @@ def draft_model(c: Compilation, plan: Plan) -> ir.Model:
     )
 
 
+def compact(c: Compilation, notes: list[str]) -> None:
+    """Store the finished model's packed weights in as few bytes as the plan says; nothing fuses behind this."""
+    assert c.quantized is not None and c.plan is not None
+    if not c.profile.runtimes.onnxruntime.contrib_ops or not _is_compact(c.plan):
+        return
+    result = CompactWeights().run(c.quantized)
+    RemoveUnused().run(c.quantized)
+    notes.append(f"{result.changed} operators read weights that are unpacked when a session is opened")
+
+
+def _is_compact(plan: Plan) -> bool:
+    return any(is_compact(quant) for quant in plan.weights.values())
+
+
 def _run(rewrites: Iterable[Pass], source: ir.Model, plan: Plan, notes: list[str] | None) -> ir.Model:
     model = source.clone()
     opset = max(needed_opset(plan.weights.values()), activation_opset(plan.activations.values()))
@@ -106,11 +120,9 @@ def _finishing(c: Compilation, plan: Plan) -> Iterator[Pass]:
     # then refuses: there the products are written out. An artifact's model is executed by ONNX Runtime, too.
     spelled_out = "session.x64quantprecision" in table.session_config
     if foreign or plan.runtime == "artifact":
-        compact = foreign and any(is_compact(quant) for quant in plan.weights.values())
-        yield PackNBits(everywhere=spelled_out or compact)
+        yield PackNBits(everywhere=spelled_out or (foreign and _is_compact(plan)))
     if foreign:
         yield PackBnb4()
-        yield CompactWeights()
     if any(d.format == "fp8-weights" for d in plan.nodes.values()):
         yield ExpandDequantize(types=frozenset({"FLOAT8E4M3FN"}))
     yield RemoveUnused()

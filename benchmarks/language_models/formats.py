@@ -38,6 +38,8 @@ UNIFORM = (
     "w4a8-rotated", "nf4", "w3", "w3@64", "w3@128", "w3-awq-gptq", "w3-rotated", "w2", "w2@64", "w2@128",
     "w2-rotated", "ternary", "binary", "w4-small", "w3-small", "w2-small",
 )  # fmt: skip
+# What reads the tables of positions, and nothing else.
+OF_POSITIONS = {"Slice", "GroupQueryAttention"}
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,18 @@ def folder() -> Path:
 
 
 def constants(model: ir.Model) -> int:
-    """Return the bytes of all constants of a graph."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    """Return the bytes of all constants of a graph but the tables of positions."""
+    return sum(
+        v.const_value.nbytes
+        for v in model.graph.initializers.values()
+        if v.const_value is not None and not {n.op_type for n, _ in v.uses()} <= OF_POSITIONS
+    )
 
 
-def counted(path: Path) -> tuple[int, int]:
-    """Return the elements of all weights, a shared one counted once, and the bytes of the other constants."""
-    model = normalize(read_model(path).model).model
-    tensors = tensors_of(recognise(model))
-    held = {v for t in tensors for v in (*t.tables, *(reader.stored() for reader in t.readers))}
-    others = (v for v in model.graph.initializers.values() if v not in held)
-    vectors = 4 * sum(t.elements for t in tensors if not t.is_matrix)
-    return sum(t.elements for t in tensors), sum(
-        v.const_value.nbytes for v in others if v.const_value
-    ) - vectors
+def weights_of(path: Path) -> int:
+    """Return the elements of all weights, a shared one counted once."""
+    tensors = tensors_of(recognise(normalize(read_model(path).model).model))
+    return sum(tensor.elements for tensor in tensors)
 
 
 def perplexity(session: object, tokens: np.ndarray, windows: int) -> float:
@@ -95,7 +95,6 @@ class Bench:
     windows: int
     out: Path
     weights: int
-    others: int
     base: float
 
     def row(self, recipe: str, bits: float | None = None) -> Row:
@@ -122,7 +121,7 @@ class Bench:
         seconds = time.monotonic() - start
         table = runtime_of(load_profile("host"), "onnxruntime")
         model = ir.load(done.model)
-        size = constants(model) - self.others
+        size = constants(model)
         found = perplexity(open_session(model, config_for(table, threads=1)), self.tokens, self.windows)
         return Row(label, 8 * size / self.weights, size / 1024, found, found / self.base, seconds)
 
@@ -136,7 +135,7 @@ def prepared(windows: int, out: Path) -> Bench:
     samples = [{"input_ids": w[None]} for w in calibration[: CALIBRATION * WINDOW].reshape(-1, WINDOW)]
     model = ir.load(path)
     base = perplexity(open_session(model, SessionConfig(threads=1)), tokens, windows)
-    return Bench(path, samples, tokens, windows, out, *counted(path), base)
+    return Bench(path, samples, tokens, windows, out, weights_of(path), base)
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -164,7 +163,10 @@ def main() -> None:
     bench = prepared(options.windows, options.out)
     print(f"fp32 perplexity {bench.base:.4f}, {bench.weights} weights", flush=True)
     rows = []
-    for recipe, bits in [(r, None) for r in options.recipes] + [(options.mixture, b) for b in options.bits]:
+    for recipe, bits in [
+        *((options.mixture, b) for b in options.bits),
+        *((r, None) for r in options.recipes),
+    ]:
         rows.append(bench.row(recipe, bits))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
     (options.out / "formats.json").write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")

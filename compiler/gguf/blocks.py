@@ -137,6 +137,30 @@ def encode(fmt: Format, codes: Codes) -> Bytes:
     return np.concatenate(parts, axis=1)
 
 
+def codes_of(fmt: Format, stored: Bytes) -> Codes:
+    """Return what :func:`encode` was given.
+
+    Args:
+        fmt: The format.
+        stored: Blocks, shape (n, bytes of a block).
+    """
+    read, name = _Reader(stored), fmt.type.name
+    if fmt.two_level:
+        scale, offset, q, d, dmin = _LARGE[name](read)
+        found = dmin if dmin is not None else np.zeros_like(d)
+        kept = offset if dmin is not None else np.zeros(scale.shape)
+        level = q.astype(np.int32) + fmt.low
+        return Codes(d[:, 0], found[:, 0], scale.astype(np.int32), kept.astype(np.int32), level)
+    d = read.half()
+    dmin = read.half() if fmt.added else np.zeros_like(d)
+    if name == "Q8_0":
+        level = read.take(32).view(np.int8).astype(np.int32)
+    else:
+        level = _small(read, fmt).astype(np.int32) + fmt.low
+    ones = np.ones((len(stored), 1), np.int32)
+    return Codes(d[:, 0], dmin[:, 0], ones, -ones if fmt.added else 0 * ones, level)
+
+
 def decode(fmt: Format, stored: Bytes) -> Float32:
     """Return the values of stored blocks, float32, shape (n, block), with ggml's order of operations."""
     read = _Reader(stored)

@@ -24,6 +24,7 @@ from bitwright.compiler.llama.decoder import Decoder, HyperParameters
 from bitwright.compiler.llama.recognise import recognise
 from bitwright.compiler.llama.tensors import ModelTensor, tensors_of
 from bitwright.compiler.to_gguf.budget import check_feasible, measure, spend
+from bitwright.compiler.to_gguf.feedback import Feedbacks, with_feedback
 from bitwright.compiler.to_gguf.importance import mean_squares
 from bitwright.compiler.to_gguf.mixtures import GUESSED, assign, fallbacks, mixture
 from bitwright.compiler.to_gguf.proof import prove
@@ -79,6 +80,7 @@ class Request:
         context: Longest sequence; by default what the rotary tables hold.
         pure: Every matrix gets the type the mixture usually has.
         threads: Threads that compute.
+        feedback: Round codes by GPTQ, within the scales that are found for uncorrelated inputs; needs data.
     """
 
     model: Path
@@ -92,6 +94,7 @@ class Request:
     context: int | None = None
     pure: bool = False
     threads: int = 1
+    feedback: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,9 @@ def export_gguf(request: Request, progress: Progress | None = None) -> Written:
     if request.bits is not None and request.data is None:
         msg = "without samples nobody knows which matrices matter"
         raise UsageError(msg, where="--budget", fix="pass --data")
+    if request.feedback and request.data is None:
+        msg = "what errors of one column do to the others is learned from samples"
+        raise UsageError(msg, where="--feedback", fix="pass --data")
     told.phase("recognise")
     opened = open_decoder(request.model, request.data, threads=request.threads)
     vocabulary, notes = _vocabulary(request, opened.decoder.hyper)
@@ -236,7 +242,9 @@ def export_gguf(request: Request, progress: Progress | None = None) -> Written:
     notes = [*opened.warnings, *notes, *_fallback_notes(types, opened.tensors)]
     metadata = {**_general(request, number), **_llama(opened.decoder.hyper, request.context), **vocabulary}
     told.phase("round and write")
-    rounding = _Rounding(opened.tensors, types, importance, request.threads, told)
+    rounding = _Rounding(
+        opened.tensors, types, importance, request.threads, told, _feedbacks(opened, request, told)
+    )
     with open_atomically(request.output) as file:
         size = write_gguf(file, metadata, rounding.planned, rounding.data_of)
     elements = sum(t.elements for t in opened.tensors)
@@ -249,6 +257,18 @@ def _importance(opened: Opened, request: Request, told: Progress) -> dict[str, N
         return {}
     told.phase("calibrate")
     return mean_squares(
+        opened.model,
+        opened.dataset,
+        opened.tensors,
+        threads=request.threads,
+        progress=_steps(told, "samples"),
+    )
+
+
+def _feedbacks(opened: Opened, request: Request, told: Progress) -> Feedbacks | None:
+    if not request.feedback or opened.dataset is None:
+        return None
+    return Feedbacks(
         opened.model,
         opened.dataset,
         opened.tensors,
@@ -342,8 +362,10 @@ class _Rounding:
         importance: Mapping[str, NDArray[np.float64]],
         threads: int,
         told: Progress,
+        feedbacks: Feedbacks | None = None,
     ) -> None:
         self._by_name, self._importance = {t.name: t for t in tensors}, importance
+        self._feedbacks = feedbacks
         self._threads, self._told = threads, told
         self.planned = [PlannedTensor(t.name, types[t.name], t.shape) for t in tensors]
         self.written: list[WrittenTensor] = []
@@ -353,6 +375,9 @@ class _Rounding:
         values = self._by_name[planned.name].load().reshape(-1, planned.shape[-1])
         share = self._importance.get(planned.name)
         stored = quantize(values, planned.kind, share, threads=self._threads)
+        feedback = None if self._feedbacks is None else self._feedbacks.of(self._by_name[planned.name])
+        if feedback is not None and planned.kind not in (F32, F16):
+            stored = with_feedback(values.astype(np.float32, copy=False), stored, planned.kind, feedback)
         self.written.append(
             WrittenTensor(
                 planned.name, planned.kind.name, planned.shape, _sqnr(values, stored, planned.kind, share)
