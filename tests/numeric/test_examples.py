@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoder_files import write_decoder
 from rich.console import Console
 
 from bitwright.targets.loader import load_profile
@@ -80,3 +81,21 @@ def test_the_table_shows_what_was_read() -> None:
     assert accuracy == {"made up": 1 - errors / sum(map(len, truth))}
     assert "2.0 ms" in text.getvalue()
     assert f"{accuracy['made up']:.2%}" in text.getvalue()
+
+
+def test_a_language_model_is_quantized_measured_and_heard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers", reason="text needs the package tokenizers")
+    import language_model
+
+    model = write_decoder(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox, " * 40)
+    command = [str(model), str(tmp_path / "text.txt"), "--prompt", "the ", "--window", "32"]
+    monkeypatch.setattr(sys, "argv", ["language_model.py", *command, "--output", str(tmp_path / "out")])
+    language_model.main()
+    rows = re.search(r"perplexity .*?([\d.]+) .*?([\d.]+)", capsys.readouterr().out)
+    assert rows is not None
+    # Random weights predict nothing, in any number of bits: some hundreds of 257 tokens' worth.
+    assert all(100 < float(value) < 2000 for value in rows.groups())
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
