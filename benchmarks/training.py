@@ -35,8 +35,7 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.training import train as verb
 from bitwright.compiler.training.entry import train
-from bitwright.compiler.training.precision import Precision
-from bitwright.compiler.training.request import Training
+from bitwright.compiler.training.request import Precision, Training
 from bitwright.passes.saturate_activations import SaturateActivations
 from bitwright.targets.loader import load_profile
 

@@ -15,8 +15,7 @@ from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.options import Options
 from bitwright.compiler.training.entry import train
-from bitwright.compiler.training.precision import Precision
-from bitwright.compiler.training.request import Training
+from bitwright.compiler.training.request import Precision, Training, checkpoint_of
 
 if TYPE_CHECKING:
     from bitwright.compiler.training.train import Trained
@@ -169,8 +168,13 @@ def train_verb(
         group=group,
         threads=threads,
     )
-    with TerminalProgress(out) as progress:
-        trained = train(options, training, progress)
+    try:
+        with TerminalProgress(out) as progress:
+            trained = train(options, training, progress)
+    except KeyboardInterrupt:
+        if checkpoint_of(place).is_file():
+            out.say(f"{checkpoint_of(place)} holds what was reached: the same command with --resume goes on")
+        raise
     _print(out, trained)
 
 

@@ -18,7 +18,6 @@ from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.graph.model import is_op
 
 LossName = Literal["kl", "mse"]
-LOSSES: tuple[str, ...] = ("kl", "mse")
 
 
 def compared_values(model: ir.Model, loss: LossName) -> tuple[str, ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from bitwright.compiler.compilation import Progress
 from bitwright.compiler.errors import ToolchainError
-from bitwright.compiler.options import Options
-from bitwright.compiler.training.request import Training
 
 if TYPE_CHECKING:
+    from bitwright.compiler.compilation import Progress
+    from bitwright.compiler.options import Options
+    from bitwright.compiler.training.request import Training
     from bitwright.compiler.training.train import Trained
 
 

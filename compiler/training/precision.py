@@ -7,7 +7,7 @@ A kernel that multiplies 8-bit integers multiplies smaller ones just as well, so
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,37 +17,12 @@ from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.graph.operands import weight_array, weight_of
 from bitwright.compiler.plan.model import ActivationQuant, NodeDecision, Plan, WeightQuant
 from bitwright.compiler.plan.quantizers import weight_scale
+from bitwright.compiler.training.request import MOST, Precision
 from bitwright.targets.schema import QSpace
 
-FEW = ("ternary", "binary")
-FEWEST, MOST = 2, 8
 LARGEST_OF_8 = 127
 SATURATING = ("Conv", "Gemm", "MatMul", "Add", "Mul")
 Ranges = Mapping[str, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """The width that is asked for.
-
-    Attributes:
-        weights: Bits, or ``"ternary"`` or ``"binary"``; None: what the recipe says.
-        activations: Bits of what narrowed layers read; None: what the recipe says.
-        everywhere: The first and the last layer are narrowed, too.
-    """
-
-    weights: int | str | None = None
-    activations: int | None = None
-    everywhere: bool = False
-
-    def __post_init__(self) -> None:
-        for value, option in ((self.weights, "--weights"), (self.activations, "--activations")):
-            if isinstance(value, int) and not FEWEST <= value <= MOST:
-                what = f"{value} is no width that can be trained"
-                raise UsageError(what, where=option, fix=f"pass {FEWEST} to {MOST} bits")
-            if isinstance(value, str) and value not in FEW:
-                what = f"'{value}' is no width"
-                raise UsageError(what, where=option, fix=f"pass {FEWEST} to {MOST} bits, ternary or binary")
 
 
 def narrowed_layers(plan: Plan, *, everywhere: bool) -> tuple[NodeDecision, ...]:

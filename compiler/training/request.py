@@ -7,10 +7,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitwright.compiler.errors import UsageError, nearest
-from bitwright.compiler.training.precision import Precision
 
 SCALINGS: tuple[str, ...] = ("learned", "mean")
 LOSSES: tuple[str, ...] = ("kl", "mse")
+FEW = ("ternary", "binary")
+FEWEST, MOST = 2, 8
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The width that is asked for.
+
+    Attributes:
+        weights: Bits, or ``"ternary"`` or ``"binary"``; None: what the recipe says.
+        activations: Bits of what narrowed layers read; None: what the recipe says.
+        everywhere: The first and the last layer are narrowed, too.
+    """
+
+    weights: int | str | None = None
+    activations: int | None = None
+    everywhere: bool = False
+
+    def __post_init__(self) -> None:
+        for value, option in ((self.weights, "--weights"), (self.activations, "--activations")):
+            if isinstance(value, int) and not FEWEST <= value <= MOST:
+                what = f"{value} is no width that can be trained"
+                raise UsageError(what, where=option, fix=f"pass {FEWEST} to {MOST} bits")
+            if isinstance(value, str) and value not in FEW:
+                what = f"'{value}' is no width"
+                raise UsageError(what, where=option, fix=f"pass {FEWEST} to {MOST} bits, ternary or binary")
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,11 @@ class Training:
         for name in ("resume", "save_every"):
             del found[name]
         return {**found, "labels": None if self.labels is None else str(self.labels)}
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Return the checkpoint's place beside the model."""
+    return output.with_name(f"{output.name.removesuffix('.onnx')}.checkpoint.npz")
 
 
 def _check(holds: bool, what: str, option: str, fix: str) -> None:

@@ -25,7 +25,7 @@ from bitwright.compiler.training.checkpoint import read_checkpoint
 from bitwright.compiler.training.distillation import Distillation, compared_values
 from bitwright.compiler.training.graph_module import GraphModule
 from bitwright.compiler.training.loop import Loop, Outcome, Schedule
-from bitwright.compiler.training.request import Training
+from bitwright.compiler.training.request import MOST, Training, checkpoint_of
 from bitwright.compiler.training.rounding_points import RoundingPoints
 from bitwright.compiler.training.samples import TrainingData, load, read_labels
 from bitwright.compiler.training.write_back import trained_plan, with_trained_weights
@@ -67,11 +67,6 @@ class Trained:
             "float_difference": self.float_difference,
             "notes": list(self.notes),
         }
-
-
-def checkpoint_of(output: Path) -> Path:
-    """Return the checkpoint's place beside the model."""
-    return output.with_name(f"{output.name.removesuffix('.onnx')}.checkpoint.npz")
 
 
 def train_model(options: Options, training: Training, progress: Progress | None = None) -> Trained:
@@ -146,7 +141,7 @@ def _narrowed(c: Compilation, training: Training, notes: list[str]) -> frozenset
     plan = widths.with_weight_bits(plan, c.model, wanted)
     if wanted.weights is not None:
         layers = widths.narrowed_layers(plan, everywhere=True)
-        narrow = sum(plan.weights[d.weight].bits < widths.MOST for d in layers)
+        narrow = sum(plan.weights[d.weight].bits < MOST for d in layers)
         notes.append(f"{narrow} of {len(layers)} layers with weights of {wanted.weights} bits")
     c.plan = quantizing.with_searched_scales(c, plan)
     return tensors

@@ -328,8 +328,7 @@ def train(
 
     from bitwright.compiler.errors import nearest
     from bitwright.compiler.training.entry import train as run_training
-    from bitwright.compiler.training.precision import Precision
-    from bitwright.compiler.training.request import Training
+    from bitwright.compiler.training.request import Precision, Training
 
     known = [field.name for field in fields(Training) if field.name != "precision"]
     unknown = next((name for name in training or {} if name not in known), None)

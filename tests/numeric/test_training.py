@@ -22,6 +22,7 @@ from bitwright.compiler.pipeline import compile_model  # noqa: E402
 from bitwright.compiler.training import entry  # noqa: E402
 from bitwright.compiler.training import train as verb  # noqa: E402
 from bitwright.compiler.training.graph_module import GraphModule  # noqa: E402
+from bitwright.compiler.training.request import checkpoint_of  # noqa: E402
 from bitwright.targets.loader import load_profile  # noqa: E402
 
 OPTIONS, TRAINING = training_models.options, training_models.training
@@ -110,29 +111,29 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(trained, folder):
     options = OPTIONS(folder, "resumed.onnx")
     with pytest.raises(KeyboardInterrupt):
         entry.train(options, TRAINING(), Interrupting(7))
-    assert verb.checkpoint_of(options.output).is_file()
+    assert checkpoint_of(options.output).is_file()
     assert not options.output.exists()
     with pytest.raises(UsageError, match="other settings: seed"):
         entry.train(options, TRAINING(seed=3, resume=True))
     resumed = entry.train(options, TRAINING(resume=True))
     assert resumed.model.read_bytes() == trained.model.read_bytes()
     assert resumed.outcome == trained.outcome
-    assert not verb.checkpoint_of(options.output).exists()
+    assert not checkpoint_of(options.output).exists()
 
 
 def test_a_damaged_checkpoint_is_refused(folder):
     options = OPTIONS(folder, "damaged.onnx")
-    verb.checkpoint_of(options.output).write_bytes(b"PK nothing")
+    checkpoint_of(options.output).write_bytes(b"PK nothing")
     with pytest.raises(DataError, match=r"not a readable \.npz"):
         entry.train(options, TRAINING(resume=True))
-    np.savez(verb.checkpoint_of(options.output), header=np.frombuffer(b'{"version": 0}', np.uint8))
+    np.savez(checkpoint_of(options.output), header=np.frombuffer(b'{"version": 0}', np.uint8))
     with pytest.raises(UsageError, match="no checkpoint of this version"):
         entry.train(options, TRAINING(resume=True))
 
 
 def test_a_checkpoint_of_another_model_is_refused(folder):
     options = OPTIONS(folder, "foreign.onnx")
-    place = verb.checkpoint_of(options.output)
+    place = checkpoint_of(options.output)
     with pytest.raises(KeyboardInterrupt):
         entry.train(options, TRAINING(), Interrupting(7))
     kept = dict(np.load(place))
@@ -149,9 +150,11 @@ def test_a_circuit_computes_the_trained_integers(folder):
     bundle = compile_model(
         dataclasses.replace(options, model=trained.model, output=place, dims={"N": 1}, golden=1)
     )
-    assert bundle.report["verification"]["passed"]
-    rounded = next(m for m in bundle.report["verification"]["measurements"] if "rounded" in m["label"])
-    assert rounded["value"] == "0"
+    verified = bundle.report["verification"]
+    assert verified["passed"]
+    rounded = next(m for m in verified["measurements"] if "rounded" in m["label"])
+    # A circuit multiplies by 16-bit integers instead of floats: near a half it may round to the other side.
+    assert int(rounded["value"]) <= 0.01 * verified["elements"]
 
 
 def test_onnx_runtime_computes_the_narrow_integers_with_its_integer_kernels(folder):

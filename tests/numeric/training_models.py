@@ -10,8 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from bitwright.compiler.options import Options
-from bitwright.compiler.training.precision import Precision
-from bitwright.compiler.training.request import Training
+from bitwright.compiler.training.request import Precision, Training
 
 TARGET = "x86-avx512-vnni"
 TEXT = """
