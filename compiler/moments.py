@@ -19,14 +19,15 @@ class InputMoments:
     Attributes:
         count: Rows seen: tokens, or patches.
         mean: Mean row, float64, shape (G, K).
-        second: Mean of the outer product of a row with itself (not centred), float64, shape (G, K, K).
+        second: Mean of the outer product of a row with itself (not centred), float64, or float32 above 128 MiB, shape
+            (G, K, K).
         largest: Largest magnitude of each element, float32, shape (G, K).
         rows: Some of the rows, evenly spaced over all of them, float32, shape (n, G, K).
     """
 
     count: int
     mean: NDArray[np.float64]
-    second: NDArray[np.float64]
+    second: NDArray[np.float64] | NDArray[np.float32]
     largest: NDArray[np.float32]
     rows: NDArray[np.float32]
 

@@ -96,7 +96,7 @@ def feedback_of(moments: Sequence[InputMoments]) -> Feedback:
     count = sum(m.count for m in moments)
     if len(moments) == 1:
         return factorize(moments[0].second, shrinkage=shrinkage_of(count))
-    second = sum((m.second * (m.count / count) for m in moments), np.zeros_like(moments[0].second))
+    second = sum((m.second * (m.count / count) for m in moments), np.zeros(moments[0].second.shape))
     return factorize(second, shrinkage=shrinkage_of(count))
 
 

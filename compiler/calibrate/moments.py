@@ -21,6 +21,8 @@ MEMORY_BYTES = 1 << 30
 BLOCK = 1 << 20
 # Rows of a moment that are added at once: a product of thousands of inputs with themselves is hundreds of megabytes.
 PANEL = 2048
+# Larger moments are kept in float32: what damping adds is a hundred thousand times what that loses.
+NARROWED_BYTES = 128 << 20
 # Beyond this magnitude a sum of float32 squares could overflow, so the block is multiplied in float64.
 LARGE = 2.0**50
 # The kept rows of one input take at most so much.
@@ -134,7 +136,9 @@ class MomentSums:
             )
         self._sum /= self._count
         self._second /= self._count
-        return InputMoments(self._count, self._sum, self._second, self._largest, self._sample.result())
+        large = self._second.nbytes > NARROWED_BYTES
+        second = self._second.astype(np.float32) if large else self._second
+        return InputMoments(self._count, self._sum, second, self._largest, self._sample.result())
 
 
 def collect_moments(

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.errors import DataError
 from bitwright.compiler.rounding.grid import Quantizer
-from bitwright.compiler.rounding.objective import DAMPING, check_weights, damped, output_error
+from bitwright.compiler.rounding.objective import DAMPING, check_weights, damped, error_in, normal_form
 
 BLOCK = 128
 LARGEST_DAMPING = 1.0
+# Weights that are rounded at once: a dozen arrays of this size exist meanwhile.
+COLUMN_ELEMENTS = 1 << 22
 # Rows of a factorization that are done at once; smaller matrices are factored as a whole.
 PANEL = 1024
 
@@ -36,7 +38,11 @@ class Feedback:
 
 
 def factorize(
-    second: NDArray[np.float64], *, damping: float = DAMPING, shrinkage: float = 0.0, act_order: bool = True
+    second: NDArray[np.float64] | NDArray[np.float32],
+    *,
+    damping: float = DAMPING,
+    shrinkage: float = 0.0,
+    act_order: bool = True,
 ) -> Feedback:
     """Factor the second moment of an input.
 
@@ -46,7 +52,7 @@ def factorize(
     of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm").
 
     Args:
-        second: E[x x^T], float64, shape (G, K, K).
+        second: E[x x^T], shape (G, K, K).
         damping: Share of the mean diagonal that is added; times 10, up to 1, while the factorization fails.
         shrinkage: Share of the correlations that is given up, see
             :func:`bitwright.compiler.rounding.objective.shrinkage_of`.
@@ -131,16 +137,27 @@ def gptq(
         ModelError: A weight is not finite.
     """
     check_weights(weights)
-    nearest = quantizer.nearest(weights)
+    normal = normal_form(feedback.objective)
+    groups, depth, columns = weights.shape
+    step = max(1, COLUMN_ELEMENTS // (groups * depth))
+    parts = [slice(n, n + step) for n in range(0, columns, step)]
+    rounded = [_better(weights[:, :, p], feedback, normal, quantizer.columns(p), block) for p in parts]
+    return rounded[0] if len(rounded) == 1 else np.concatenate(rounded, axis=2)
+
+
+def _better(
+    weights: NDArray[np.float32],
+    feedback: Feedback,
+    normal: tuple[NDArray[np.float32], NDArray[np.float64]],
+    quantizer: Quantizer,
+    block: int,
+) -> NDArray[np.float32]:
+    """Return for each column the better of the levels with feedback and the nearest ones."""
     levels = _with_feedback(weights, feedback, quantizer, block)
-    better = _error(feedback, weights, quantizer, levels) <= _error(feedback, weights, quantizer, nearest)
+    error = error_in(normal, weights - quantizer.dequantize(levels))
+    nearest = quantizer.nearest(weights)
+    better = error <= error_in(normal, weights - quantizer.dequantize(nearest))
     return np.where(better[:, None, :], levels, nearest)
-
-
-def _error(
-    feedback: Feedback, weights: NDArray[np.float32], quantizer: Quantizer, levels: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    return output_error(feedback.objective, weights - quantizer.dequantize(levels))
 
 
 def _with_feedback(

@@ -177,6 +177,13 @@ class Quantizer:
         """Return the zero points in the same form, a scalar 0 where there are none."""
         return np.float32(0) if self.zero_point is None else _by_row(self.zero_point, self.group, depth)
 
+    def columns(self, part: slice) -> Quantizer:
+        """Return the quantizer of some of the columns."""
+        if self.scale.shape[2] == 1:
+            return self
+        zero = None if self.zero_point is None else self.zero_point[:, :, part]
+        return Quantizer(self.grid, self.scale[:, :, part], zero, self.group)
+
     def nearest(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the nearest levels of weights (G, K, N), float32."""
         depth = weights.shape[1]

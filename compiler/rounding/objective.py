@@ -22,7 +22,7 @@ def shrinkage_of(count: int) -> float:
 
 
 def damped(
-    second: NDArray[np.float64], damping: float = DAMPING, shrinkage: float = 0.0
+    second: NDArray[np.float64] | NDArray[np.float32], damping: float = DAMPING, shrinkage: float = 0.0
 ) -> NDArray[np.float64]:
     """Return ``H = (1 - s) E[x x^T] + s diag(E[x x^T]) + damping * mean(diag) * I``.
 
@@ -32,7 +32,7 @@ def damped(
     were always zero get the mean of the diagonal, and nothing off it.
 
     Args:
-        second: float64, shape (G, K, K).
+        second: Shape (G, K, K).
         damping: Share of the mean diagonal.
         shrinkage: s, from 0 to 1; see :func:`shrinkage_of`.
 
@@ -42,7 +42,8 @@ def damped(
     if not np.isfinite(second).all():
         msg = "the second moment of an input is not finite"
         raise DataError(msg, where="calibration data", fix="check the samples for NaN or infinity")
-    found = second * (1.0 - shrinkage)
+    found = second.astype(np.float64)
+    found *= 1.0 - shrinkage
     diagonal = np.einsum("gkk->gk", found)
     diagonal[...] = np.einsum("gkk->gk", second)
     mean = diagonal.mean(axis=1, keepdims=True)
@@ -55,8 +56,15 @@ def damped(
 
 def output_error(objective: NDArray[np.float64], residual: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return ``r^T H r`` for each column of residuals (G, K, N), shape (G, N)."""
+    return error_in(normal_form(objective), residual)
+
+
+def error_in(
+    normal: tuple[NDArray[np.float32], NDArray[np.float64]], residual: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return the same from what :func:`normal_form` returned."""
     # Half the time of float64 products; relative to the sum of magnitudes their error is some 1e-6.
-    form, power = normal_form(objective)
+    form, power = normal
     size = np.abs(residual).max(axis=1, keepdims=True)
     unit = residual / np.where(size > 0, size, np.float32(1))
     pull = form @ unit

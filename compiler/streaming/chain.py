@@ -180,7 +180,7 @@ def _useful(flow: _Flow, values: Sequence[ir.Value]) -> list[ir.Value]:
     kept: list[ir.Value] = []
     before = len(flow.products)
     for value in values:
-        later = flow.behind([value])
+        later = flow.behind([value]) - {value}
         after = sum(n.outputs[0] in later for n in flow.products)
         if after and (after < before or not kept):
             kept.append(value)

@@ -113,12 +113,14 @@ class Stream:
         config: Session options of the parts.
         held: What enters the next part.
         first: The first part's model; what it shares is computed anew for every part that reads it.
+        later: Names of the first part's values that others read beside its last one.
         memory_bytes: How much may be held in memory, the rest goes to a temporary file.
     """
 
     data: Dataset | Held | Limited
     most: int | None
     config: SessionConfig
+    later: Sequence[str] = ()
     held: HeldArrays | None = None
     first: ir.Model | None = None
     memory_bytes: int = field(default=MEMORY_BYTES)
@@ -152,8 +154,8 @@ class Stream:
             session = open_session(_computing(model, [name]), self.config)
             for feeds in PartData(self, part):
                 following.append(run(session, feeds)[name])
-        if part.entry is None:
-            self.first = model
+        if part.entry is None and self.later:
+            self.first = _computing(model, self.later)  # without the table of embeddings
         self.close()
         self.held = following
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -65,7 +65,7 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
     with files_appearing_whole(output) as folder:
         writer = PartWriter(folder, f"{output.name}.data")
         try:
-            run_ = _Run(c, whole, way, writer)
+            run_ = _Run(c, whole, parts, way, writer)
             with c.recorded("parts"):
                 for number, part in enumerate(parts):
                     run_.step(part, number, len(parts))
@@ -121,14 +121,17 @@ def _write_beside(
 class _Run:
     """The loop's state: two streams of samples, what is written, what is to be reported."""
 
-    def __init__(self, c: Compilation, whole: ir.Model, way: str, writer: PartWriter) -> None:
-        self._c, self._whole, self._writer, self._way = c, whole, writer, way
+    def __init__(
+        self, c: Compilation, whole: ir.Model, parts: Sequence[Part], way: str, writer: PartWriter
+    ) -> None:
+        self._c, self._whole, self._writer = c, whole, writer
         self._config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
         samples = frontend.samples_of(c)
         plain = SessionConfig(threads=c.options.threads)
+        shared = list(dict.fromkeys(v.name or "" for p in parts for v in p.shared))
         follows = {"float": COMPARED, "quantized": COMPARED, way: None}
-        self._float = Stream(samples, follows["float"], plain)
-        self._quantized = Stream(samples, follows["quantized"], self._config)
+        self._float = Stream(samples, follows["float"], plain, shared)
+        self._quantized = Stream(samples, follows["quantized"], self._config, shared)
         self.main = self._quantized if way == "quantized" else self._float
         self._entry: ir.Shape | None = None
         self._last: dict[str, np.ndarray] = {}
