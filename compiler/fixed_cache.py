@@ -154,8 +154,9 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
     known = next(_sequences(rows, decoder.tokens))
     row = np.resize(known, (1, min(decoder.context, PROVEN)))
     difference = _difference(original, interface, decoder, row)
+    room = sum(array.nbytes for array in decoder.empty().values())
     notes.append(
-        f"caches of {decoder.context} positions, written in place: logits of {row.shape[1]} tokens in two calls differ "
+        f"caches of {decoder.context} positions ({room / 1e6:.1f} MB), written in place: logits of {row.shape[1]} tokens in two calls differ "
         f"from the model's by {difference:.1e} of the largest"
     )
     if not difference <= BOUND:

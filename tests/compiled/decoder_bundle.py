@@ -33,5 +33,6 @@ def decoder_options(folder: Path, **changes: object) -> Options:
         "context": CONTEXT,
         "buckets": {"T": PIECES},
         "golden": 1,
+        "static": "tiny" if changes.get("target", "host") == "host" else None,
     }
     return Options(model=path, **{**plain, **changes})  # type: ignore[arg-type]

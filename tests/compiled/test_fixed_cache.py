@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
 from decoder_bundle import CONTEXT, PIECES, SIZES, decoder_options, sequences
+from test_c_runtime import build
+from test_c_runtime import run as run_program
 from tvm.runtime.vm import VirtualMachine
 
 import bitwright
@@ -37,6 +40,7 @@ SHAPES = [
     (3, 3, 1, 24, 9),
     (2, 2, 2, 20, 33),
     (16, 4, 1, 128, 600),
+    (9, 8, 4, 64, 150),
 ]
 # Of what the reference allows: the compiled sums are float32 with few terms, the bound is for thousands.
 USUAL_SHARE = 0.1
@@ -66,10 +70,19 @@ def attention(shape: tuple[int, int, int, int, int]) -> tuple[CachedAttention, P
     return step, Program(NAMES, step.outputs, (step,), tensors)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_kernel_computes_the_reference_and_writes_in_place(shape: tuple[int, int, int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "target"),
+    [*((shape, "host") for shape in SHAPES), (SHAPES[1], "x86-avx2"), (SHAPES[4], "x86-avx2")],
+    ids=str,
+)
+def test_the_kernel_computes_the_reference_and_writes_in_place(
+    shape: tuple[int, int, int, int, int], target: str
+) -> None:
     step, program = attention(shape)
-    profile = load_profile("host")
+    profile = load_profile(target)
+    reason = backend_for(profile.family).why_not_executable(profile)
+    if reason:
+        pytest.skip(reason)
     backend = backend_for(profile.family)
     module = build_module(program, profile, backend.dot_kernel).ir_module
     machine = VirtualMachine(compile_module(module, backend.tvm_target(profile)), tvm.cpu())
@@ -139,6 +152,23 @@ def test_a_prompt_and_tokens_behind_it(bundle: Bundle) -> None:
     decoder.restart(23)  # tokens are taken back, and others written over them
     np.testing.assert_allclose(decoder.logits(ids[23:40]), expected[23:40], atol=bound)
     decoder.close()
+
+
+@needs_linux
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+def test_a_program_generates_without_python(bundle: Bundle, tmp_path: Path) -> None:
+    source = Path(__file__).with_name("generate_driver.cc")
+    include = f"-I{bundle.path / 'lib' / 'include'}"
+    program = build(bundle.path / "lib", tmp_path / "generate", source, include, "-ltiny")
+    prompt = [5, 40, 7, 13, 2]
+    *printed, refused = run_program(program, 12, *prompt).splitlines()
+    decoder, expected = CompiledDecoder(bundle, threads=1), []
+    logits = decoder.feed(prompt)
+    for _ in range(12):
+        expected.append(int(logits.argmax()))
+        logits = decoder.feed(expected[-1:])
+    assert [int(line) for line in printed] == expected
+    assert refused == "4 1 positions behind 48 do not fit caches of 48"
 
 
 @needs_linux
