@@ -16,6 +16,7 @@ from bitwright.compiler.training.fake_quantization import (
     few_values,
     learned_sign,
     learned_step,
+    straight_through,
 )
 from bitwright.passes.stored_weights import FLOAT_TYPES, integer_range, is_indexed
 
@@ -93,7 +94,7 @@ class WeightQuantizer(nn.Module):
         """Round a weight of ``shape`` to the grid."""
         if self.half:
             dtype = torch.float16 if self.quant.dtype == "float16" else torch.bfloat16
-            return weight + (weight.detach().to(dtype).float() - weight.detach())
+            return straight_through(weight, weight.detach().to(dtype).float())
         scale = _expanded(self.scale(weight), self.quant, self.shape)
         if self.few and self.scaling == "mean":
             return few_values(weight, scale, zero=self.quant.codebook == "ternary")
