@@ -67,6 +67,10 @@ def gguf_verb(
     pure: Annotated[
         bool, typer.Option("--pure", help="Every matrix gets the type that the mixture usually has.")
     ] = False,
+    feedback: Annotated[
+        bool,
+        typer.Option("--feedback", help="GPTQ: errors of some columns are made good by others; needs --data."),
+    ] = False,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", metavar="FILE.gguf", help="Write MODEL with this file's weights instead."),
@@ -102,6 +106,7 @@ def gguf_verb(
         vocabulary.longest,
         pure,
         threads,
+        feedback,
     )
     with TerminalProgress(out) as progress:
         written = export_gguf(request, progress)

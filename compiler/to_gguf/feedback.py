@@ -22,8 +22,8 @@ from bitwright.compiler.rounding.objective import shrinkage_of
 
 # Rows that are rounded together; a few copies of them are in memory.
 ELEMENTS = 1 << 22
-# In the place of scale 0: no weight is a step of it, so every level is the one nearest to zero.
-HUGE = np.float32(2.0**60)
+# In the place of scale 0: whatever the level, what it stands for is nothing.
+TINY = np.float32(2.0**-60)
 
 
 class Feedbacks:
@@ -112,6 +112,6 @@ def _quantizer(codes: Codes, fmt: Format, grid: Grid, rows: int) -> Quantizer:
     """Return ``scale * level - minimum`` of every group as scales and (fractional) zero points."""
     scale = codes.d[:, None] * codes.scale.astype(np.float32)
     minimum = codes.dmin[:, None] * codes.offset.astype(np.float32)
-    safe = np.where(scale == 0, HUGE, scale)
+    safe = np.where(scale == 0, TINY, scale)
     by_group = [np.ascontiguousarray(a.reshape(rows, -1).T)[None] for a in (safe, minimum / safe)]
     return Quantizer(grid, by_group[0], by_group[1], fmt.group)
