@@ -34,7 +34,7 @@ class Widths:
     ] = None
     activations: Annotated[
         int | None,
-        typer.Option("--activations", metavar="BITS", help="What these layers read: 2 to 8 bits."),
+        typer.Option("--activations", metavar="BITS", help="What these layers read: 1 to 8 bits."),
     ] = None
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="The first and the last layer get fewer bits, too.")

@@ -118,12 +118,22 @@ def with_activation_bits(plan: Plan, tensors: frozenset[str], bits: int, ranges:
 
 def _narrow_activation(quant: ActivationQuant, bits: int, low: float, high: float) -> ActivationQuant:
     smallest, steps = levels_of_type(quant.dtype)[0], 2**bits - 1
-    if quant.dtype == "int8" and quant.zero_point == 0 and quant.low < 0:
-        scale = max(-low, high) / (2 ** (bits - 1) - 1) or 1.0
-        return replace(quant, scale=float(np.float32(scale)), low=low, high=high)
+    if _is_centred(quant):
+        reach = high / steps if quant.low >= 0 else max(-low, high) / _largest(bits)
+        return replace(quant, scale=float(np.float32(reach or 1.0)), low=low, high=high)
     scale = (high - low) / steps or 1.0
     zero = int(np.clip(np.rint(-low / scale), 0, steps))
     return replace(quant, scale=float(np.float32(scale)), zero_point=smallest + zero, low=low, high=high)
+
+
+def _is_centred(quant: ActivationQuant) -> bool:
+    """Tell whether 0 is in the middle of the type, as symmetric quantizers have it."""
+    return quant.dtype == "int8" and quant.zero_point == 0
+
+
+def _largest(bits: int) -> int:
+    """Return the largest signed integer of a width; of one bit 1, beside 0 and -1."""
+    return max(1, int(2 ** (bits - 1)) - 1)
 
 
 def levels(plan: Plan, tensors: frozenset[str], bits: int | None) -> dict[str, tuple[int, int]]:
@@ -132,9 +142,12 @@ def levels(plan: Plan, tensors: frozenset[str], bits: int | None) -> dict[str, t
     for tensor, quant in plan.activations.items():
         low, high = levels_of_type(quant.dtype)
         if tensor in tensors and bits is not None:
-            half = 2 ** (bits - 1)
-            symmetric = low < 0 and quant.zero_point == 0
-            low, high = (-half, half - 1) if symmetric else (low, low + 2**bits - 1)
+            if not _is_centred(quant):
+                high = low + 2**bits - 1
+            elif quant.low < 0:
+                low, high = -(2 ** (bits - 1)), _largest(bits)
+            else:
+                low, high = 0, 2**bits - 1
         found[tensor] = (low, high)
     return found
 

@@ -29,13 +29,14 @@ class Precision:
     everywhere: bool = False
 
     def __post_init__(self) -> None:
-        for value, option in ((self.weights, "--weights"), (self.activations, "--activations")):
-            if isinstance(value, int) and not FEWEST <= value <= MOST:
-                what = f"{value} is no width that can be trained"
-                raise UsageError(what, where=option, fix=f"pass {FEWEST} to {MOST} bits")
-            if isinstance(value, str) and value not in FEW:
-                what = f"'{value}' is no width"
-                raise UsageError(what, where=option, fix=f"pass {FEWEST} to {MOST} bits, ternary or binary")
+        weights, activations = self.weights, self.activations
+        fits = weights in FEW if isinstance(weights, str) else weights is None or FEWEST <= weights <= MOST
+        fix = f"pass {FEWEST} to {MOST} bits, ternary or binary"
+        _check(fits, f"'{weights}' is no width that can be trained", "--weights", fix)
+        fits = activations is None or 1 <= activations <= MOST
+        _check(
+            fits, f"{activations} is no width that can be trained", "--activations", f"pass 1 to {MOST} bits"
+        )
 
 
 @dataclass(frozen=True)

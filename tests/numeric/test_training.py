@@ -234,7 +234,7 @@ def test_widths_need_layers_of_8_bits(folder):
 @pytest.mark.parametrize(
     ("changes", "option"),
     [({"rate": 0.0}, "--rate"), ({"mixture": 2.0}, "--mix"), ({"held": 1.0}, "--hold"), ({"loss": "l1"}, "--loss"),
-     ({"weights": 9}, "--weights"), ({"weights": "trinary"}, "--weights"), ({"activations": 1}, "--activations")],
+     ({"weights": 9}, "--weights"), ({"weights": "trinary"}, "--weights"), ({"activations": 0}, "--activations")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(changes, option):
     with pytest.raises(UsageError) as found:
