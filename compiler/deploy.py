@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bitwright.compiler import accuracy, advising, allocation, frontend, fusion, migration, quantizing
+from bitwright.compiler.bundle.language_files import copy_language_files
 from bitwright.compiler.bundle.model_files import write_model_atomically
 from bitwright.compiler.compilation import Compilation, Progress, Silent
 from bitwright.compiler.errors import UsageError
@@ -68,10 +69,14 @@ def quantize(options: Options, progress: Progress | None = None) -> Deployment:
         frontend.ingest(c, notes)
     way = way_of(c)
     if way != "off":
-        return _stream(c, way, options.output)
-    run_phases(c)
-    report = report_content(c)
-    return _write(c, options.output, report)
+        made = _stream(c, way, options.output)
+    else:
+        run_phases(c)
+        made = _write(c, options.output, report_content(c))
+    assert c.source is not None, "ingest is done"
+    for note in copy_language_files(options.model, c.source.model, options.output.parent):
+        c.progress.note(note)
+    return made
 
 
 def _stream(c: Compilation, way: str, output: Path) -> Deployment:

@@ -22,6 +22,7 @@ from bitwright.compiler import (
     tuning,
 )
 from bitwright.compiler.bundle.bundle import REPORT_FILE, Bundle
+from bitwright.compiler.bundle.language_files import copy_language_files
 from bitwright.compiler.bundle.writer import BundleWriter
 from bitwright.compiler.compilation import Compilation, Phase, Progress, Silent
 from bitwright.compiler.errors import ToolchainError, UsageError
@@ -188,6 +189,8 @@ def compile_model(options: Options, progress: Progress | None = None) -> Bundle 
         content = report_content(c)
         (writer.path / REPORT_FILE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         (writer.path / "report.html").write_text(render_page(content))
+        assert c.source is not None, "ingest is done"
+        copy_language_files(options.model, c.source.model, writer.path)
         writer.commit(c.profile)
     return Bundle.open(options.output)
 

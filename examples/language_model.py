@@ -9,7 +9,6 @@ usage: python examples/language_model.py MODEL.onnx TEXT.txt --prompt "Once upon
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +32,10 @@ def split_tokens(text: Path, tokenizer: Path, output: Path) -> Path:
 
 
 def quantized(model: Path, tokens: Path, output: Path, window: int) -> Path:
-    """Write the 4-bit model, with its tokenizer beside it."""
+    """Write the 4-bit model; its tokenizer goes with it."""
     path = output / "model.onnx"
     data = f"{tokens}:calibration,window={window}"
     bitwright.quantize(model, target="host", data=data, recipe="w4", output=path)
-    for name in ("tokenizer.json", "generation_config.json"):
-        if (model.parent / name).is_file():
-            shutil.copyfile(model.parent / name, output / name)
     return path
 
 

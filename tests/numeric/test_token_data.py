@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from decoder_files import tokens, write_decoder
 
 import bitwright
+from bitwright.compiler.bundle.language_files import copy_language_files
 from bitwright.compiler.cli.app import main
 from bitwright.compiler.decoding.perplexity import negative_log_likelihood
 from bitwright.compiler.ingest.dataset import open_dataset
@@ -98,8 +101,30 @@ def test_a_decoder_with_a_cache_is_quantized_from_tokens(
     found = bitwright.evaluate(output, f"perplexity:{data}").value
     assert accuracy["quantized_value"] == pytest.approx(found, rel=1e-5)
     assert accuracy["quantized_value"] != accuracy["float_value"]
+    # The tokenizer and the stop tokens came along.
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     written = bitwright.generate(output, tokens=[1, 2, 3], max_tokens=6)
     assert written.cached and len(written.tokens) == 6
+
+
+def test_another_models_tokenizer_is_left_alone(tmp_path: Path, folder: Path) -> None:
+    model = read_model(folder / "model.onnx").model
+    (tmp_path / "tokenizer.json").write_text("another")
+    (note,) = copy_language_files(folder / "model.onnx", model, tmp_path)
+    assert "tokenizer.json: another model's, left as it is" in note
+    assert (tmp_path / "tokenizer.json").read_text() == "another"
+    assert copy_language_files(folder / "model.onnx", model, folder) == []
+
+
+def test_a_tokenizer_beside_what_is_no_decoder_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    text = '<ir_version: 10, opset_import: ["": 21]> net (float[N, 3] x) => (float[N, 3] y) { y = Relu(x) }'
+    onnx.save(onnx.parser.parse_model(text), path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    assert copy_language_files(path, read_model(path).model, tmp_path / "out") == []
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.zoo
