@@ -28,6 +28,7 @@ from bitwright.passes.raise_opset import RaiseOpset
 from bitwright.passes.remove_identity import RemoveIdentity
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.sort_nodes import SortNodes
+from bitwright.passes.split_packed_attention import SplitPackedAttention
 
 MAX_ROUNDS = 6
 DEFAULT_OPSET = 21
@@ -46,6 +47,7 @@ def normalization_passes(opset: int = DEFAULT_OPSET) -> tuple[Pass, ...]:
         *simplification_passes(),
         FoldBatchNorm(),
         FoldConvAdd(),
+        SplitPackedAttention(),
         CanonicalizeLinear(),
         MeanToPool(),
         *tidying_passes(),

@@ -77,6 +77,7 @@ class Spelling:
         standard_rotary: The operator is opset 23's, else ONNX Runtime's.
         table: RotaryEmbedding looks positions up by itself.
         heads_first: Attention gets (batch, heads, length, width), else heads joined.
+        packed: One product makes queries, keys and values, with a bias; the attention takes them apart.
     """
 
     norm: Literal["RMSNormalization", "SimplifiedLayerNormalization"] = "RMSNormalization"
@@ -86,6 +87,7 @@ class Spelling:
     standard_rotary: bool = True
     table: bool = False
     heads_first: bool = True
+    packed: bool = False
 
 
 SPELLINGS: dict[str, Spelling] = {
@@ -98,6 +100,9 @@ SPELLINGS: dict[str, Spelling] = {
     ),
     "group query that rotates": Spelling(
         "SimplifiedLayerNormalization", True, "GroupQueryAttention", "inside", False, True, False
+    ),
+    "group query of one product": Spelling(
+        "SimplifiedLayerNormalization", True, "GroupQueryAttention", "inside", False, True, False, True
     ),
     "group query behind rotated heads": Spelling(
         "RMSNormalization", False, "GroupQueryAttention", "heads", False, True, False
@@ -122,11 +127,17 @@ def operator_model(spelling: Spelling, sizes: Sizes) -> onnx.ModelProto:
 def _more_constants(s: Sizes) -> dict[str, np.ndarray]:
     powers = s.base ** -(np.arange(0, s.head_width, 2) / s.head_width)
     angles = np.arange(s.positions)[:, None] * powers
+    weights = weight_arrays(s)
     return {
         "one_32": np.array([1], np.int32),
         "first_axes": np.array([0, 1], np.int64),
         "cos_half": np.cos(angles).astype(np.float32),
         "sin_half": np.sin(angles).astype(np.float32),
+        **{f"w_qkv{n}": np.concatenate([weights[f"w_{p}{n}"] for p in "qkv"], 1) for n in range(s.layers)},
+        **{
+            f"b_qkv{n}": np.zeros(s.width + 2 * s.key_heads * s.head_width, np.float32)
+            for n in range(s.layers)
+        },
         "key_flat": np.array([0, 0, s.key_heads * s.head_width], np.int64),
     }
 
@@ -166,6 +177,9 @@ def _added(
 
 
 def _layer(p: Spelling, s: Sizes, n: int) -> str:
+    if p.packed:
+        text = f"packed_l{n} = MatMul(a{n}, w_qkv{n})\npacked{n} = Add(b_qkv{n}, packed_l{n})\n"
+        return text + _rest(p, s, n, _attention(p, s, n, {"q": f"packed{n}", "k": "", "v": ""}))
     text = "".join(f"{part}{n} = MatMul(a{n}, w_{part}{n})\n" for part in "qkv")
     names = {part: f"{part}{n}" for part in "qkv"}
     shapes = {"q": "query_shape", "k": "key_shape", "v": "key_shape"}
@@ -183,8 +197,11 @@ def _layer(p: Spelling, s: Sizes, n: int) -> str:
         elif apart and not p.heads_first:
             text += JOIN.format(x=names[part], shape="flat" if part == "q" else "key_flat")
             names[part] += "_j"
-    text += _attention(p, s, n, names)
-    text += f"o{n} = MatMul(at{n}, w_o{n})\n"
+    return text + _rest(p, s, n, _attention(p, s, n, names))
+
+
+def _rest(p: Spelling, s: Sizes, n: int, attention: str) -> str:
+    text = attention + f"o{n} = MatMul(at{n}, w_o{n})\n"
     text += _added(p, s, f"y{n}", f"x{n}", f"o{n}", f"f{n}", f"g_f{n}")
     last = n + 1 == s.layers
     to, gain = ("z", "g_z") if last else (f"a{n + 1}", f"g_a{n + 1}")
