@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.lower.float.functions import exp
 from bitwright.compiler.lower.float.vectors import across, keep, multiply_add, number
+from bitwright.compiler.lower.kernels.attention_block import QUERIES, BlockAttention
 from bitwright.compiler.lower.kernels.loops import View, kernel
 from bitwright.compiler.lower.layout import row_major
 from bitwright.compiler.lower.templates.scaffold import allocate, load, loop, pieces, splat, store
@@ -98,12 +99,36 @@ class _Emitter:
         first = keep(start)
         with loop(self.length) as row, T.If(first + row < self.capacity), T.Then():
             self.append(head, row, first + row)
+        if self.length * self.sharing >= QUERIES:
+            self.blocks(head, first).emit(head * (self.capacity * self.width), first)
+            return
         turned = allocate((self.sharing * self.width,), "float32")
         scores = allocate((self.sharing * self.padded,), "float32")
         seen = allocate((1,), "int32")
         with loop(self.length) as row:
             store(seen, T.min(first + row + 1, self.capacity), [0])
             self.attend(head, row, first + row, (turned, scores, seen))
+
+    def blocks(self, head: Expr, first: Expr) -> BlockAttention:
+        """Return what computes many queries at once."""
+
+        def place(row: Expr, share: Expr) -> Expr:
+            return (row * self.step.heads + head * self.sharing + share) * self.width
+
+        def turn(row: Expr, share: Expr, target: Any) -> None:
+            self.rotate(self.query, place(row, share), target, 0, first + row, self.width**-0.5)
+
+        return BlockAttention(
+            sharing=self.sharing,
+            length=self.length,
+            capacity=self.capacity,
+            width=self.width,
+            keys=self.keys,
+            values=self.values,
+            turn=turn,
+            output=self.output,
+            place=place,
+        )
 
     def append(self, head: Expr, row: Expr, position: Expr) -> None:
         """Write one row of keys, rotated, and one of values."""
