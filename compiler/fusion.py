@@ -35,7 +35,8 @@ FUSED_BOUND = 1e-2
 COMPARED = ((5, 0), (1, 5), (3, 4))
 LONGEST_CACHE, LONGEST_PROMPT = 8191, 512
 CACHE_SAMPLES = 32
-TIMED_SAMPLES = 4
+TIMED_SAMPLES, TIMED_PAST = 4, 64
+TOKEN_TYPES = (ir.DataType.INT64, ir.DataType.INT32)
 PAST_KEY, PAST_VALUE, TABLE = 3, 4, 7
 
 
@@ -45,12 +46,12 @@ class _Decoder:
 
     Attributes:
         tokens: The input of token numbers.
-        caches: Inputs that hold keys and values of earlier tokens, each with heads and width.
+        caches: Inputs that hold keys and values of earlier tokens, each with heads, width and element type.
         positions: Rows of the tables of positions, or None.
     """
 
     tokens: ir.Value
-    caches: Mapping[str, tuple[int, int]]
+    caches: Mapping[str, tuple[int, int, ir.DataType]]
     positions: int | None
 
     def lengths(self) -> Iterator[tuple[int, int]]:
@@ -67,8 +68,8 @@ class _Decoder:
         random = np.random.default_rng(0)
         tokens = random.choice(known, (1, new)).astype(known.dtype)
         caches = {
-            name: random.standard_normal((1, heads, past, width)).astype(np.float32)
-            for name, (heads, width) in self.caches.items()
+            name: random.standard_normal((1, heads, past, width)).astype(dtype.numpy())
+            for name, (heads, width, dtype) in self.caches.items()
         }
         return {self.tokens.name or "": tokens, **caches}
 
@@ -92,17 +93,14 @@ def fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
     steps: tuple[Pass, ...] = (FuseDecoderAttention(), FuseSkipNorms(), JoinAttentionInputs())
     attention, *rest = (step.run(fused) for step in steps)
     notes.extend(attention.notes)
-    reason = next(iter(attention.notes), "it is no decoder with rotary positions and a causal mask")
-    if attention.changed:
-        reason = _refuted(c, fused, config)
-        if reason:
-            notes.append(f"attention is left as it was: {reason}")
-    elif c.options.kv_cache is None:
-        return
+    found = _described(fused) if attention.changed else _not_found(attention.notes)
+    reason = found if isinstance(found, str) else _refuted(c, found, fused, config)
     if reason and c.options.kv_cache is not None:
         what = f"the model's attention cannot be fused: {reason}"
         raise _no_cache(what)
-    if reason or not _adopted(c, fused, config, notes):
+    if reason and attention.changed:
+        notes.append(f"attention is left as it was: {reason}")
+    if reason or isinstance(found, str) or not _adopted(c, found, fused, config, notes):
         return
     norms, joined = (result.changed for result in rest)
     notes.append(
@@ -111,7 +109,13 @@ def fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
     )
     c.quantized = fused
     if c.options.kv_cache is not None:
-        _narrow(c, c.options.kv_cache, config, notes)
+        _narrow(c, found, c.options.kv_cache, config, notes)
+    if c.options.gate:
+        _compare(c, found, config, notes)
+
+
+def _not_found(notes: Sequence[str]) -> str:
+    return next(iter(notes), "it is no decoder with rotary positions and a causal mask")
 
 
 def leave(c: Compilation, notes: list[str]) -> None:
@@ -138,28 +142,25 @@ def _no_cache(what: str) -> UsageError:
 def _described(model: ir.Model) -> _Decoder | str:
     """Return what a fused graph takes, or why that is not understood."""
     nodes = [n for n in model.graph if n.op_type == "GroupQueryAttention"]
-    caches: dict[str, tuple[int, int]] = {}
+    caches: dict[str, tuple[int, int, ir.DataType]] = {}
     for value in (n.inputs[k] for n in nodes for k in (PAST_KEY, PAST_VALUE)):
         if value is None:
             continue
         heads, width = (None, None) if value.shape is None else (value.shape[1], value.shape[3])
-        if not isinstance(heads, int) or not isinstance(width, int):
+        if not isinstance(heads, int) or not isinstance(width, int) or value.dtype is None:
             return f"the cache '{value.name}' has no fixed number and width of heads"
-        caches[value.name or ""] = (heads, width)
+        caches[value.name or ""] = (heads, width, value.dtype)
     others = [v for v in model.graph.inputs if v.name not in caches]
-    if len(others) != 1 or others[0].dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+    if len(others) != 1 or others[0].dtype not in TOKEN_TYPES:
         names = ", ".join(f"'{v.name}'" for v in others)
         return f"one input of token numbers is expected beside the caches, not {names}"
     shape = static_shape(nodes[0].inputs[TABLE])
     return _Decoder(others[0], caches, None if shape is None else shape[0])
 
 
-def _refuted(c: Compilation, fused: ir.Model, config: SessionConfig) -> str:
+def _refuted(c: Compilation, decoder: _Decoder, fused: ir.Model, config: SessionConfig) -> str:
     """Return why a fused model is not used; empty if it computes the same for prompts and for single tokens."""
     assert c.quantized is not None and c.dataset is not None
-    decoder = _described(fused)
-    if isinstance(decoder, str):
-        return decoder
     known = np.unique(next(iter(c.dataset.batches(1)))[decoder.tokens.name or ""])
     # One after the other: a model that was quantized part by part may not be in memory twice.
     expected = {}
@@ -180,32 +181,60 @@ def _refuted(c: Compilation, fused: ir.Model, config: SessionConfig) -> str:
     return ""
 
 
-def _adopted(c: Compilation, fused: ir.Model, config: SessionConfig, notes: list[str]) -> bool:
+def _adopted(
+    c: Compilation, decoder: _Decoder, fused: ir.Model, config: SessionConfig, notes: list[str]
+) -> bool:
     """Tell whether a fused model is faster, or needed."""
     assert c.quantized is not None and c.dataset is not None
     if c.options.kv_cache is not None or not c.options.gate:
         return True
-    before, samples = c.quantized, list(islice(c.dataset.batches(1), TIMED_SAMPLES))
+    before, (what, samples) = c.quantized, _timed_on(c, decoder)
     timing = time_reopened(lambda: open_session(fused, config), lambda: open_session(before, config), samples)
     adopted = timing.ratio < WORTHWHILE
-    notes.append(
-        f"fused attention takes {timing.ratio:.2f} of the time{'' if adopted else ', so it is not used'}"
-    )
+    notes.append(f"fused attention takes {timing.ratio:.2f} of the time of {what}")
+    if not adopted:
+        notes.append("attention is left as it was: nothing would be gained")
     return adopted
 
 
-def _narrow(c: Compilation, asked: str, config: SessionConfig, notes: list[str]) -> None:
+def _timed_on(c: Compilation, decoder: _Decoder) -> tuple[str, list[dict[str, np.ndarray]]]:
+    """Return inputs to time: a token behind others where there is a cache, as a text is generated; else the user's."""
+    assert c.dataset is not None
+    samples = list(islice(c.dataset.batches(1), TIMED_SAMPLES))
+    if not decoder.caches:
+        return "the samples", samples
+    past = min(TIMED_PAST, (decoder.positions or TIMED_PAST + 1) - 1)
+    known = np.unique(samples[0][decoder.tokens.name or ""])
+    return f"one token behind {past}", [decoder.feeds(1, past, known)]
+
+
+def _compare(c: Compilation, decoder: _Decoder, config: SessionConfig, notes: list[str]) -> None:
+    """Tell how long the next token takes, compared with the model as it was read."""
+    assert c.quantized is not None and c.source is not None
+    model, original = c.quantized, c.source.model
+    what, samples = _timed_on(c, decoder)
+    timing = time_reopened(
+        lambda: open_session(model, config),
+        lambda: open_session(original, SessionConfig(threads=config.threads)),
+        samples,
+        first_feeds=narrowed(samples, model),
+    )
+    notes.append(f"{what}: {timing.ratio:.2f} of the float model's time in ONNX Runtime")
+
+
+def _narrow(c: Compilation, decoder: _Decoder, asked: str, config: SessionConfig, notes: list[str]) -> None:
     """Store the cache in fewer bits, and measure the user's metric again."""
     kind = cache_type(asked)
     assert c.quantized is not None
-    decoder = _described(c.quantized)
-    assert not isinstance(decoder, str), "it was understood when it was proven"
     if not decoder.caches:
         what = "the model keeps no cache"
         raise _no_cache(what)
+    if any(dtype != ir.DataType.FLOAT for _, _, dtype in decoder.caches.values()):
+        what = "the model's cache is no longer in float32"
+        raise _no_cache(what)
     magnitudes = {} if kind == "float16" else _magnitudes(c, decoder, config)
     NarrowCache(kind, magnitudes).run(c.quantized)
-    elements = sum(heads * width for heads, width in decoder.caches.values())
+    elements = sum(heads * width for heads, width, _ in decoder.caches.values())
     size = {"float16": 2.0, "int8": 1.0, "int4": 0.5}[kind]
     notes.append(
         f"the cache holds {kind}: {round(elements * size)} bytes a token, not {elements * 4}; the graph's past and "
@@ -226,7 +255,7 @@ def _magnitudes(c: Compilation, decoder: _Decoder, config: SessionConfig) -> dic
                 assert past is not None, "all layers have a cache, or none"
                 present[past.name or ""] = out.name or ""
     session = open_session(c.quantized, config)
-    found = {name: np.zeros(sizes, np.float32) for name, sizes in decoder.caches.items()}
+    found = {name: np.zeros(sizes[:2], np.float32) for name, sizes in decoder.caches.items()}
     for sample in islice(frontend.samples_of(c).batches(1), CACHE_SAMPLES):
         outputs = run(session, sample)
         for name, largest in found.items():
