@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from bitwright.compiler.bundle.decoder import CompiledDecoder
     from bitwright.compiler.deploy import Deployment
     from bitwright.compiler.evaluation import Evaluation
+    from bitwright.compiler.export_decoder import ExportedDecoder
+    from bitwright.compiler.export_torch import Exported
     from bitwright.compiler.generation.generate import Generation
     from bitwright.compiler.inspect import Inspection
     from bitwright.compiler.options import Options
@@ -64,6 +66,7 @@ __all__ = [
     "__version__",
     "compile",
     "evaluate",
+    "export",
     "generate",
     "gguf",
     "inspect",
@@ -227,6 +230,43 @@ def gguf(
     source = str(data) if isinstance(data, Path) else data
     request = Request(Path(model), Path(output), type, bits, source, **options)
     return export_gguf(request)
+
+
+def export(
+    source: str | Path,
+    *,
+    output: str | Path,
+    opset: int | None = None,
+    form: Literal["plain", "cache"] = "cache",
+    dtype: Literal["float32", "float16"] = "float32",
+    context: int | None = None,
+) -> Exported | ExportedDecoder:
+    """Write a PyTorch module or a Hugging Face folder of a decoder as an ONNX file.
+
+    Args:
+        source: ``MODULE.py:FACTORY``, or a folder with config.json and safetensors.
+        output: The .onnx file to write.
+        opset: Of a module, by default 21; folders have theirs.
+        form: Of a folder: with a cache of keys and values, or without.
+        dtype: Of a folder's weights and caches.
+        context: Longest sequence of a folder's decoder; by default the checkpoint's.
+
+    Returns:
+        The file, and how far its results are from the source's.
+
+    Raises:
+        BitwrightError: See its subclasses; nothing is written then.
+    """
+    if Path(source).is_dir():
+        from bitwright.compiler.export_decoder import export_folder
+
+        if opset is not None:
+            what = "only modules are exported in an opset of choice"
+            raise UsageError(what, where="opset", fix="leave it out")
+        return export_folder(Path(source), Path(output), form=form, dtype=dtype, context=context)
+    from bitwright.compiler.export_torch import export as export_module
+
+    return export_module(str(source), Path(output), opset=opset or 21)
 
 
 def generate(

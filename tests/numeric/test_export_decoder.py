@@ -15,10 +15,11 @@ import onnxruntime as ort
 import pytest
 from checkpoints import COMPARED, CheckpointSizes, compared_tokens, write_checkpoint
 
+import bitwright
 from bitwright.compiler import export_decoder
 from bitwright.compiler.cli.app import main
 from bitwright.compiler.errors import InternalError, ModelError, UsageError
-from bitwright.compiler.export_decoder import export_folder
+from bitwright.compiler.export_decoder import ExportedDecoder, export_folder
 from bitwright.compiler.hugging_face.checkpoint import open_checkpoint
 from bitwright.compiler.hugging_face.names import Part
 from bitwright.compiler.ingest.model_reader import read_model
@@ -155,10 +156,22 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path), "-o", place]) == 3
 
 
+def test_the_function_of_the_package(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "folder")
+    found = bitwright.export(folder, output=tmp_path / "m.onnx", form="plain", context=16)
+    assert isinstance(found, ExportedDecoder) and found.context == 16
+    assert whole(found.path, np.arange(16)[None]).shape == (1, 16, 80)
+    with pytest.raises(UsageError, match="opset"):
+        bitwright.export(str(folder), output=tmp_path / "m.onnx", opset=20)
+    with pytest.raises(UsageError):
+        bitwright.export(tmp_path / "none", output=tmp_path / "m.onnx")
+
+
 LARGE = CheckpointSizes(layers=6, width=768, heads=12, key_heads=4, feed_forward=3072, vocabulary=32000)
 PEAK = """
 import sys
 from pathlib import Path
+import bitwright
 from bitwright.compiler import export_decoder
 from bitwright.compiler.graph import saving
 
