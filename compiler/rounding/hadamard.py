@@ -25,7 +25,8 @@ def spreading_matrix(order: int, seed: int) -> Float64:
     known = hadamard(order)
     if known is not None:
         signs = generator.choice([-1.0, 1.0], order)
-        return signs[:, None] * known / np.sqrt(order)
+        spread: Float64 = signs[:, None] * known / np.sqrt(order)
+        return spread
     q, r = np.linalg.qr(generator.standard_normal((order, order)))
     found: Float64 = q * np.sign(np.diagonal(r))
     return found
