@@ -137,25 +137,7 @@ def train_verb(
     """Train a model as it will be rounded, and write it as a Q/DQ model that the other verbs take as it is."""
     place = output or model.with_name(f"{model.name.removesuffix('.onnx')}.trained.onnx")
     _check_place(model, place)
-    training = Training(
-        widths.precision(),
-        runtime,
-        length.epochs,
-        length.minutes,
-        length.batch,
-        length.rate,
-        length.scale_rate,
-        length.seed,
-        objective.labels,
-        objective.label_share,
-        objective.loss,  # type: ignore[arg-type]
-        objective.temperature,
-        widths.scaling,  # type: ignore[arg-type]
-        objective.mix,
-        objective.hold,
-        length.save_every,
-        length.resume,
-    )
+    training = _training(widths, objective, length, runtime)
     options = Options(
         model,
         target,
@@ -176,6 +158,28 @@ def train_verb(
             out.say(f"{checkpoint_of(place)} holds what was reached: the same command with --resume goes on")
         raise
     _print(out, trained)
+
+
+def _training(widths: Widths, objective: Objective, length: Length, runtime: arg.RuntimeName) -> Training:
+    return Training(
+        widths.precision(),
+        runtime,
+        length.epochs,
+        length.minutes,
+        length.batch,
+        length.rate,
+        length.scale_rate,
+        length.seed,
+        objective.labels,
+        objective.label_share,
+        objective.loss,  # type: ignore[arg-type]
+        objective.temperature,
+        widths.scaling,  # type: ignore[arg-type]
+        objective.mix,
+        objective.hold,
+        length.save_every,
+        length.resume,
+    )
 
 
 def _check_place(model: Path, place: Path) -> None:
