@@ -126,13 +126,12 @@ class _Joiner:
         first = nodes[0]
         if len({_kind(n, but="N") for n in nodes}) > 1:
             return None
-        operands: list[ir.Value | None] = [first.inputs[0]]
-        for k in range(1, len(first.inputs)):
-            values = [n.inputs[k] for n in nodes]
-            given = [v is not None for v in values]
-            if any(given) and not all(constant_array(v) is not None for v in values):
-                return None
-            operands.append(self._side_by_side(values, 0) if all(given) else None)
+        rows = [[n.inputs[k] for n in nodes] for k in range(1, len(first.inputs))]
+        if any(v is not None and constant_array(v) is None for values in rows for v in values):
+            return None
+        # Which operands are left out is part of what was compared.
+        joined = [None if values[0] is None else self._side_by_side(values, 0) for values in rows]
+        operands: list[ir.Value | None] = [first.inputs[0], *joined]
         columns = sum(n.attributes.get_int("N", 0) for n in nodes)
         result = self._op(first, operands)
         node = result.producer()
