@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from decoder_files import END, SIZES, tokens, write_decoder
@@ -64,6 +66,38 @@ def test_caches_of_half_precision(tmp_path: Path, plain: Path) -> None:
     expected = all_logits(plain, given)[4:]
     # Products of float16 have relative errors of 1e-3; a wrong position or cache changes logits by their own size.
     assert np.sqrt(np.mean((np.array(found) - expected) ** 2)) < 0.02 * np.sqrt(np.mean(expected**2))
+
+
+def test_masks_and_positions_are_filled_in(tmp_path: Path) -> None:
+    """The next token is a sum over the mask, the last position and all tokens: each of them must be right."""
+    text = """
+        <ir_version: 10, opset_import: ["": 21]>
+        net (int64[N, T] input_ids, int64[N, S] attention_mask, int64[N, T] position_ids, float[N, 1, P, 1] old)
+            => (float[N, T, 64] logits, float[N, 1, Q, 1] new) {
+            axes = Constant<value = int64[2] {1, 3}>()
+            last = Constant<value = int64[1] {-1}>()
+            all = Constant<value = int64[3] {1, 2, 3}>()
+            size = Constant<value = int64 {64}>()
+            onoff = Constant<value = float[2] {0, 1}>()
+            floats = Cast<to=1>(input_ids)
+            rows = Unsqueeze(floats, axes)
+            new = Concat<axis=2>(old, rows)
+            sum = ReduceSum<keepdims=0>(new, all)
+            tokens = Cast<to=7>(sum)
+            seen = ReduceSum<keepdims=0>(attention_mask, last)
+            both = Add(tokens, seen)
+            column = Unsqueeze(both, last)
+            total = Add(column, position_ids)
+            next = Mod(total, size)
+            logits = OneHot(next, size, onoff)
+        }"""
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    tokens, seen = [3, 5, 2], 3
+    for _ in range(10):
+        tokens.append((sum(tokens) + seen + len(tokens) - 1) % 64)
+        seen += 1
+    assert bitwright.generate(path, tokens=[3, 5, 2], max_tokens=10).tokens == tuple(tokens[3:])
 
 
 def test_both_forms_write_the_same(cached: Path, plain: Path) -> None:

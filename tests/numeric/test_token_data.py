@@ -13,15 +13,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from decoder_files import tokens, write_decoder
 
 import bitwright
+from bitwright.compiler.allocate.sensitivity import Sensitivity, measure_sensitivity
 from bitwright.compiler.bundle.language_files import copy_language_files
 from bitwright.compiler.cli.app import main
 from bitwright.compiler.decoding.perplexity import negative_log_likelihood
+from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.ingest.dataset import open_dataset
+from bitwright.compiler.ingest.dataset_views import Limited
 from bitwright.compiler.ingest.model_reader import read_model
 
 WINDOW = 16
@@ -143,3 +147,26 @@ def test_perplexity_is_that_of_the_models_own_script() -> None:
         # The script prints four digits.
         assert found.perplexity == pytest.approx(perplexity, abs=1e-4)
         assert (found.nll, found.bits_per_byte) == pytest.approx((nll, bits), abs=1e-4)
+
+
+def test_sensitivities_may_be_rises_of_perplexity(tmp_path: Path, folder: Path) -> None:
+    model = read_model(folder / "model.onnx").model
+    spec = f"perplexity:{folder / 'tokens.npz'},window={WINDOW}"
+
+    def build(site: str, fmt: str) -> ir.Model:
+        changed = model.clone()
+        weight = next(v for name, v in changed.graph.initializers.items() if site in name)
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy() * float(fmt), name=weight.name)
+        return changed
+
+    how = Sensitivity("eval", spec, cache=tmp_path / "cache.json")
+    one = [("gate_proj", "1.0"), ("gate_proj", "3.0")]
+    samples = Limited(open_dataset(f"{folder / 'tokens.npz'},window={WINDOW}", model), 1)
+    same, other = (found.loss for found in measure_sensitivity(model, one, build, samples, how))
+    assert same == 0
+    onnx_file = tmp_path / "changed.onnx"
+    save_model(build("gate_proj", "3.0"), onnx_file)
+    before, after = (bitwright.evaluate(path, spec).perplexity for path in (folder, onnx_file))
+    assert before is not None and after is not None
+    assert other == pytest.approx(after.perplexity / before.perplexity - 1, rel=1e-9) and other != 0
