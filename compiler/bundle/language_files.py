@@ -11,7 +11,7 @@ from bitwright.compiler.decoding.interface import find_interface
 from bitwright.compiler.decoding.ports import ports_of
 from bitwright.compiler.errors import ModelError
 
-LANGUAGE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+LANGUAGE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 LARGEST_FILE = 256 << 20
 
 

@@ -40,6 +40,8 @@ class Prompt:
         prompt: Text.
         tokens: Token numbers instead.
         tokenizer: tokenizer.json.
+        chat: The text is a message.
+        system: What the model is told before it.
     """
 
     prompt: Annotated[
@@ -54,6 +56,13 @@ class Prompt:
         typer.Option(
             "--tokenizer", metavar="FILE.json", help="tokenizer.json; by default the one beside MODEL."
         ),
+    ] = None
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="The prompt is a message: put it into the model's chat template."),
+    ] = False
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="What a chat begins with.")
     ] = None
 
     def numbers(self) -> tuple[int, ...] | None:
@@ -131,6 +140,8 @@ def generate_verb(
         choice.max_tokens,
         choice.sampling(),
         threads,
+        prompt.chat,
+        prompt.system,
     )
     if other is not None:
         with TerminalProgress(out) as progress:

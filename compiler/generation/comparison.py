@@ -72,7 +72,9 @@ def compare(request: Request, other: Path) -> Comparison:
         what = f"the models have {sizes[0]} and {sizes[1]} tokens"
         raise DataError(what, where=f"--compare {other}", fix="compare two forms of one model")
     for opened in (decoder, second):
-        opened.session.feed(prompt[:1])  # the first call of a session allocates, which says nothing about a model
+        opened.session.feed(
+            prompt[:1]
+        )  # the first call of a session allocates, which says nothing about a model
     return Comparison(
         continued(decoder, language, prompt, request), continued(second, language, prompt, request)
     )

@@ -10,6 +10,7 @@ from typing import Literal
 
 from bitwright.compiler.decoding.sampling import Sampler, Sampling
 from bitwright.compiler.errors import DataError, UsageError
+from bitwright.compiler.generation.chat import chat_text
 from bitwright.compiler.generation.opening import Language, OpenedDecoder, open_decoder, open_language
 from bitwright.compiler.generation.text_stream import TextStream
 
@@ -29,6 +30,8 @@ class Request:
         max_tokens: Generate at most so many tokens.
         sampling: How they are chosen.
         threads: Threads that compute.
+        chat: The prompt is a message: it is put into the model's chat template.
+        system: What the model is told before the message, or None.
     """
 
     model: Path
@@ -38,8 +41,16 @@ class Request:
     max_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
     threads: int = 1
+    chat: bool = False
+    system: str | None = None
 
     def __post_init__(self) -> None:
+        if self.chat and self.prompt is None:
+            what = "token numbers are no message"
+            raise UsageError(what, where="--chat", fix='pass --prompt "..."')
+        if self.system is not None and not self.chat:
+            what = "only a chat begins with what the model is told"
+            raise UsageError(what, where="--system", fix="pass --chat, too")
         if (self.prompt is None) == (self.tokens is None):
             what = (
                 "a prompt is needed" if self.prompt is None else "the prompt is given as text and as tokens"
@@ -128,12 +139,19 @@ def prompt_tokens(request: Request, language: Language) -> tuple[int, ...]:
     """Return the token numbers of a request's prompt.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, or a message is given and the model has no chat template.
+        DataError: The template fails.
+        ToolchainError: The package that reads templates is not installed.
     """
     found = request.tokens
     if request.prompt is not None:
-        assert language.tokenizer is not None, "a prompt of text needs a tokenizer"
-        found = tuple(language.tokenizer.encode(request.prompt))
+        tokenizer = language.tokenizer
+        assert tokenizer is not None, "a prompt of text needs a tokenizer"
+        if request.chat:  # the template writes special tokens itself
+            text = chat_text(tokenizer.path.parent, request.prompt, request.system)
+            found = tuple(tokenizer.encode_plain(text).tolist())
+        else:
+            found = tuple(tokenizer.encode(request.prompt))
     if not found:
         what = "the prompt has no token"
         raise UsageError(what, where="--prompt", fix="pass some text")

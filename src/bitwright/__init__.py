@@ -281,6 +281,8 @@ def generate(
     seed: int = 0,
     tokenizer: str | Path | None = None,
     threads: int = 1,
+    chat: bool = False,
+    system: str | None = None,
     told: Callable[[str], None] | None = None,
 ) -> Generation:
     """Let a decoder continue a text in ONNX Runtime.
@@ -296,6 +298,8 @@ def generate(
         seed: Equal seeds draw equal tokens.
         tokenizer: tokenizer.json; None: the one beside the model.
         threads: Threads that compute.
+        chat: The prompt is a message: it is put into the model's chat template.
+        system: What the model is told before the message.
         told: Gets every piece of text as it comes.
 
     Returns:
@@ -311,7 +315,10 @@ def generate(
     numbers = None if tokens is None else tuple(int(token) for token in tokens)
     place = None if tokenizer is None else Path(tokenizer)
     sampling = Sampling(temperature, top_k, top_p, seed)
-    return run_request(Request(Path(model), prompt, numbers, place, max_tokens, sampling, threads), told)
+    request = Request(
+        Path(model), prompt, numbers, place, max_tokens, sampling, threads, chat=chat, system=system
+    )
+    return run_request(request, told)
 
 
 def evaluate(model: str | Path, metric: str, *, threads: int = 1) -> Evaluation:

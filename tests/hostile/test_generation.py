@@ -25,6 +25,7 @@ NOT_FINITE = """
     rows = Gather<axis=0>(table, ids)
     logits = Div(zero, rows)
 """
+TWO_LETTERS = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
 IMAGE = "net (float[N, 3] image) => (float[N, 3] out) { out = Relu(image) }"
 FIXED = f"net (int64[1, 8] ids) => (float[1, 8, 4] logits) {{ {COUNTER} }}"
 
@@ -66,6 +67,8 @@ def test_the_model_of_these_tests_works(tmp_path: Path, capfd: pytest.CaptureFix
         (["--tokens", "1", "--temperature", "-2"], "--temperature"),
         (["--prompt", "x"], "there is no tokenizer.json beside the model"),
         (["--prompt", "x", "--tokenizer", "none.json"], "none.json: there is no such file"),
+        (["--tokens", "1", "--chat"], "--chat: token numbers are no message"),
+        (["--prompt", "x", "--system", "y"], "--system: only a chat"),
         (["--tokens", "1", "--compare", "none.onnx"], "none.onnx: there is no such file"),
     ],
 )
@@ -156,6 +159,31 @@ def test_damaged_session_options(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "m.session.json" in refused(capfd, USAGE, "generate", path, "--tokens", "1")
 
 
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ messages", "the chat template fails"),
+        ("{{ raise_exception('no system, please') }}", "no system, please"),
+        ("{{ ().__class__.__base__.__subclasses__() }}", "the chat template fails"),
+        ("{% include '/etc/passwd' %}", "the chat template fails"),
+        ("{{ 1 // 0 }}", "the chat template fails"),
+        ("{% for k in range(10 ** 9) %}x{% endfor %}", "the chat template fails"),
+        (None, "without a chat template"),
+    ],
+)
+def test_chat_templates(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], template: str | None, words: str
+) -> None:
+    pytest.importorskip("tokenizers", reason="text needs the package tokenizers")
+    pytest.importorskip("jinja2", reason="chat templates need the package jinja2")
+    path = decoder(tmp_path / "m.onnx")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(TWO_LETTERS))
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    code = USAGE if template is None else MODEL_OR_DATA
+    assert words in refused(capfd, code, "generate", path, "--prompt", "ab", "--chat")
+
+
 def streams(tmp_path: Path) -> list[tuple[str, int, str]]:
     """Return metrics that are refused: name, exit code, words of the message."""
     np.savez(tmp_path / "floats.npz", tokens=np.ones(9, np.float32))
@@ -204,8 +232,7 @@ def test_calibration_streams(
 def test_text_that_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tokenizers", reason="text needs the package tokenizers")
     path = decoder(tmp_path / "m.onnx")
-    tokenizer = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(TWO_LETTERS))
     text = tmp_path / "text.txt"
     text.write_bytes(b"\xff\xfe\x00")
     command = ("evaluate", path, "--eval", f"perplexity:{text},window=2")

@@ -180,6 +180,22 @@ def test_the_command_line_gives_json(cached: Path, capfd: pytest.CaptureFixture[
     assert found["prompt_tokens_per_s"] > 0 and found["tokens_per_s"] > 0
 
 
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
+)
+
+
+def test_a_message_is_put_into_the_models_template(tmp_path: Path) -> None:
+    path = write_decoder(tmp_path)
+    config = {"chat_template": TEMPLATE, "bos_token": {"content": "<end>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = bitwright.generate(path, "Why?", chat=True, system="Be brief", max_tokens=2)
+    assert found.prompt == (END, *b"<system>Be brief</><user>Why?</><answer>")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    assert bitwright.generate(path, "Why?", chat=True, max_tokens=2).prompt == tuple(b"Why?!")
+
+
 def test_two_models_are_compared(tmp_path: Path, cached: Path, capfd: pytest.CaptureFixture[str]) -> None:
     other = write_decoder(tmp_path, seed=1)
     command = ["generate", str(cached), "--tokens", "1,2,3", "-n", "8", "--compare"]
