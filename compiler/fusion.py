@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -110,7 +110,7 @@ def fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
     c.quantized = fused
     if c.options.kv_cache is not None:
         _narrow(c, found, c.options.kv_cache, config, notes)
-    if c.options.gate:
+    if c.options.gate and found.caches:
         _compare(c, found, config, notes)
 
 
@@ -219,6 +219,7 @@ def _compare(c: Compilation, decoder: _Decoder, config: SessionConfig, notes: li
         samples,
         first_feeds=narrowed(samples, model),
     )
+    c.timing = replace(timing, what=what)
     notes.append(f"{what}: {timing.ratio:.2f} of the float model's time in ONNX Runtime")
 
 

@@ -22,6 +22,7 @@ class PairedTiming:
         first_s: Best seconds of one round of the first model.
         second_s: Best seconds of one round of the second model.
         rounds: How many pairs were measured.
+        what: What was computed, if not the samples.
     """
 
     ratio: float
@@ -29,6 +30,7 @@ class PairedTiming:
     first_s: float
     second_s: float
     rounds: int
+    what: str = ""
 
 
 def _round(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarray]], calls: int) -> float:

@@ -150,8 +150,9 @@ def _noise(summary: Mapping[str, Any]) -> Fact | None:
 def _speed(content: Mapping[str, Any]) -> Fact:
     timing = (content.get("timing") or {}).get("onnxruntime")
     if timing is not None:
+        on = f" on {timing['what']}" if timing.get("what") else ""
         detail = (
-            f"as fast as float, measured in ONNX Runtime: {seconds_text(timing['first_s'])} against "
+            f"as fast as float, measured in ONNX Runtime{on}: {seconds_text(timing['first_s'])} against "
             f"{seconds_text(timing['second_s'])} ({timing['ratio']:.2f} \N{PLUS-MINUS SIGN} "
             f"{timing['spread'] / 2:.2f} of the time)"
         )
