@@ -55,7 +55,7 @@ def evaluate_model(model: Path, metric: str, *, threads: int = 1) -> Evaluation:
     Args:
         model: An .onnx file, a folder with one, or what ``bitwright compile`` wrote.
         metric: ``perplexity:TOKENS`` or ``FILE.py:FUNC``.
-        threads: Threads that compute.
+        threads: Threads that compute; an artifact without caches takes as many as its profile has cores.
 
     Raises:
         UsageError: A file or function is missing.

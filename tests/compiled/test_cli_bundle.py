@@ -143,3 +143,26 @@ def test_the_python_functions_mirror_the_verbs(folder, tmp_path):
     )
     assert deployed.model.is_file() and deployed.session.is_file()
     assert bitwright.inspect(folder / "m.onnx", target="host").integer_share == 1.0
+
+
+def test_a_metric_of_the_artifact_and_of_its_model(
+    folder: Path, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "metric.py").write_text(
+        "import numpy as np\n"
+        "x = np.load(__file__.replace('metric.py', 'data.npz'))['x'][:2]\n"
+        "def score(run):\n"
+        "    return float(run({'x': x[:1]})['y'].max() + run({'x': x[1:]})['y'].max())\n"
+    )
+    values = []
+    for model in (bundle, bundle / "model.onnx", folder / "m.onnx"):
+        capfd.readouterr()
+        assert main(["evaluate", str(model), "--eval", f"{folder / 'metric.py'}:score"]) == 0
+        values.append(float(capfd.readouterr().out))
+    x = np.load(folder / "data.npz")["x"][:2]
+    artifact = bitwright.Bundle.open(bundle)
+    expected = sum(artifact.run({"x": x[k : k + 1]})["y"].max() for k in range(2))
+    assert values[0] == pytest.approx(expected, abs=1e-5)  # six digits are printed
+    # The integers are the same in both runtimes, the Softmax is float; 8 bits move probabilities by hundredths.
+    assert values[1] == pytest.approx(values[0], abs=1e-4)
+    assert values[2] == pytest.approx(values[0], abs=0.1)
