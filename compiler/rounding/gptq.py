@@ -14,7 +14,7 @@ from bitwright.compiler.rounding.objective import DAMPING, check_weights, damped
 BLOCK = 128
 LARGEST_DAMPING = 1.0
 # Weights that are rounded at once: a dozen arrays of this size exist meanwhile.
-COLUMN_ELEMENTS = 1 << 22
+COLUMN_ELEMENTS = 1 << 20
 # Rows of a factorization that are done at once; smaller matrices are factored as a whole.
 PANEL = 1024
 

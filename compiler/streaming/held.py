@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from bitwright.compiler.ingest.dataset import Dataset
 from bitwright.compiler.ingest.dataset_views import Held, Limited
@@ -88,11 +87,9 @@ class PartData(Dataset):
     def __iter__(self) -> Iterator[Sample]:
         """Yield one sample after the other."""
         entry, names = self._part.entry, [v.name or "" for v in self._part.inputs]
-        session = self._stream.shared_session(self._part)
+        shared = self._stream.sharing(self._part)
         for k, sample in enumerate(self._stream.samples()):
-            feeds = {name: sample[name] for name in names}
-            if session is not None:
-                feeds |= run(session, sample)
+            feeds = {name: sample[name] for name in names} | shared(sample)
             if entry is not None:
                 assert self._stream.held is not None, "a part behind the first is entered by a held value"
                 feeds[entry.name or ""] = self._stream.held[k]
@@ -134,12 +131,13 @@ class Stream:
         """Yield the model's samples."""
         return islice(self.data.batches(1), self.count)
 
-    def shared_session(self, part: Part) -> ort.InferenceSession | None:
-        """Return what computes the values that a part reads from the first one; None if it reads none."""
+    def sharing(self, part: Part) -> Callable[[Sample], Sample]:
+        """Return what computes the values that a part reads from the first one."""
         if not part.shared:
-            return None
+            return lambda sample: {}
         assert self.first is not None, "the first part is done"
-        return open_session(_computing(self.first, [v.name or "" for v in part.shared]), self.config)
+        session = open_session(_computing(self.first, [v.name or "" for v in part.shared]), self.config)
+        return lambda sample: run(session, sample)
 
     def advance(self, part: Part, model: ir.Model) -> None:
         """Go through a part.
