@@ -96,17 +96,23 @@ def test_a_budget_of_bits_counts_what_the_file_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("BITWRIGHT_ZOO" not in os.environ, reason="BITWRIGHT_ZOO names no folder of models")
-@pytest.mark.parametrize(("recipe", "most"), [("int8-row", 1.01), ("w4", 1.03), ("w4a8-rotated", 1.06)])
-def test_perplexity_of_tinylm(tmp_path: Path, recipe: str, most: float) -> None:
-    """On 32 windows of held-out text; the whole table is benchmarks/language_models/formats.py."""
+def test_perplexity_of_tinylm(tmp_path: Path) -> None:
+    """On 16 windows of held-out text; the whole table is benchmarks/language_models/formats.py."""
     folder = Path(os.environ["BITWRIGHT_ZOO"]) / "tinylm"
     with np.load(folder / "data.npz") as data:
         tokens, calibration = data["test"].astype(np.int64), data["calib"].astype(np.int64)
-    samples = [{"input_ids": part[None]} for part in calibration[: 16 * WINDOW].reshape(-1, WINDOW)]
+    samples = [{"input_ids": part[None]} for part in calibration[: 8 * WINDOW].reshape(-1, WINDOW)]
     made = quantize(
-        Options(folder / "model.onnx", TARGET, samples, output=tmp_path / "q.onnx", recipe=recipe, gate=False)
+        Options(
+            folder / "model.onnx",
+            TARGET,
+            samples,
+            output=tmp_path / "q.onnx",
+            recipe="w4a8-rotated",
+            gate=False,
+        )
     )
-    starts = np.linspace(0, len(tokens) - WINDOW - 2, 32).astype(int)
+    starts = np.linspace(0, len(tokens) - WINDOW - 2, 16).astype(int)
     windows = [tokens[k : k + WINDOW + 1] for k in starts]
 
     def loss(model: Path) -> float:
@@ -118,4 +124,4 @@ def test_perplexity_of_tinylm(tmp_path: Path, recipe: str, most: float) -> None:
             found.append((np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(WINDOW), part[1:]]).mean())
         return float(np.mean(found))
 
-    assert np.exp(loss(made.model) - loss(folder / "model.onnx")) <= most
+    assert np.exp(loss(made.model) - loss(folder / "model.onnx")) <= 1.06
