@@ -318,3 +318,9 @@ def test_caches_that_cannot_be_narrowed_are_refused(tmp_path: Path) -> None:
         quantize(replace(given, target="nvidia-h100"))
     with pytest.raises(UsageError, match="unknown type of a cache 'int2'"):
         options(tmp_path, kv_cache="int2")
+
+
+@pytest.mark.usefixtures("untimed")
+def test_products_of_different_formats_stay_apart(tmp_path: Path) -> None:
+    made = quantize(options(tmp_path, keep_float=frozenset({"model.layers.0.self_attn.k_proj"})))
+    assert "2 attentions became GroupQueryAttention, 1 of them with one product" in notes_of(made, "fuse")
