@@ -54,14 +54,13 @@ class Interface:
         Raises:
             DataError: A number is negative, or not below the vocabulary.
         """
-        array = np.asarray(tokens)
         most = self.vocabulary
-        wrong = array[(array < 0) | (array >= (most if most is not None else np.iinfo(np.int64).max))]
-        if wrong.size:
-            what = f"token {wrong[0]} is none of the model's {most} tokens"
-            raise DataError(
-                what, where=where, fix="give the tokenizer, or the tokens, that belong to the model"
-            )
+        limit = np.iinfo(np.int64).max if most is None else most
+        if len(tokens) == 0 or (np.min(tokens) >= 0 and np.max(tokens) < limit):
+            return
+        wrong = next(token for token in tokens if not 0 <= token < limit)
+        what = f"token {wrong} is none of the model's {most} tokens"
+        raise DataError(what, where=where, fix="give the tokenizer, or the tokens, that belong to the model")
 
     def feeds(self, tokens: np.ndarray, past: int = 0) -> dict[str, np.ndarray]:
         """Return the inputs of one call without those of the cache.
