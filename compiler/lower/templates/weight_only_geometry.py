@@ -14,6 +14,8 @@ from bitwright.compiler.program.ops import Program, WeightOnlyDot
 
 FOLD = 4
 MAX_ROWS, MAX_VECTORS = 8, 8
+# Issue slots of a register that is put aside and fetched again, once or more often in a group.
+SPILL = 4
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,13 @@ def _cost(
         planes, steps = geometry.planes, geometry.steps
         totals = 1 if shifted else planes
         unpack = v * steps * (0.5 + (planes > 1) * planes + shifted * (planes - 1))
-        products = r * v * steps * planes * instruction.slots
+        # Four activations are loaded and repeated for every row: the more columns use them, the better.
+        products = r * steps * planes * (v * instruction.slots + 0.5)
         finish = r * v * (3 + 2 * (totals - 1)) + v
         zeros = 0 if geometry.zero is not None else v + 2 * r * v
-        live = r * v * (1 + totals) + planes + 1
+        live = r * v * (1 + totals) + planes + 3
         spills = max(0, live - instruction.registers)
-        return unpack + products + finish + zeros + 2 * spills + 2
+        return unpack + products + finish + zeros + SPILL * spills + 2
 
     full, rest = divmod(geometry.column_vectors(instruction.lanes), vectors)
     row_tiles, row_rest = divmod(geometry.rows, rows)
