@@ -61,9 +61,7 @@ class _Compactor:
 
     def rewrite(self, node: ir.Node) -> bool:
         weight, scale, zero = OPERANDS[node.op_type]
-        changed = False
-        if int_attribute(node, "bits", 4) == 4:
-            changed = self._codes(node, weight, scale, zero)
+        changed = self._codes(node, weight, scale, zero)
         return self._replace(node, scale, self._scales) or changed
 
     def _replace(self, node: ir.Node, index: int, make: _Maker) -> bool:
@@ -99,20 +97,14 @@ class _Compactor:
 
     def _codes(self, node: ir.Node, weight: int, scale: int, zero: int) -> bool:
         """Store codes that need three bits only in planes."""
-        reader, index = _read_by(node, weight)
-        array, scales = constant_array(reader.inputs[index]), constant_array(node.inputs[scale])
-        if array is None or scales is None or array.shape[-1] % 4:
-            return False
-        codes = np.stack([array & 15, array >> 4])
-        points = node.inputs[zero] if len(node.inputs) > zero else None
-        symmetric = points is None
-        base = MIDDLE if symmetric else 0
-        if codes.min() < base or codes.max() > base + 7:
+        base, scales = lowest_of_three_bits(node), constant_array(node.inputs[scale])
+        if base is None or scales is None:
             return False
         if not self._replace(
             node, weight, lambda stem, packed: self._planes(stem, packed - np.uint8(17 * base))
         ):
             return False
+        symmetric = len(node.inputs) <= zero or node.inputs[zero] is None
         if symmetric:
             count = scales.shape[0], (scales.shape[1] + 1) // 2
             node.resize_inputs(max(len(node.inputs), zero + 1))
@@ -163,6 +155,22 @@ class _Compactor:
         else:
             self.model.graph.insert_before(next(iter(self.model.graph)), node)
         return output
+
+
+def lowest_of_three_bits(node: ir.Node) -> int | None:
+    """Return the lowest code of a packed weight whose codes, of 4 bits, need three only; None of other weights.
+
+    Args:
+        node: An operator of :data:`OPERANDS`.
+    """
+    weight, _, zero = OPERANDS[node.op_type]
+    reader, index = _read_by(node, weight)
+    array = constant_array(reader.inputs[index])
+    if array is None or int_attribute(node, "bits", 4) != 4 or array.shape[-1] % 4:
+        return None
+    base = MIDDLE if len(node.inputs) <= zero or node.inputs[zero] is None else 0
+    codes = np.stack([array & 15, array >> 4])
+    return base if codes.min() >= base and codes.max() <= base + 7 else None
 
 
 def _read_by(node: ir.Node, index: int) -> tuple[ir.Node, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.graph.model import FreshNames, constant_array, consumers, is_op
+from bitwright.passes.compact_weights import lowest_of_three_bits
 from bitwright.passes.contract import PassResult
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.rewriting import add_initializer, fresh_names, graph_of, set_input
@@ -128,6 +129,8 @@ class _Joiner:
             return None
         rows = [[n.inputs[k] for n in nodes] for k in range(1, len(first.inputs))]
         if any(v is not None and constant_array(v) is None for values in rows for v in values):
+            return None
+        if len({lowest_of_three_bits(n) for n in nodes}) > 1:  # beside 4 bits, 3 would take 4 in the file
             return None
         # Which operands are left out is part of what was compared.
         joined = [None if values[0] is None else self._side_by_side(values, 0) for values in rows]
