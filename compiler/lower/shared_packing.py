@@ -8,14 +8,13 @@ the best of their kernels that reads the same bytes. Where none does, that weigh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from math import prod
 
 import numpy as np
 
 from bitwright.compiler.lower.relax_module import DotKernel
 from bitwright.compiler.program.ops import Program, Step
-from bitwright.targets.backend import Backend, Kernel
+from bitwright.targets.backend import Backend, Kernel, KernelChoice
 from bitwright.targets.schema import Profile
 
 # Candidates are in the order of their estimated cost; far down the list two copies are the better choice.
@@ -41,20 +40,29 @@ def sharing(dot_kernel: DotKernel, backend: Backend) -> DotKernel:
         backend: For other kernels of a step.
     """
     first: dict[str, Kernel] = {}
+    widths: dict[str, int | None] = {}
 
     def shared(step: Step, program: Program, profile: Profile) -> Kernel:
         kernel = dot_kernel(step, program, profile)
         known = first.setdefault(step.name, kernel)
+        if step.name not in widths:
+            widths[step.name] = _width(backend.candidates(step, program, profile)[0])
         if _equal(kernel.constants, known.constants):
             return kernel
-        choices = (c for c in backend.candidates(step, program, profile) if c.intrinsic == known.intrinsic)
-        for choice in islice(choices, MOST_TRIED):
+        choices = [c for c in backend.candidates(step, program, profile) if c.intrinsic == known.intrinsic]
+        # Packing takes time, and most templates pack by how many vectors of columns a block has.
+        choices.sort(key=lambda choice: _width(choice) != widths[step.name])
+        for choice in choices[:MOST_TRIED]:
             other = backend.dot_kernel(step, program, profile, choice)
             if _equal(other.constants, known.constants):
                 return other
         return kernel
 
     return shared
+
+
+def _width(choice: KernelChoice) -> int | None:
+    return dict(choice.params).get("vectors")
 
 
 def _equal(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
