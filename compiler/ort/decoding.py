@@ -13,14 +13,16 @@ from bitwright.compiler.errors import DataError
 from bitwright.compiler.ingest.text import one_line
 from bitwright.compiler.ort.session import ORT_ERRORS
 
+# A longer prompt is fed in pieces: a model gives logits behind every token, with 128 thousand tokens 512 kB for each.
+PIECE = 512
 Logits = NDArray[np.floating]
 
 
 class DecodingSession:
     """A decoder and the tokens it has seen.
 
-    A graph with a cache is given new tokens only; its present tensors become the past of the next call without being
-    copied. A graph without one is given all tokens anew in every call.
+    A graph with a cache is given new tokens only, one at a time if it takes no more; its present tensors become the
+    past of the next call without being copied. A graph without one is given all tokens anew in every call.
 
     Args:
         session: An open session.
@@ -68,10 +70,9 @@ class DecodingSession:
         """
         assert len(tokens) > 0, "something is fed"
         self._interface.check_tokens(tokens, f"tokens {self.length} to {self.length + len(tokens) - 1}")
-        # A graph that takes one token at a time is fed a prompt like that.
-        single = self.cached and self._interface.length == 1
-        for part in [[token] for token in tokens] if single else [list(tokens)]:
-            logits = self._call(part)
+        size = len(tokens) if not self.cached else self._interface.length or PIECE
+        for start in range(0, len(tokens), size):
+            logits = self._call(list(tokens[start : start + size]))
         return logits
 
     def _call(self, tokens: list[int]) -> Logits:

@@ -59,6 +59,28 @@ def test_a_prompt_may_come_in_parts(cached: Path, plain: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_long_prompts_are_fed_in_pieces(cached: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitwright.compiler.ort.decoding.PIECE", 7)
+    given = tokens(30, seed=3)
+    session = open_decoder(cached, 1).session
+    expected = all_logits(plain, given)[-1]
+    np.testing.assert_allclose(session.feed(given.tolist()), expected, atol=1e-5 * np.abs(expected).max())
+    assert session.length == 30
+
+
+def test_a_graph_of_single_tokens_is_fed_one_by_one(tmp_path: Path, cached: Path) -> None:
+    model = onnx.load(cached)
+    (dim,) = (i.type.tensor_type.shape.dim[1] for i in model.graph.input if i.name == "input_ids")
+    dim.dim_value = 1
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    del model.graph.value_info[:]
+    path = tmp_path / "single.onnx"
+    onnx.save(model, path)
+    prompt = tokens(9, seed=4).tolist()
+    first, second = (bitwright.generate(p, tokens=prompt, max_tokens=5).tokens for p in (path, cached))
+    assert first == second
+
+
 def test_caches_of_half_precision(tmp_path: Path, plain: Path) -> None:
     given = tokens(20, seed=2)
     session = open_decoder(write_decoder(tmp_path, "cache", "float16"), 1).session
