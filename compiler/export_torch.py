@@ -55,7 +55,7 @@ def export(spec: str, output: Path, *, opset: int = 21) -> Exported:
         ModelError: No exporter takes the module, or the exported model computes something else.
     """
     if not is_function_spec(spec):
-        what = "is not of the form MODULE.py:FACTORY"
+        what = "is neither a folder nor of the form MODULE.py:FACTORY"
         raise UsageError(
             what, where=spec, fix="e.g. net.py:make, where make() returns (module, example_inputs)"
         )
