@@ -28,17 +28,18 @@ INT32, FLOAT, FLOAT16 = ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT1
 class FuseDecoderAttention:
     """Scores, mask, Softmax, mixing, rotary positions and the appending of the cache become one operator a layer.
 
-    What makes queries, keys and values, and what reads the result, may be anything, so quantized models are rewritten
-    like float ones. Inputs and outputs of the graph stay as they are. The pass sees that masks depend on sizes alone;
-    that they are causal, and that positions count from the cache's length, is for its caller to prove by running both
-    models. Layers are rewritten all or none: half a rewrite would keep the masks and the tables, too.
+    They may be spelled out, or be opset 23's Attention behind a rotation. What makes queries, keys and values, and what
+    reads the result, may be anything, so quantized models are rewritten like float ones. Inputs and outputs of the graph
+    stay as they are. The pass sees that masks depend on sizes alone; that they are causal, and that positions count from
+    the cache's length, is for its caller to prove by running both models. Layers are rewritten all or none: half a
+    rewrite would keep the masks and the tables, too.
     """
 
     name: ClassVar[str] = "fuse_decoder_attention"
 
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite ``model`` in place."""
-        ends = [n for n in model.graph if is_op(n, "Reshape") and _merges_heads(n)]
+        ends = [n for n in model.graph if _ends_attention(n)]
         if not ends:
             return PassResult(model, 0)
         try:
@@ -57,14 +58,25 @@ class FuseDecoderAttention:
         return PassResult(model, len(cores))
 
 
-def _merges_heads(node: ir.Node) -> bool:
-    """Tell whether a Reshape may be the end of an attention: behind a Transpose of a product with probabilities."""
-    for op_type in ("Transpose", "MatMul", "Softmax"):
-        source = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if source is None or not is_op(source, op_type):
-            return False
-        node = source
-    return True
+def _ends_attention(node: ir.Node) -> bool:
+    """Tell whether a node may give the mixed values of an attention that this operator could compute."""
+    if is_op(node, "Attention"):
+        return rank(node.outputs[0]) == 3
+    turned = _maker(node.inputs[0], "Transpose") if is_op(node, "Reshape") else None
+    source = None if turned is None else _maker(turned.inputs[0], "MatMul", "Attention")
+    return source is not None and (is_op(source, "Attention") or _are_shares(source.inputs[0]))
+
+
+def _maker(value: ir.Value | None, *ops: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if is_op(node, *ops) else None
+
+
+def _are_shares(value: ir.Value | None) -> bool:
+    """Tell whether a value comes from a Softmax, converted or with undefined rows set to zero."""
+    while (node := _maker(value, "Cast", "Where")) is not None:
+        value = node.inputs[-1]
+    return _maker(value, "Softmax") is not None
 
 
 def _obstacles(cores: list[Core]) -> Iterator[str]:
@@ -88,8 +100,6 @@ def _obstacles_of(core: Core) -> Iterator[str]:
     for value in (core.query, core.key, core.value):
         if rank(value) != 3 or value.dtype != FLOAT:
             yield f"'{value.name}' is not of shape (batch, length, elements) in float32"
-    if core.mask is None:
-        yield "no mask: the operator lets no token see later ones"
     for turn in (core.query_turn, core.key_turn):
         for source in (core.mask, turn.cos, turn.sin):
             found = None if source is None else _reads_input(source)
@@ -162,7 +172,7 @@ class _Writer:
             "scale": core.scale,
         }
         end = core.result.producer()
-        assert end is not None, "a Reshape makes it"
+        assert end is not None, "an operator makes it"
         name = self._names(f"{end.name or core.result.name}_attention")
         node = ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=name)
         self._graph.insert_before(end, node)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from checkpoints import CheckpointSizes, write_checkpoint
 from llama_models import Sizes, llama_model
+from llama_operators import SPELLINGS, operator_model
 
 from bitwright.compiler import accuracy, deploy
 from bitwright.compiler.compilation import Compilation
@@ -124,6 +125,17 @@ def test_decoders_with_a_cache(tmp_path: Path, name: str) -> None:
     assert [v.name for v in after.graph.outputs] == [v.name for v in model.graph.outputs]
     for new, past in ((6, 0), (1, 6), (4, 3), (1, 63)):
         assert difference(model, after, feeds(model, new, past)) < CLOSE
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, spelling in SPELLINGS.items() if spelling.attention == "Attention"]
+)
+def test_attention_of_opset_23(name: str) -> None:
+    model = ir.from_proto(operator_model(SPELLINGS[name], Sizes(cache=True)))
+    normalize(model, 20)
+    after, changed = fused(model)
+    assert changed == [2, 5, 2] and "Attention" not in operators(after)
+    assert max(difference(model, after, feeds(model, *sizes)) for sizes in ((5, 0), (1, 5), (3, 4))) < CLOSE
 
 
 def test_the_cache_of_one_call_is_the_past_of_the_next(tmp_path: Path) -> None:
