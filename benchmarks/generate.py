@@ -3,7 +3,7 @@
 usage: BITWRIGHT_ZOO=... python benchmarks/generate.py [tinylm] [layers]
 
 ``tinylm``: the whole decoder, one new token behind 16, 64 and 256 others, and prompts of 16 and 64 tokens. ``layers``:
-two layers and the head in the widths of a decoder with a billion parameters (random weights, a small vocabulary).
+one layer and the head in the widths of a decoder with a billion parameters (random weights, a small vocabulary).
 
 The artifact (`compile --context`) is called through its C runtime and keeps its caches; ONNX Runtime gets the same
 Q/DQ weights: as `bitwright quantize` writes them (with its fusions for decoders), as plain Q/DQ at accuracy level 4
@@ -44,6 +44,15 @@ LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 CONTEXT = 512
 CALLS = ((1, 16), (1, 64), (1, 256), (16, 0), (64, 0))
 ROUNDS = 30
+# Weights are rounded to nearest: their values change no time, and GPTQ takes minutes at these widths.
+RECIPE = """schema: 1
+name: w4-nearest
+description: "4-bit weights in groups, rounded to nearest"
+formats: [w4]
+tables: [int8]
+migrate: {equalize: false, smooth: false, disassemble: 0.0}
+rounding: {scales: max, method: nearest, refine: false, correct_bias: false}
+"""
 ROUND_S = 0.004
 
 Call = Callable[[], object]
@@ -102,13 +111,15 @@ def rivals(model: Path, quantized: Path, plain: Path) -> Iterator[tuple[str, ort
 def table(name: str, model: Path, rows: np.ndarray, work: Path) -> None:
     """Compile, quantize and print one decoder."""
     data = {"input_ids": rows}
-    out = work / "out"
-    bitwright.compile(model, target="host", data=data, output=out, recipe="w4", context=CONTEXT, golden=1)
+    out, recipe = work / "out", work / "nearest.yaml"
+    recipe.write_text(RECIPE)
+    given = {"target": "host", "recipe": str(recipe)}
+    bitwright.compile(model, data=data, output=out, context=CONTEXT, golden=1, **given)
     np.savez(work / "tokens.npz", tokens=rows.ravel())
     stream = f"{work / 'tokens.npz'},window=64"
     quantized, plain = work / "fused.onnx", work / "plain.onnx"
-    bitwright.quantize(model, target="host", data=stream, output=quantized, recipe="w4", gate=False)
-    write_plain(model, stream, plain)
+    bitwright.quantize(model, data=stream, output=quantized, gate=False, stream="off", **given)
+    write_plain(Options(model=model, data=stream, **given), plain)
     decoder = CompiledDecoder(out, threads=1)
     sessions = dict(rivals(model, quantized, plain))
     print(f"| {name} | artifact us | tokens/s | " + " | ".join(f"/ {rival}" for rival in sessions) + " |")
@@ -124,9 +135,8 @@ def table(name: str, model: Path, rows: np.ndarray, work: Path) -> None:
     decoder.close()
 
 
-def write_plain(model: Path, data: str, path: Path) -> None:
+def write_plain(options: Options, path: Path) -> None:
     """Write the Q/DQ model that is planned for the artifact, with the caches that the model has."""
-    options = Options(model=model, target="host", data=data, recipe="w4")
     c = Compilation(options, load_profile("host"))
     for name, phase in FRONT:
         phase(c, [])
@@ -145,7 +155,7 @@ def tinylm_table() -> None:
 
 
 def layers_table() -> None:
-    """Print two layers in the widths of a decoder with a billion parameters."""
+    """Print one layer in the widths of a decoder with a billion parameters."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "null"))
     from checkpoints import CheckpointSizes, write_checkpoint
 
@@ -153,14 +163,14 @@ def layers_table() -> None:
     from bitwright.compiler.hugging_face.graph import decoder_model
 
     sizes = CheckpointSizes(
-        layers=2, width=2048, heads=32, key_heads=8, feed_forward=8192, vocabulary=2048, positions=1024
+        layers=1, width=2048, heads=32, key_heads=8, feed_forward=8192, vocabulary=2048, positions=1024
     )
     rows = np.random.default_rng(0).integers(0, sizes.vocabulary, (2, 80))
     with tempfile.TemporaryDirectory() as work:
         checkpoint = open_checkpoint(write_checkpoint(Path(work) / "folder", sizes))
         model = Path(work) / "model.onnx"
         save_model(decoder_model(checkpoint), model)
-        table("two layers of 2048", model, rows, Path(work))
+        table("one layer of 2048", model, rows, Path(work))
 
 
 TABLES: dict[str, Callable[[], None]] = {"tinylm": tinylm_table, "layers": layers_table}

@@ -30,6 +30,7 @@ DTYPES = (
     "float32",
     "float64",
 )
+CODES = {np.dtype(name): code for code, name in enumerate(DTYPES)}
 # bw_status: whose fault it is.
 ERRORS: dict[int, type[BitwrightError]] = {
     1: InternalError,
@@ -138,8 +139,13 @@ def _load(lib: Path) -> ctypes.CDLL:
 
 
 def _tensor(array: np.ndarray) -> _Tensor:
-    if array.dtype.name not in DTYPES or array.ndim > MAX_RANK:
+    code = CODES.get(array.dtype)
+    if code is None or array.ndim > MAX_RANK:
         what = f"an array of {array.dtype.name} with {array.ndim} dimensions"
         raise DataError(what, fix=f"give one of {', '.join(DTYPES)}")
-    shape = (ctypes.c_int64 * MAX_RANK)(*array.shape)
-    return _Tensor(DTYPES.index(array.dtype.name), array.ndim, shape, array.ctypes.data, array.nbytes)
+    # Field by field: a call takes tens of microseconds, of which building arrays of ctypes would be a good part.
+    found = _Tensor()
+    found.dtype, found.rank = code, array.ndim
+    found.shape[: array.ndim] = array.shape
+    found.data, found.bytes = array.ctypes.data, array.nbytes
+    return found
