@@ -32,7 +32,7 @@ from checkpoints import CheckpointSizes, write_checkpoint
 MB = 1 << 20
 LIMIT_MB = 6 * 1024
 TOKENS = 8
-PAUSE_S = 0.05
+PAUSE_S = 0.2
 DOWN = "ffn_down"
 COMMAND = "import sys; from bitwright.compiler.cli.app import main; sys.exit(main(sys.argv[1:]))"
 

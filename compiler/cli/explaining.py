@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from bitwright.compiler.report.written import Written
 
 Facts = list[tuple[str, str]]
+# Layers that are listed where nothing says what each of them costs the outputs.
+WORST = 5
 
 
 def explain_verb(
@@ -94,7 +97,9 @@ def _apply(opened: Written, node: str | None, place: Path) -> None:
 def _print_worst(out: Output, opened: Written) -> None:
     """Print the advice about the worst layers, each with its patch."""
     advice = opened.report["advice"]
-    if not advice:
+    if "streaming" in opened.report:
+        _print_streamed(out, opened.report)
+    elif not advice:
         out.say(
             "no layer's rounding was measured alone: nothing is quantized, or nothing could be taken back"
         )
@@ -108,6 +113,22 @@ def _print_worst(out: Output, opened: Written) -> None:
         result = opened.place.parent if opened.page is not None else _model(opened)
         out.line(f"  {shlex.join(['bitwright', 'explain', str(result), '--apply', 'better.plan.yaml'])}")
         out.line(f"  {command}")
+
+
+def _print_streamed(out: Output, report: Mapping[str, Any]) -> None:
+    """Print the layers of largest own error; what they cost the outputs is not measured part by part."""
+    rows = [row for row in report["layers"] if row["own_sqnr_db"] is not None]
+    worst = sorted(rows, key=lambda row: row["own_sqnr_db"])[:WORST]
+    facts = [
+        (row["node"], f"{row['format']}, own {decibel_text(row['own_sqnr_db'])}, {_accumulated(row)}")
+        for row in worst
+    ]
+    out.facts("Quantized part by part; the layers that add most noise", facts)
+
+
+def _accumulated(row: Mapping[str, Any]) -> str:
+    """Return the noise that has come together at a layer's output."""
+    return f"accumulated {decibel_text(row['sqnr_db'])}" if row["sqnr_db"] is not None else "not compared"
 
 
 def _model(opened: Written) -> Path:

@@ -62,17 +62,18 @@ def factorize(
         DataError: The moment is not finite, or no damping makes it positive definite.
     """
     while True:
-        objective = damped(second, damping, shrinkage)
-        order = _order(objective, act_order)
+        order, form = _ordered_form(second, damping, shrinkage, act_order)
         try:
-            share = _share(objective, order)
+            share = _share(form)
         except np.linalg.LinAlgError:
             if damping * 10 > LARGEST_DAMPING:
                 msg = "the second moment of an input is not positive definite, whatever the damping"
                 raise DataError(msg, where="calibration data", fix="give more or other samples") from None
             damping *= 10
             continue
-        return Feedback(objective, order, share, damping)
+        del form
+        # Made anew: the factor took the place of the first one, which may be hundreds of megabytes.
+        return Feedback(damped(second, damping, shrinkage), order, share, damping)
 
 
 def _order(objective: NDArray[np.float64], act_order: bool) -> NDArray[np.intp]:
@@ -82,10 +83,21 @@ def _order(objective: NDArray[np.float64], act_order: bool) -> NDArray[np.intp]:
     return np.broadcast_to(np.arange(diagonal.shape[1]), diagonal.shape)
 
 
-def _share(objective: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[np.float32]:
-    share = np.empty(objective.shape, np.float32)
-    for form, places, found in zip(objective, order[:, ::-1], share, strict=True):
-        lower = form[np.ix_(places, places)]
+def _ordered_form(
+    second: NDArray[np.float64] | NDArray[np.float32], damping: float, shrinkage: float, act_order: bool
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the order of rounding, and the damped moment in the reverse of it."""
+    form = damped(second, damping, shrinkage)
+    order = _order(form, act_order)
+    for matrix, places in zip(form, order[:, ::-1], strict=True):
+        matrix[...] = matrix[np.ix_(places, places)]
+    return order, form
+
+
+def _share(form: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return what :class:`Feedback` calls share; the form is used up."""
+    share = np.empty(form.shape, np.float32)
+    for lower, found in zip(form, share, strict=True):
         _factor_in_place(lower)
         upper = lower[::-1, ::-1]
         divisor = np.diagonal(upper)

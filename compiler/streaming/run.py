@@ -24,7 +24,7 @@ from bitwright.compiler.plan.plan_file import plan_text
 from bitwright.compiler.plan.planner import runtime_of
 from bitwright.compiler.report.written import companion
 from bitwright.compiler.streaming.chain import Part, chain_of
-from bitwright.compiler.streaming.content import Content
+from bitwright.compiler.streaming.content import LEFT_OUT, Content
 from bitwright.compiler.streaming.extraction import part_model, prepared
 from bitwright.compiler.streaming.held import PartData, Stream
 from bitwright.compiler.streaming.joining import PartWriter
@@ -75,6 +75,7 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
             c.model, c.quantized = whole, writer.joined(whole, parts)
             ir.save(c.quantized, folder / output.name)
             run_.check(folder / output.name, notes)
+            notes.append(f"not measured part by part: {'; '.join(LEFT_OUT)}")
         with c.recorded("fuse") as notes:
             _fuse(c, config, folder / output.name, notes)
         report = run_.content.report(c, way, len(run_.main.data), weight_bytes(c.quantized))

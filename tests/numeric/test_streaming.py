@@ -15,6 +15,7 @@ import yaml
 from llama_models import Sizes, llama_model
 from onnx import numpy_helper
 
+from bitwright.compiler.cli.app import main
 from bitwright.compiler.deploy import Deployment, quantize
 from bitwright.compiler.errors import BitwrightError, ModelError, UsageError
 from bitwright.compiler.options import Options
@@ -129,6 +130,19 @@ def test_report_has_every_layer_with_its_errors(at_once: Deployment, streamed: D
     assert len(report["streaming"]["left_out"]) == 3
 
 
+def test_explain_names_the_layers_that_add_most(
+    streamed: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["explain", str(streamed.model)]) == 0
+    rows = [r for r in streamed.report["layers"] if r["own_sqnr_db"] is not None]
+    worst = min(rows, key=lambda row: row["own_sqnr_db"])
+    found = capsys.readouterr()
+    lines = [text for text in (found.out + found.err).splitlines() if " dB" in text]
+    assert worst["node"] in lines[0]
+    assert f"{worst['own_sqnr_db']:.1f} dB" in lines[0]
+
+
 def test_plan_is_accepted_again(streamed: Deployment, tmp_path: Path) -> None:
     plan = yaml.safe_load(streamed.plan.read_text())
     label = next(n["node"] for n in plan["nodes"] if n["format"] == "w4")
@@ -219,6 +233,11 @@ def test_what_cannot_be_streamed_is_refused(
         quantize(options(tmp_path, llama_model(SIZES), **changes))
     assert caught.value.where == where
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metric.py", "model.onnx", "tokens.npz"]
+
+
+def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown way 'sideways'"):
+        options(tmp_path, llama_model(SIZES), stream="sideways")
 
 
 def test_a_model_that_is_no_chain_is_refused(tmp_path: Path) -> None:
