@@ -28,11 +28,11 @@ INT32, FLOAT, FLOAT16 = ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT1
 class FuseDecoderAttention:
     """Scores, mask, Softmax, mixing, rotary positions and the appending of the cache become one operator a layer.
 
-    They may be spelled out, or be opset 23's Attention behind a rotation. What makes queries, keys and values, and what
-    reads the result, may be anything, so quantized models are rewritten like float ones. Inputs and outputs of the graph
-    stay as they are. The pass sees that masks depend on sizes alone; that they are causal, and that positions count from
-    the cache's length, is for its caller to prove by running both models. Layers are rewritten all or none: half a
-    rewrite would keep the masks and the tables, too.
+    They may be spelled out, or be opset 23's Attention behind a rotation. What makes queries, keys and values, and
+    what reads the result, may be anything, so quantized models are rewritten like float ones. Inputs and outputs of the
+    graph stay as they are. The pass sees that masks depend on sizes alone; that they are causal, and that positions
+    count from the cache's length, is for its caller to prove by running both models. Layers are rewritten all or none:
+    half a rewrite would keep the masks and the tables, too.
     """
 
     name: ClassVar[str] = "fuse_decoder_attention"

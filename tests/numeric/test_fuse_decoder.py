@@ -19,6 +19,7 @@ from bitwright.compiler import accuracy, deploy
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.deploy import Deployment, quantize
 from bitwright.compiler.errors import AccuracyGateError, DataError, UsageError
+from bitwright.compiler.fusion import narrowed
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.hugging_face.checkpoint import open_checkpoint
 from bitwright.compiler.hugging_face.graph import decoder_model
@@ -318,6 +319,31 @@ def test_positions_that_start_at_zero_behind_a_cache_are_found_out(tmp_path: Pat
     assert "Softmax" in operators(ir.load(made.model))
     with pytest.raises(UsageError, match="cannot be fused: with 1 tokens"):
         quantize(replace(asked, kv_cache="int8"))
+
+
+@pytest.mark.usefixtures("untimed")
+def test_caches_of_attention_that_was_fused_before(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    onnx.save(operator_model(SPELLINGS["group query that rotates"], Sizes(cache=True)), model)
+    samples = [feeds(ir.load(model), 8, 4, seed=k) for k in range(4)]
+    made = quantize(
+        Options(
+            model,
+            "x86-avx512-vnni",
+            data=samples,
+            recipe="w8",
+            gate=False,
+            kv_cache="int8",
+            output=tmp_path / "q.onnx",
+        )
+    )
+    after = ir.load(made.model)
+    assert {v.dtype for v in after.graph.inputs} == {ir.DataType.INT64, ir.DataType.INT8}
+    given = feeds(ir.load(model), 8)
+    empty = narrowed([given], after)[0]
+    before, found = run(open_session(ir.load(model)), given), run(open_session(after), empty)
+    # 3 % are the weights'; the rest are keys larger than any of the 48 that the scales were learned from.
+    assert rms_difference({"scores": before["scores"]}, {"scores": found["scores"]}) < 0.1
 
 
 @pytest.mark.usefixtures("untimed")
