@@ -15,7 +15,7 @@ from checkpoints import CheckpointSizes, write_checkpoint
 from llama_models import Sizes, llama_model
 from llama_operators import SPELLINGS, operator_model
 
-from bitwright.compiler import accuracy, deploy
+from bitwright.compiler import accuracy, deploy, fusion
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.deploy import Deployment, quantize
 from bitwright.compiler.errors import AccuracyGateError, DataError, UsageError
@@ -27,6 +27,7 @@ from bitwright.compiler.options import Options
 from bitwright.compiler.ort.accuracy import Accuracy
 from bitwright.compiler.ort.equality import rms_difference
 from bitwright.compiler.ort.session import open_session, run
+from bitwright.compiler.ort.timing import PairedTiming
 from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention
 from bitwright.passes.fuse_skip_norms import FuseSkipNorms
 from bitwright.passes.join_attention_inputs import JoinAttentionInputs
@@ -303,6 +304,20 @@ def test_the_cache_is_narrowed_and_the_metric_measured_again(tmp_path: Path) -> 
     c.accuracy, c.quantized = Accuracy(-100.0, -100.0, "perplexity"), ir.load(narrow.model)
     with pytest.raises(AccuracyGateError, match="the metric drops by 24"):
         accuracy.remeasure(c, [])
+
+
+def test_the_next_token_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which form is faster is the machine's word; what is written must follow it, and the report must say so."""
+    for ratio, adopted in ((0.5, True), (1.0, False)):
+        monkeypatch.setattr(
+            fusion, "time_reopened", lambda *_, r=ratio, **__: PairedTiming(r, 0.0, r, 1.0, 1)
+        )
+        made = quantize(options(tmp_path, gate=True))
+        assert f"takes {ratio:.2f} of the time of one token behind 63" in notes_of(made, "fuse")
+        assert ("GroupQueryAttention" in operators(ir.load(made.model))) == adopted
+        timing = made.report["timing"]["onnxruntime"]  # type: ignore[index]
+        assert timing["what"] == ("one token behind 63" if adopted else "")
+        assert ("nothing would be gained" in notes_of(made, "fuse")) != adopted
 
 
 @pytest.mark.usefixtures("untimed")
