@@ -1,4 +1,4 @@
-"""What stands between text and token numbers goes where a decoder goes: its tokenizer, the tokens that end a text."""
+"""What stands between text and token numbers goes where a language model goes: tokenizer, tokens that end a text."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bitwright.compiler.bundle.atomic import write_atomically
-from bitwright.compiler.decoding.interface import find_interface
 from bitwright.compiler.decoding.ports import ports_of
-from bitwright.compiler.errors import ModelError
 
 LANGUAGE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 LARGEST_FILE = 256 << 20
 
 
 def copy_language_files(source: Path, model: ir.Model, folder: Path) -> list[str]:
-    """Copy a decoder's tokenizer and what belongs to it into the folder that a form of it was written to.
+    """Copy a language model's tokenizer and what belongs to it into the folder that a form of it was written to.
 
     Nothing that is there already is replaced.
 
     Args:
-        source: The decoder's .onnx file; the files are beside it.
-        model: The decoder; of any other model nothing is copied.
+        source: The .onnx file; the files are beside it.
+        model: Its graph; where no input holds rows of integers nothing is copied.
         folder: Where they go.
 
     Returns:
@@ -31,7 +29,7 @@ def copy_language_files(source: Path, model: ir.Model, folder: Path) -> list[str
     Raises:
         UsageError: The disk is full or the place cannot be written.
     """
-    if not _is_decoder(model):
+    if not _reads_tokens(model):
         return []
     notes = []
     for name in LANGUAGE_FILES:
@@ -49,9 +47,7 @@ def copy_language_files(source: Path, model: ir.Model, folder: Path) -> list[str
     return notes
 
 
-def _is_decoder(model: ir.Model) -> bool:
-    try:
-        find_interface(ports_of(model.graph.inputs), ports_of(model.graph.outputs))
-    except ModelError:
-        return False
-    return True
+def _reads_tokens(model: ir.Model) -> bool:
+    """Tell whether a model may read text: an input holds rows of integers."""
+    ports = ports_of(model.graph.inputs)
+    return any(port.dtype is not None and port.dtype.kind in "iu" and port.rank == 2 for port in ports)

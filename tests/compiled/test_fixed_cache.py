@@ -30,6 +30,8 @@ from bitwright.compiler.program.ops import CachedAttention, Program, Tensor
 from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import load_profile
 
+# What ends a text goes with the decoder; here it is no token that the model has.
+STOP = '{"eos_token_id": 999}'
 NAMES = ("query", "key", "value", "last", "keys", "values")
 # length, heads, heads of keys, width, capacity: single tokens and several; widths of whole vectors, of half ones and of
 # neither; one head of keys for all and one for each; more positions than fill a vector of scores, and fewer.
@@ -105,7 +107,9 @@ def test_the_kernel_computes_the_reference_and_writes_in_place(
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = compile_model(decoder_options(tmp_path_factory.mktemp("decoder")))
+    folder = tmp_path_factory.mktemp("decoder")
+    (folder / "generation_config.json").write_text(STOP)
+    made = compile_model(decoder_options(folder))
     assert made is not None
     return made
 
@@ -194,6 +198,7 @@ def test_the_verbs_take_the_artifact(bundle: Bundle, tmp_path: Path) -> None:
     found = bitwright.generate(bundle.path, tokens=prompt, max_tokens=8)
     assert found.tokens == tuple(expected) and found.cached and found.reason == "length"
     assert bitwright.generate(bundle.path, tokens=prompt, max_tokens=99).reason == "context"
+    assert (bundle.path / "generation_config.json").read_text() == STOP
     stream = np.random.default_rng(6).integers(0, SIZES.vocabulary, 41)
     np.savez(tmp_path / "tokens.npz", tokens=stream)
     value = bitwright.evaluate(bundle.path, f"perplexity:{tmp_path / 'tokens.npz'},window=20").perplexity
