@@ -181,7 +181,7 @@ def _open_rows(c: Compilation, interface: Interface) -> Dataset:
         raise UsageError(msg, where="--context", fix="pass token sequences with --data")
     found = open_dataset(data, view) if isinstance(data, str) else dataset_from_memory(data, view)
     for sequence in _sequences(found, interface.tokens.name):
-        interface.check_tokens(sequence, found.source)
+        interface.check_tokens(sequence.ravel(), found.source)
     return found
 
 
