@@ -156,7 +156,7 @@ def resnet8(minutes: float) -> list[Task]:
     plain = data["calib_x"].astype(np.float32)
     metric = correct(data["x"].astype(np.float32), data["y"])
     training = Training(
-        Precision(4, 4), epochs=40.0, minutes=minutes, batch=32, rate=1e-3, scale_rate=3e-3, mixture=0.5
+        Precision(4, 4), epochs=40.0, minutes=minutes, batch=32, rate=3e-4, scale_rate=3e-3, mixture=0.5
     )
     samples = {"input": pictured(plain, 11, 1)}
     return [Task("resnet8 W4A4", place / "model.onnx", {"input": plain}, samples, metric, training)]
