@@ -264,6 +264,5 @@ def _check_private(value: ir.Value, readers: list[ir.Node] | None) -> None:
     foreign = next((node_label(n) for n in others if not is_op(n, "Shape", "Cast")), None)
     if foreign is not None or value.is_graph_output():
         reader = "the caller" if foreign is None else f"'{foreign}'"
-        raise ModelError(
-            f"{reader} reads it, too, and would get it rotated", where=f"'{value.name}'", fix=FIX
-        )
+        what = f"{reader} reads it, too, and would get it rotated"
+        raise ModelError(what, where=f"'{value.name}'", fix=FIX)

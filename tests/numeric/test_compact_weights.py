@@ -1,4 +1,4 @@
-"""Weights that the file holds in fewer bytes than their kernels read: same results, same kernels, the bytes foretold."""
+"""Weights that the file holds in fewer bytes than their kernels read: same results, same kernels, foretold bytes."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ COLUMNS = 24
 def plan_with(model: ir.Model, fmt: str, storage: str, *, zero_points: bool = True) -> Plan:
     choice = FormatChoice((fmt,), (), (fmt,), {})
     selection = plan_selection(model, PROFILE, "onnxruntime", {}, formats=choice)
-    plan = make_plan(
-        selection, {}, PROFILE, "onnxruntime", {}, method="minmax", zero_points=zero_points
-    )
+    plan = make_plan(selection, {}, PROFILE, "onnxruntime", {}, method="minmax", zero_points=zero_points)
     return narrowed(plan, storage)  # type: ignore[arg-type]
 
 
