@@ -48,6 +48,17 @@ def test_cells_are_predicted_within_15_per_cent(name: str, tmp_path: Path) -> No
     assert (predicted.dsps, predicted.brams) == (counted.dsps, counted.brams)
 
 
+def test_cells_of_another_series_are_predicted(tmp_path: Path) -> None:
+    """Xilinx 7, with weights in look-up tables: they are as large as the products."""
+    engine = SHAPES["4 bits times 4 bits"]
+    files = write_standalone(engine, tmp_path)
+    counted = Synthesizer("xilinx7", timeout_s=600, cache=tmp_path / "cache").module(tmp_path, files, TOP)
+    predicted = predict(engine, cost_table("xilinx7"))
+    assert predicted.luts == pytest.approx(counted.luts, rel=0.15)
+    assert predicted.ffs == pytest.approx(counted.ffs, rel=0.15)
+    assert (predicted.dsps, predicted.brams) == (counted.dsps, counted.brams)
+
+
 def test_a_table_is_fitted_to_what_was_synthesized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``targets probe`` with few engines: the table is written, read back, and predicts them."""
     engines = [SHAPES["ternary"], SHAPES["ternary times 4 bits"]]
