@@ -46,6 +46,9 @@ from bitwright.targets.backend import Kernel
 
 # Steps of a group that are written out one behind the other.
 UNROLLED_STEPS = 8
+CACHE_LINE = 64
+# How far ahead of the multiplications memory is asked for; processors look ahead by themselves within a page only.
+PREFETCHED_BYTES = 2048
 
 
 def weight_only_kernel(
@@ -173,10 +176,27 @@ class _Template:
                 start = splat(T.float32(0), lanes) if views.bias is None else load(views.bias, [at], lanes)
                 store(sums, start, [r, v * lanes], lanes)
         with loop(self.geometry.groups) as group:
+            if self.geometry.rows == 1:
+                self._prefetch(views, tile, group)
             self._start(views, tile, group, totals)
             self._multiply(views, tile, group, totals)
             self._add(views, tile, group, totals, sums)
         self._store(views, tile, sums)
+
+    def _prefetch(self, views: _Views, tile: _Tile, group: Expr) -> None:
+        """Ask for weights and scales that come soon: with a single row, reading them is all that takes time."""
+        each = tile.vectors * self.geometry.steps * self.instruction.lanes * FOLD
+        ahead = -(-PREFETCHED_BYTES // each)
+        streams = (
+            (views.weight, self._weight_at(tile, group + ahead, 0, 0), each, 1),
+            (views.scale, self._scale_at(tile, group + ahead, 0), tile.vectors * self.instruction.lanes, 4),
+        )
+        for buffer, first, elements, size in streams:
+            for at in range(0, elements, CACHE_LINE // size):
+                address = T.address_of(buffer[first + at])
+                read, every_level, data = T.int32(0), T.int32(3), T.int32(1)
+                name = "llvm.prefetch.p0"
+                T.evaluate(T.call_llvm_intrin(name, address, read, every_level, data, dtype="void"))
 
     def _start(self, views: _Views, tile: _Tile, group: Expr, totals: Buffer) -> None:
         """Start the accumulators with what the zero point takes away."""
