@@ -42,6 +42,7 @@ BW_VECTOR(unsigned short, ushort)
 BW_VECTOR(int, int)
 BW_VECTOR(unsigned, uint)
 BW_VECTOR(float, float)
+BW_VECTOR(half, half)
 struct longlong4 { long long x, y, z, w; };
 
 static bw_dim threadIdx, blockIdx, blockDim, gridDim;
@@ -482,6 +483,7 @@ static unsigned __activemask() { return 0xffffffffu; }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline half __float2half_rn(float a) { return static_cast<half>(a); }
 #define __expf(a) expf(a)
 static inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
 static inline float __ldg(const float* at) { return *at; }

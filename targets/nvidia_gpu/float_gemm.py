@@ -7,6 +7,7 @@ rounding, not to the bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -60,12 +61,17 @@ class HalfOutput:
 
 
 def half_gemm_kernel(
-    rows: int, weight: np.ndarray, bias: np.ndarray | None, tiling: Tiling, *, relu: bool = False
+    rows: int | tuple[int, ...],
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    tiling: Tiling,
+    *,
+    relu: bool = False,
 ) -> Kernel:
     """Return the kernel of ``x [rows, K] @ weight [K, N] + bias`` in fp16.
 
     Args:
-        rows: M.
+        rows: M, or the axes that make it up: x is [*rows, K], the result [*rows, N].
         weight: float16 [K, N], K even.
         bias: float32 [N] or None.
         tiling: The cut; ``block_k`` counts bytes.
@@ -78,7 +84,9 @@ def half_gemm_kernel(
     if depth % K_ALIGN:
         msg = f"fp16 products need an even reduction, not {depth}"
         raise ProfileError(msg, where="fp16 GEMM", fix="pad the weight and its input by a zero")
-    geometry = DotGeometry((rows, depth), (rows, columns), 1, 1, rows, depth, 1, rows, columns)
+    axes = (rows,) if isinstance(rows, int) else rows
+    m = prod(axes)
+    geometry = DotGeometry((*axes, depth), (*axes, columns), 1, 1, m, depth, 1, m, columns)
     require_offsets(geometry, "fp16 GEMM")
     engine = f16_engine(tiling)
     addend = np.zeros(columns, np.float32) if bias is None else bias.astype(np.float32)

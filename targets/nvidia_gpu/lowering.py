@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bitwright.compiler.lower.device import Device
 from bitwright.targets.nvidia_gpu import codegen, pointwise
 from bitwright.targets.nvidia_gpu.emulated_device import load_runtime
 from bitwright.targets.nvidia_gpu.execution import RESOURCES_FILE, SOURCE_FILE
+from bitwright.targets.nvidia_gpu.half_products import use_half_kernels
 from bitwright.targets.nvidia_gpu.kernels import gpu_of
 from bitwright.targets.nvidia_gpu.ptxas import Resources, violations
 from bitwright.targets.schema import Profile
@@ -51,7 +53,7 @@ def lowering(profile: Profile, folder: Path, emulated: dict[str, Any] | None) ->
         yield Device(
             pointwise.step_kernel,
             pointwise.reorder,
-            optimize,
+            partial(optimize, profile),
             (relax.transform.RewriteCUDAGraph(),),
             emulated,
         )
@@ -87,11 +89,10 @@ def _require_fitting(found: tuple[Resources, ...], gpu: Gpu, source: str) -> Non
             raise ToolchainError(msg, where="ptxas -v")
 
 
-def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Legalize, fuse and schedule the float rest; integer kernels are opaque to all of it."""
+def optimize(profile: Profile, module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Legalize, fuse and schedule the float rest; kernels that are there already are opaque to all of it."""
+    prepare = [relax.transform.DecomposeOpsForInference(), relax.transform.CanonicalizeBindings()]
     passes = [
-        relax.transform.DecomposeOpsForInference(),
-        relax.transform.CanonicalizeBindings(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
@@ -111,6 +112,7 @@ def optimize(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
         ),
     ]
     with target:
+        module = use_half_kernels(tvm.transform.Sequential(prepare)(module), profile)
         module = tvm.transform.Sequential(passes)(module)
     left = [
         v.name_hint

@@ -53,19 +53,26 @@ class Product:
         return [*weights, *([] if self.bias is None else [self.bias])]
 
 
-def find_products(bindings: Bindings) -> Iterator[Product]:
-    """Yield the matrix products of a function."""
+def find_products(bindings: Bindings, *, strided: bool = True) -> Iterator[Product]:
+    """Yield the matrix products of a function.
+
+    Args:
+        bindings: Of the function.
+        strided: The left-hand side is read, and the result written, through transposes. Without, both are row-major;
+            constant weights are seen through their transposes in either case.
+    """
     for variable in bindings.order:
         call = bindings.call(variable, "relax.matmul")
         if call is not None and float_shape(variable) is not None:
             shapes = [float_shape(argument) for argument in call.args]
             types = {str(value.ty.dtype) for value in (variable, *call.args)}
             if len(types) == 1 and all(shape is not None and len(shape) >= 2 for shape in shapes):
-                yield _with_followers(bindings, _product(bindings, variable, call))
+                yield _with_followers(bindings, _product(bindings, variable, call, strided), strided)
 
 
-def _product(bindings: Bindings, variable: Any, call: Any) -> Product:
+def _product(bindings: Bindings, variable: Any, call: Any, strided: bool) -> Product:
     left, right = (_seen_through(bindings, argument) for argument in call.args)
+    left = left if strided else _as_it_is(call.args[0])
     shape = float_shape(variable)
     assert shape is not None
     batch, (m, n) = shape[:-2], shape[-2:]
@@ -92,12 +99,18 @@ class _Seen:
     strides: Shape
 
 
-def _seen_through(bindings: Bindings, value: Any) -> _Seen:
+def _as_it_is(value: Any) -> _Seen:
     shape = float_shape(value)
     assert shape is not None
+    return _Seen(value, shape, strides_of(shape))
+
+
+def _seen_through(bindings: Bindings, value: Any) -> _Seen:
     call = bindings.call(value, "relax.permute_dims")
     if call is None:
-        return _Seen(value, shape, strides_of(shape))
+        return _as_it_is(value)
+    shape = float_shape(value)
+    assert shape is not None
     inner = float_shape(call.args[0])
     assert inner is not None
     return _Seen(call.args[0], shape, tuple(strides_of(inner)[axis] for axis in permuted(call)))
@@ -136,7 +149,7 @@ def _rows_merged(geometry: MatmulGeometry) -> MatmulGeometry:
     return g
 
 
-def _with_followers(bindings: Bindings, product: Product) -> Product:
+def _with_followers(bindings: Bindings, product: Product, strided: bool) -> Product:
     """Take in a bias, a Relu and a transpose that keeps rows, if they are the only readers."""
     product = _with_bias(bindings, product)
     user = bindings.only_user(product.root)
@@ -147,7 +160,7 @@ def _with_followers(bindings: Bindings, product: Product) -> Product:
             members=(*product.members, user),
             geometry=replace(product.geometry, relu=True),
         )
-    return _with_transpose(bindings, product)
+    return _with_transpose(bindings, product) if strided else product
 
 
 def _with_bias(bindings: Bindings, product: Product) -> Product:

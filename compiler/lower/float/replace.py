@@ -60,14 +60,22 @@ def use_float_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IR
     module = channels_last(narrow_tables(module) if unit.widens else module)
     replaced: dict[Any, Replacement] = {}
     dropped: set[Any] = set()
-    for _, function in _relax_functions(module):
+    for _, function in relax_functions(module):
         found, without = find_replacements(function, unit)
         replaced |= found
         dropped |= without
+    return with_replacements(module, replaced, dropped)
+
+
+def with_replacements(
+    module: tvm.IRModule, replaced: dict[Any, Replacement], dropped: set[Any]
+) -> tvm.IRModule:
+    """Return the module with replacements, by variable, and without the variables they make superfluous."""
     return _Replace(module, replaced, dropped).run()
 
 
-def _relax_functions(module: tvm.IRModule) -> list[tuple[Any, Any]]:
+def relax_functions(module: tvm.IRModule) -> list[tuple[Any, Any]]:
+    """Return the Relax functions of a module, each with its name."""
     return [(v, f) for v, f in module.functions_items() if isinstance(f, relax.Function)]
 
 
@@ -157,7 +165,7 @@ class _Replace(PyExprMutator):  # type: ignore[misc]
         self.symbols: dict[object, ir.GlobalVar] = {}
 
     def run(self) -> tvm.IRModule:
-        for variable, function in _relax_functions(self.module):
+        for variable, function in relax_functions(self.module):
             self.builder_.update_func(variable, self.visit_expr(function))
         return self.builder_.get()
 
