@@ -22,6 +22,8 @@ EMULATION_FOLDER = "emulation"
 KERNELS_FILE = "kernels.so"
 # What nvcc got, and what ptxas says each kernel takes.
 SOURCE_FILE, RESOURCES_FILE = "kernels.cu", "resources.json"
+# Kernels of half-precision products are called so, with a number behind it.
+HALF_PRODUCT = "half_product"
 EXECUTED = "emulated (CPU emulation of the GPU kernels)"
 RUN_TIMEOUT_S = 3600.0
 
@@ -94,3 +96,8 @@ def measurements(file: Path) -> Iterator[Measurement]:
         f"kernel {largest['name']}; {spilled} of {len(kernels)} kernels spill registers; ptxas, not executed"
     )
     yield Measurement("Registers of a thread", f"at most {largest['registers']}", detail)
+    halves = sum(kernel["name"].startswith(HALF_PRODUCT) for kernel in kernels)
+    if halves:
+        yield Measurement(
+            "Half-precision products", f"{halves} kernels on tensor cores", "ptxas, not executed"
+        )

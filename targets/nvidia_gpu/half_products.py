@@ -17,6 +17,7 @@ from bitwright.compiler.lower.float.products import Product, find_products
 from bitwright.compiler.lower.float.replace import Replacement, relax_functions, with_replacements
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.targets.backend import Kernel
+from bitwright.targets.nvidia_gpu.execution import HALF_PRODUCT
 from bitwright.targets.nvidia_gpu.float_gemm import HALF_BYTES, K_ALIGN, MMA_F16, half_gemm_kernel
 from bitwright.targets.nvidia_gpu.kernels import FEW_COLUMNS, FEW_ROWS, gpu_of
 from bitwright.targets.nvidia_gpu.mma_tiles import Tiling, extent_of, space
@@ -24,7 +25,6 @@ from bitwright.targets.schema import Profile
 from bitwright.targets.sections.gpu import Gpu
 
 HALF, SINGLE = "float16", "float32"
-PRODUCT = "half_product"
 CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
 # These pass values on as they are, or convert them themselves.
 MOVES = frozenset(
@@ -83,7 +83,7 @@ def _on_tensor_cores(module: tvm.IRModule, gpu: Gpu) -> tvm.IRModule:
 
 def _replacement(product: Product, kernel: Kernel) -> Replacement:
     operands = (*product.arguments, *kernel.constants)
-    return Replacement(PRODUCT, kernel.key, lambda: kernel.function, lambda: operands, product)
+    return Replacement(HALF_PRODUCT, kernel.key, lambda: kernel.function, lambda: operands, product)
 
 
 def _kernel(product: Product, gpu: Gpu) -> Kernel | None:

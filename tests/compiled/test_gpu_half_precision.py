@@ -16,7 +16,7 @@ from bitwright.compiler.errors import BitwrightError
 from bitwright.compiler.options import Options
 from bitwright.compiler.pipeline import compile_model
 from bitwright.targets.loader import load_profile
-from bitwright.targets.nvidia_gpu.execution import EXECUTED, why_not_executable
+from bitwright.targets.nvidia_gpu.execution import EXECUTED, HALF_PRODUCT, why_not_executable
 
 pytestmark = [
     pytest.mark.skipif(
@@ -154,10 +154,12 @@ def _defines(part: str) -> bool:
 def test_products_with_constant_weights_run_on_tensor_cores(ada: Bundle) -> None:
     found = kernels(ada)
     multiplying = {name for name, body in found.items() if "bw_mma_f16(" in body}
-    assert multiplying == {name for name in found if name.startswith("half_product")}
+    assert multiplying == {name for name in found if name.startswith(HALF_PRODUCT)}
     assert len(multiplying) == ON_TENSOR_CORES
     report = ada.report["verification"]
     assert report["executed"] == EXECUTED and report["passed"]
+    measured = {m["label"]: m["value"] for m in report["measurements"]}
+    assert measured["Half-precision products"] == f"{ON_TENSOR_CORES} kernels on tensor cores"
 
 
 def test_what_the_profile_does_not_compute_in_is_refused(model: Path, tmp_path: Path) -> None:
