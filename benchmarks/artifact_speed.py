@@ -13,7 +13,6 @@ os.environ["TVM_NUM_THREADS"] = "1"  # read when tvm is imported
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import tvm
+from turns import best_times
 from tvm.runtime.vm import VirtualMachine
 from zoo import Feeds, ZooModel, model_named
 
@@ -119,19 +119,6 @@ def ort_call(model: ir.Model, config: SessionConfig, feeds: Feeds) -> Callable[[
     return lambda: session.run(None, feeds)
 
 
-def best_times(calls: list[Callable[[], object]]) -> list[float]:
-    """Return the best thread CPU seconds of each, measured in turns."""
-    best = [float("inf")] * len(calls)
-    for _ in range(ROUNDS):
-        for k, call in enumerate(calls):
-            repeats = 1 if best[k] > 0.02 else 10
-            start = time.thread_time()
-            for _ in range(repeats):
-                call()
-            best[k] = min(best[k], (time.thread_time() - start) / repeats)
-    return best
-
-
 def row(spec: str) -> str:
     """Measure one model."""
     name, *sizes = spec.split("@")
@@ -156,7 +143,7 @@ def row(spec: str) -> str:
             ort_call(plain, SessionConfig(), feeds),
             ort_call(c.static, config_for(profile.runtimes.onnxruntime), feeds),
         ]
-        ours, own_float, ort_float, ort_int = best_times(calls)
+        ours, own_float, ort_float, ort_int = best_times(calls, ROUNDS)
     shape = ", ".join(f"{k}={v}" for k, v in c.dims.items())
     return (
         f"| {name} | {shape} | {ours * 1e6:.0f} | {ours / own_float:.2f} | {ours / ort_float:.2f} "

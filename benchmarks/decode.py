@@ -17,7 +17,6 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import tvm
+from turns import Call, best_times
 from tvm.runtime.vm import VirtualMachine
 from zoo import Feeds, folder, load
 
@@ -49,23 +49,7 @@ SHAPES = ((2048, 2048), (2048, 8192), (8192, 2048))
 ROWS = (1, 2, 4, 8, 16, 64, 128)
 GROUP = 32
 ROUNDS = 40
-ROUND_S = 0.004
 BANDWIDTH_BYTES = 1 << 28
-
-Call = Callable[[], object]
-
-
-def best_times(calls: list[Call]) -> list[float]:
-    """Return the best thread CPU seconds of each, measured in turns."""
-    best = [float("inf")] * len(calls)
-    for number in range(ROUNDS + 1):
-        for k, call in enumerate(calls):
-            repeats = 1 if number == 0 else max(1, int(ROUND_S / best[k]))
-            start = time.thread_time()
-            for _ in range(repeats):
-                call()
-            best[k] = min(best[k], (time.thread_time() - start) / repeats)
-    return best
 
 
 def artifact_call(model: ir.Model, feeds: Feeds, folder: Path) -> Call:
@@ -125,7 +109,7 @@ def model_table() -> None:
                 *onnxruntime_calls(c.static, feeds),
                 bound_call(open_session(plain, SessionConfig()), feeds),
             ]
-            ours, *rivals = best_times(calls)
+            ours, *rivals = best_times(calls, ROUNDS)
         ratios = " | ".join(f"{ours / t:.2f}" for t in (*rivals, min(rivals)))
         print(f"| behind {past} | {ours * 1e6:.0f} | {ratios} |", flush=True)
 
@@ -158,7 +142,7 @@ def spelled_out(model: ir.Model, level: int) -> ir.Model:
 def read_bandwidth() -> float:
     """Return bytes a second that one thread reads from memory: the best of a BLAS dot product of a large vector."""
     data = np.ones(BANDWIDTH_BYTES // 4, np.float32)
-    return BANDWIDTH_BYTES / best_times([lambda: data @ data])[0]
+    return BANDWIDTH_BYTES / best_times([lambda: data @ data], ROUNDS)[0]
 
 
 def product_rows(rows: int, depth: int, columns: int) -> tuple[float, float, float]:
@@ -169,7 +153,7 @@ def product_rows(rows: int, depth: int, columns: int) -> tuple[float, float, flo
             artifact_call(model, feeds, Path(work)),
             *(bound_call(open_session(spelled_out(model, level)), feeds) for level in (4, 0)),
         ]
-        ours, rounded, exact = best_times(calls)
+        ours, rounded, exact = best_times(calls, ROUNDS)
     return ours, rounded, exact
 
 

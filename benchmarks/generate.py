@@ -20,13 +20,13 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from turns import Call, best_times
 from zoo import folder, load
 
 import bitwright
@@ -53,22 +53,6 @@ tables: [int8]
 migrate: {equalize: false, smooth: false, disassemble: 0.0}
 rounding: {scales: max, method: nearest, refine: false, correct_bias: false}
 """
-ROUND_S = 0.004
-
-Call = Callable[[], object]
-
-
-def best_times(calls: list[Call]) -> list[float]:
-    """Return the best thread CPU seconds of each, measured in turns."""
-    best = [float("inf")] * len(calls)
-    for number in range(ROUNDS + 1):
-        for k, call in enumerate(calls):
-            repeats = 1 if number == 0 else max(1, int(ROUND_S / best[k]))
-            start = time.thread_time()
-            for _ in range(repeats):
-                call()
-            best[k] = min(best[k], (time.thread_time() - start) / repeats)
-    return best
 
 
 def artifact_call(decoder: CompiledDecoder, tokens: np.ndarray, past: int) -> Call:
@@ -128,7 +112,7 @@ def table(name: str, model: Path, rows: np.ndarray, work: Path) -> None:
         tokens = rows[0][:length]
         calls = [artifact_call(decoder, tokens, past)]
         calls += [bound_call(s, feeds_of(s, tokens, past)) for s in sessions.values()]
-        ours, *others = best_times(calls)
+        ours, *others = best_times(calls, ROUNDS)
         ratios = " | ".join(f"{ours / t:.2f}" for t in others)
         what = f"a token behind {past}" if length == 1 else f"a prompt of {length}"
         print(f"| {what} | {ours * 1e6:.0f} | {length / ours:.0f} | {ratios} |", flush=True)

@@ -18,8 +18,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +42,9 @@ from bitwright.passes.normalize import normalize
 from bitwright.targets.loader import load_profile
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "null"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from checkpoints import CheckpointSizes, write_checkpoint
+from turns import best_times
 
 LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 PASTS = (16, 64, 256)
@@ -59,22 +60,8 @@ SMOLLM = CheckpointSizes(
     positions=2048,
 )
 
-Call = Callable[[], object]
 Contestants = dict[str, tuple[ort.InferenceSession, ir.Model]]
 Feeds = dict[str, np.ndarray]
-
-
-def best_times(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
-    """Return the best thread CPU seconds of each, measured in turns."""
-    best = dict.fromkeys(calls, float("inf"))
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            repeats = 1 if number == 0 else max(1, int(ROUND_S / best[name]))
-            start = time.thread_time()
-            for _ in range(repeats):
-                call()
-            best[name] = min(best[name], (time.thread_time() - start) / repeats)
-    return best
 
 
 def feeds(model: ir.Model, past: int, seed: int = 0, vocabulary: int = 2048) -> Feeds:
@@ -181,7 +168,7 @@ def main() -> None:
         for past in PASTS:
             given = feeds(ir.load(path), past)
             calls = {name: bound_call(s, narrowed([given], m)[0]) for name, (s, m) in found.items()}
-            times = best_times(calls, arguments.rounds)
+            times = dict(zip(calls, best_times(list(calls.values()), arguments.rounds, ROUND_S), strict=True))
             ours = times[arguments.recipe]
             gains = ", ".join(f"{times[name] / ours:.2f}" for name in list(times)[:2])
             cells = " | ".join(f"{t * 1e6:.0f}" for t in times.values())

@@ -111,7 +111,8 @@ def generated(path: Path, prompt: Sequence[int]) -> list[int]:
     """
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     pasts = [i for i in session.get_inputs() if i.name.startswith("past_")]
-    caches = {p.name: np.zeros((1, p.shape[1], 0, p.shape[3]), np.float32) for p in pasts}
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    caches = {p.name: np.zeros((1, p.shape[1], 0, p.shape[3]), kinds[p.type]) for p in pasts}
     names = [o.name for o in session.get_outputs()]
     new, found = list(prompt), []
     for _ in range(TOKENS):
