@@ -8,7 +8,7 @@ No sample that judges was trained on, calibrated with, or used to choose a step:
   into two halves; each half trains (without labels) the model that the other half judges. Augmented by shifts in
   time, loudness and noise.
 - resnet8, 4-bit weights and activations: trained on the 500 training images beside the 2000 that judge, mirrored
-  and shifted.
+  and shifted; fifty of them only choose the best state, for kws likewise.
 - tinylm, ternary weights in groups: trained on the calibration tokens, and on what the float model writes itself.
 
 The first and the last layer of the two image models keep 8 bits. Without training means: the same formats with
@@ -41,6 +41,7 @@ from bitwright.targets.loader import load_profile
 
 TARGET = "x86-avx512-vnni"
 WINDOW, WINDOWS = 256, 128  # of the language model's metric
+CHOOSING = 50  # images or recordings that no copy is trained on: they choose the best state
 Metric = Callable[[ir.Model], float]
 
 
@@ -56,6 +57,8 @@ class Task:
         metric: Of a model.
         options: How to quantize.
         training: How to train.
+        recipe: Formats where ``training`` names no width.
+        judging: Samples that choose among the states of training, where a share of ``samples`` would be copies.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Task:
     metric: Metric
     training: Training
     recipe: str = "int8"
+    judging: dict[str, np.ndarray] | None = None
 
 
 def zoo(name: str) -> Path:
@@ -142,9 +146,10 @@ def kws(minutes: float) -> list[Task]:
             f"kws W2A4, half {k + 1}",
             place / "model.onnx",
             {"input": x[own]},
-            {"input": spoken(x[own], 9, 1)},
+            {"input": spoken(x[own][:-CHOOSING], 9, 1)},
             correct(x[other], y[other]),
             training,
+            judging={"input": x[own][-CHOOSING:]},
         )
         for k, (own, other) in enumerate([halves, halves[::-1]])
     ]
@@ -156,10 +161,20 @@ def resnet8(minutes: float) -> list[Task]:
     plain = data["calib_x"].astype(np.float32)
     metric = correct(data["x"].astype(np.float32), data["y"])
     training = Training(
-        Precision(4, 4), epochs=40.0, minutes=minutes, batch=32, rate=3e-4, scale_rate=3e-3, mixture=0.5
+        Precision(4, 4), epochs=40.0, minutes=minutes, batch=32, rate=1e-4, scale_rate=1e-3, mixture=0.5
     )
-    samples = {"input": pictured(plain, 11, 1)}
-    return [Task("resnet8 W4A4", place / "model.onnx", {"input": plain}, samples, metric, training)]
+    samples, judging = {"input": pictured(plain[:-CHOOSING], 11, 1)}, {"input": plain[-CHOOSING:]}
+    return [
+        Task(
+            "resnet8 W4A4",
+            place / "model.onnx",
+            {"input": plain},
+            samples,
+            metric,
+            training,
+            judging=judging,
+        )
+    ]
 
 
 def written_by(model: Path, tokens: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -210,6 +225,10 @@ def measure(task: Task, output: Path, threads: int) -> None:
     before = without_training(task)
     cpu, wall = time.process_time(), time.perf_counter()
     options = Options(task.model, TARGET, task.samples, output=output, recipe=task.recipe, threads=threads)
+    if task.judging is not None:
+        place = output.with_suffix(".judging.npz")
+        np.savez(place, **task.judging)  # type: ignore[arg-type]
+        options = replace(options, validation=str(place))
     found = train(options, replace(task.training, save_every=10**9))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     after = task.metric(read_model(found.model).model)

@@ -80,7 +80,7 @@ class Objective:
     ] = 0.0
     hold: Annotated[
         float,
-        typer.Option("--hold", rich_help_panel=OBJECTIVE, help="Share of the samples that only judge."),
+        typer.Option("--hold", rich_help_panel=OBJECTIVE, help="Share of --data that only judges."),
     ] = 0.1
 
 
@@ -120,6 +120,12 @@ def train_verb(
     objective: Objective,
     length: Length,
     data: arg.Data = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            "--validation", help="Samples that only judge, in place of a share of --data.", metavar="DATA"
+        ),
+    ] = None,
     recipe: arg.Recipe = "int8",
     method: arg.Method = "mse",
     dim: arg.Dims = None,
@@ -149,6 +155,7 @@ def train_verb(
         keep_float=frozenset(keep_float or ()),
         group=group,
         threads=threads,
+        validation=validation,
     )
     try:
         with TerminalProgress(out) as progress:

@@ -90,50 +90,76 @@ class TrainingData:
 
 
 def load(
-    dataset: Dataset, labels: np.ndarray | None, *, batch: int, seed: int, mixture: float, held: float
+    dataset: Dataset,
+    labels: np.ndarray | None,
+    *,
+    batch: int,
+    seed: int,
+    mixture: float,
+    held: float,
+    judging: Dataset | None = None,
 ) -> TrainingData:
     """Read all samples.
 
     Args:
         dataset: Of samples of one shape.
-        labels: One entry a sample, or None.
+        labels: One entry a sample, those of ``judging`` last, or None.
         batch: Samples of a step; 1 where the model does not take more.
         seed: Of the order.
         mixture: Share of the batches that are mixed; needs inputs that are numbers, not indices.
-        held: Share of the samples that judge and are not trained on.
+        held: Share of the samples that judge and are not trained on, where ``judging`` is None.
+        judging: Samples that judge.
 
     Raises:
         DataError: Samples of different shapes, too few, labels of another number, or indices to be mixed.
     """
+    arrays = _stacked(dataset, FEWEST_SAMPLES)
+    count = _count(arrays)
+    if judging is not None:
+        arrays = _behind(arrays, _stacked(judging, 1), judging.source)
+    total = _count(arrays)
+    if mixture and any(a.dtype.kind != "f" for a in arrays.values()):
+        what = "has inputs that are no floats; indices cannot be mixed"
+        raise DataError(what, where=dataset.source, fix="leave --mix out")
+    if labels is not None and len(labels) != total:
+        what = f"{len(labels)} labels for {total} samples"
+        raise DataError(what, where="--labels", fix="give one label a sample, in the same order")
+    train, judges = (
+        _split(count, held, seed) if total == count else (np.arange(count), np.arange(count, total))
+    )
+    if not dataset.stackable:  # the model's first dimension is no batch
+        return _OneByOne(arrays, labels, train, judges, 1, seed)
+    return TrainingData(arrays, labels, train, judges, min(batch, len(train)), seed, mixture)
+
+
+def _stacked(dataset: Dataset, fewest: int) -> dict[str, np.ndarray]:
     samples = list(dataset)
     shapes = {tuple(array.shape for array in sample.values()) for sample in samples}
     if len(shapes) > 1:
         what = f"has samples of {len(shapes)} different shapes; training needs one"
         raise DataError(what, where=dataset.source, fix="cut or pad the samples to one size")
-    if len(samples) < FEWEST_SAMPLES:
+    if len(samples) < fewest:
         what = "has one sample; training needs some to learn from and some to judge by"
         raise DataError(what, where=dataset.source, fix="give at least a few dozen samples")
     stack = np.concatenate if dataset.stackable else np.stack
-    arrays = {name: stack([s[name] for s in samples]) for name in samples[0]}
-    if mixture and any(a.dtype.kind != "f" for a in arrays.values()):
-        what = "has inputs that are no floats; indices cannot be mixed"
-        raise DataError(what, where=dataset.source, fix="leave --mix out")
-    if labels is not None and len(labels) != len(samples):
-        what = f"{len(labels)} labels for {len(samples)} samples"
-        raise DataError(what, where="--labels", fix="give one label a sample, in the same order")
-    if not dataset.stackable:
-        return _unstacked(arrays, labels, seed, held)
-    train, judging = _split(len(samples), held, seed)
-    return TrainingData(arrays, labels, train, judging, min(batch, len(train)), seed, mixture)
+    return {name: stack([s[name] for s in samples]) for name in samples[0]}
 
 
-def _unstacked(
-    arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, seed: int, held: float
-) -> TrainingData:
-    """Return data of a model whose first dimension is no batch: the samples come one by one, as they are."""
-    count = len(next(iter(arrays.values())))
-    train, judging = _split(count, held, seed)
-    return _OneByOne(arrays, labels, train, judging, 1, seed)
+def _count(arrays: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(arrays.values())))
+
+
+def _behind(
+    arrays: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray], source: str
+) -> dict[str, np.ndarray]:
+    """Return arrays with others behind them."""
+    for name, array in arrays.items():
+        if others[name].shape[1:] != array.shape[1:]:
+            what = (
+                f"'{name}' has samples of shape {others[name].shape[1:]}, those to train on {array.shape[1:]}"
+            )
+            raise DataError(what, where=source, fix="cut or pad the samples to one size")
+    return {name: np.concatenate([array, others[name]]) for name, array in arrays.items()}
 
 
 class _OneByOne(TrainingData):

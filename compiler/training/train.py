@@ -73,7 +73,8 @@ def train_model(options: Options, training: Training, progress: Progress | None 
     """Train a model and write ``options.output`` and its .plan.yaml.
 
     Args:
-        options: What to quantize, for which target and by which recipe; ``data`` is trained on, save what is held out.
+        options: What to quantize, for which target and by which recipe; ``data`` is trained on, save what is held
+            out; ``validation`` is held out where it is given.
         training: How.
         progress: Told about phases and steps.
 
@@ -196,6 +197,7 @@ def _trained(c: Compilation, training: Training, student: GraphModule, teacher: 
         "recipe": c.options.recipe,
         "target": c.options.target,
         "samples": len(data.train),
+        "judging": len(data.held),
     }
     resume = read_checkpoint(place, settings) if training.resume else None
     schedule = Schedule(
@@ -216,6 +218,7 @@ def _data(c: Compilation, training: Training) -> TrainingData:
         seed=training.seed,
         mixture=training.mixture,
         held=training.held,
+        judging=c.validation,
     )
 
 

@@ -79,3 +79,33 @@ def test_one_sample_is_too_few():
 def test_indices_cannot_be_mixed():
     with pytest.raises(DataError, match="indices cannot be mixed"):
         data_of(INDICES, {"x": X.astype(np.int64)}, mixture=0.5)
+
+
+def judged_by(text, x, judges, labels=None):
+    model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}'))
+    data, judging = (dataset_from_memory({"x": a}, model) for a in (x, judges))
+    return load(data, labels, **DEFAULTS, judging=judging)
+
+
+def test_samples_that_are_named_as_judges_judge_and_all_others_train():
+    data = judged_by(BATCHED, X[:15], X[15:], np.arange(20))
+    assert numbers(data.held_out()) == list(range(15, 20))
+    assert sorted(numbers(data.at(k) for k in range(data.steps_per_epoch))) == list(range(15))
+    assert [int(v) for batch in data.held_out() for v in batch.labels] == list(range(15, 20))
+
+
+def test_a_fixed_batch_has_judges_of_its_own_too():
+    x = np.arange(30, dtype=np.float32).reshape(5, 3, 2)
+    data = judged_by(FIXED, x[:3], x[3:])
+    assert [batch.feeds["x"][0, 0].item() for batch in data.held_out()] == [18.0, 24.0]
+
+
+def test_judges_of_another_size_are_refused():
+    wide = "net (float[N, M] x) => (float[N, M] y) { y = Relu (x) }"
+    with pytest.raises(DataError, match=r"samples of shape \(3,\), those to train on \(2,\)"):
+        judged_by(wide, X, np.zeros((4, 3), np.float32))
+
+
+def test_labels_are_those_of_the_judges_as_well():
+    with pytest.raises(DataError, match="15 labels for 20 samples"):
+        judged_by(BATCHED, X[:15], X[15:], np.arange(15))
