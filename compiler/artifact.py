@@ -53,7 +53,9 @@ def check(options: Options, profile: Profile) -> None:
         what = f"an artifact for {profile.name} is C source and object files for firmware already"
         raise UsageError(what, where="--static", fix="leave --static out; the folder's lib is what to link")
     if options.context is not None and profile.codegen.executor == "static":
-        what = f"an artifact for {profile.name} has no runtime that could choose among functions and keep caches"
+        what = (
+            f"an artifact for {profile.name} has no runtime that could choose among functions and keep caches"
+        )
         raise UsageError(what, where="--context", fix="choose a target with an operating system")
     if profile.codegen.kind == "cuda":
         _check_device(options, profile)

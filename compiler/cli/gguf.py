@@ -69,7 +69,9 @@ def gguf_verb(
     ] = False,
     feedback: Annotated[
         bool,
-        typer.Option("--feedback", help="GPTQ: errors of some columns are made good by others; needs --data."),
+        typer.Option(
+            "--feedback", help="GPTQ: errors of some columns are made good by others; needs --data."
+        ),
     ] = False,
     weights: Annotated[
         Path | None,

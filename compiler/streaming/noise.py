@@ -29,17 +29,20 @@ def measure_noise(c: Compilation, exact: Feeds, actual: Feeds, config: SessionCo
     outputs = [v.name or "" for v in c.model.graph.outputs]
     made = {o.name for n in c.quantized.graph for o in n.outputs}
     names = [n for n in dict.fromkeys((*layers, *outputs)) if n in made]
+    meter, kept = NoiseMeter(), list(exact)
+    # One session after the other: the weights of both parts, as kernels want them, are not in memory together.
     reference = open_session(with_outputs(c.model, names), config)
+    expected = [run(reference, before) for before in kept]
+    del reference
     rounded = open_session(with_outputs(c.quantized, names), config)
-    meter, kept = NoiseMeter(), []
-    for before, after in zip(exact, actual, strict=True):
-        kept.append(before)
-        expected, found = run(reference, before), run(rounded, after)
+    for right, after in zip(expected, actual, strict=True):
+        found = run(rounded, after)
         for name in names:
-            if expected[name].dtype.kind == "f":
-                meter.add(name, _finite(expected[name]), _finite(found[name]))
+            if right[name].dtype.kind == "f":
+                meter.add(name, _finite(right[name]), _finite(found[name]))
+        right.clear()
     c.sqnr_db = meter.sqnr_db()
-    del reference, rounded
+    del rounded
     c.own_db = own_errors(c.model, c.quantized, layers, kept, config=config)
 
 
