@@ -156,8 +156,8 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
     difference = _difference(original, interface, decoder, row)
     room = sum(array.nbytes for array in decoder.empty().values())
     notes.append(
-        f"caches of {decoder.context} positions ({room / 1e6:.1f} MB), written in place: logits of {row.shape[1]} tokens "
-        f"in two calls differ from the model's by {difference:.1e} of the largest"
+        f"caches of {decoder.context} positions ({room / 1e6:.1f} MB), written in place: logits of {row.shape[1]} "
+        f"tokens in two calls differ from the model's by {difference:.1e} of the largest"
     )
     if not difference <= BOUND:
         msg = f"fixed caches changed the logits by {difference:.2g} of the largest (allowed {BOUND:g})"

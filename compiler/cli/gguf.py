@@ -68,10 +68,7 @@ def gguf_verb(
         bool, typer.Option("--pure", help="Every matrix gets the type that the mixture usually has.")
     ] = False,
     feedback: Annotated[
-        bool,
-        typer.Option(
-            "--feedback", help="GPTQ: errors of some columns are made good by others; needs --data."
-        ),
+        bool, typer.Option("--feedback", help="GPTQ: columns make good others' errors; needs --data.")
     ] = False,
     weights: Annotated[
         Path | None,
