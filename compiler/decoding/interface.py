@@ -117,22 +117,21 @@ def _is(port: Port, kinds: str, rank: int) -> bool:
 
 
 def _tokens(inputs: Sequence[Port]) -> Port:
-    found = [port for port in inputs if _is(port, "iu", 2)]
-    if len(found) > 1:
-        found = [port for port in found if port.name == TOKENS]
-    if not found:
-        given = ", ".join(str(port) for port in inputs) or "none"
-        _refuse(f"not a decoder: no single input holds token numbers (inputs: {given})")
-    return found[0]
+    return _only(inputs, "iu", 2, TOKENS, "input holds token numbers (inputs")
 
 
 def _logits(outputs: Sequence[Port]) -> Port:
-    found = [port for port in outputs if _is(port, "fV", 3)]
+    return _only(outputs, "fV", 3, LOGITS, "output can be the logits (outputs")
+
+
+def _only(ports: Sequence[Port], kinds: str, rank: int, name: str, what: str) -> Port:
+    """Return the port of a kind and rank; of several the one of the usual name."""
+    found = [port for port in ports if _is(port, kinds, rank)]
     if len(found) > 1:
-        found = [port for port in found if port.name == LOGITS]
+        found = [port for port in found if port.name == name]
     if not found:
-        given = ", ".join(str(port) for port in outputs) or "none"
-        _refuse(f"not a decoder: no single output can be the logits (outputs: {given})")
+        given = ", ".join(str(port) for port in ports) or "none"
+        _refuse(f"not a decoder: no single {what}: {given})")
     return found[0]
 
 
