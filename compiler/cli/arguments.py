@@ -159,6 +159,7 @@ RandomData = Annotated[
     bool, typer.Option("--random-data", help="Calibrate on random data: for a dry try only.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for calibration and timing.")]
+ComputingThreads = Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")]
 Bundle = Annotated[
     Path, typer.Argument(metavar="OUT", help="What 'bitwright compile -o' wrote.", show_default=False)
 ]
