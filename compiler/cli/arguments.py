@@ -167,6 +167,7 @@ Unpadded = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for calibration and timing.")]
+ComputingThreads = Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")]
 Bundle = Annotated[
     Path, typer.Argument(metavar="OUT", help="What 'bitwright compile -o' wrote.", show_default=False)
 ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bitwright.compiler.bundle.atomic import open_atomically
+from bitwright.compiler.compilation import Progress, Silent
 from bitwright.compiler.decoding.context import context_of
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.gguf.bit_planes import Bytes
@@ -35,35 +36,6 @@ from bitwright.passes.normalize import normalize
 
 ARCHITECTURE = "llama"
 QUANTIZATION_VERSION = 2
-
-
-class Progress(Protocol):
-    """Who is told how far the work is."""
-
-    def phase(self, name: str) -> None:
-        """A phase begins."""
-        ...
-
-    def step(self, done: int, total: int, what: str) -> None:
-        """Work inside the phase."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something worth knowing."""
-        ...
-
-
-class Silent:
-    """Nobody is told anything."""
-
-    def phase(self, name: str) -> None:
-        """A phase begins."""
-
-    def step(self, done: int, total: int, what: str) -> None:
-        """Work inside the phase."""
-
-    def note(self, text: str) -> None:
-        """Something worth knowing."""
 
 
 @dataclass(frozen=True)
