@@ -28,6 +28,7 @@ from bitwright.compiler.training.loop import Loop, Outcome, Schedule
 from bitwright.compiler.training.request import MOST, Training, checkpoint_of
 from bitwright.compiler.training.rounding_points import RoundingPoints
 from bitwright.compiler.training.samples import TrainingData, load, read_labels
+from bitwright.compiler.training.start import rounded_start
 from bitwright.compiler.training.write_back import trained_plan, with_trained_weights
 from bitwright.passes.saturate_activations import SaturateActivations
 from bitwright.targets.loader import load_profile
@@ -168,7 +169,8 @@ def _modules(
         outputs = {*compared, *(o.name or "" for o in c.model.graph.outputs)}
         hidden = hidden_values(c.selection.units, outputs) if training.hidden else ()
         points = RoundingPoints(c.plan, c.model, _levels(c, training, tensors), training.scaling)
-        student = GraphModule(c.model, points, compared, hidden)
+        start = rounded_start(c.model, quantizing.rounded_model(c, c.plan), points)
+        student = GraphModule(start, points, compared, hidden)
         return student, GraphModule(c.model, None, compared, hidden), difference
 
 
