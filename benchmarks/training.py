@@ -6,8 +6,8 @@ Both image models come with few samples beside those that judge, so they are jud
 samples are cut into parts, and each part judges a model that the others trained, without their labels. No sample that
 judges was trained on, calibrated with, or used to choose a state, and the mean over the parts judges every sample once.
 
-- kws, 2-bit weights and 4-bit activations: 1000 recordings in four parts. Augmented by shifts in time, loudness and
-  noise.
+- kws, 2-bit weights and 4-bit activations: 1000 recordings in four parts. Augmented by speed, shifts in time, loudness
+  and noise.
 - resnet8, 4-bit weights and activations: 2000 images in two parts, and the 500 calibration images train both models.
   Augmented by mirroring and shifts.
 - tinylm, ternary weights in groups: trained on the calibration tokens, and on what the float model writes itself.
@@ -42,7 +42,7 @@ from bitwright.targets.loader import load_profile
 
 TARGET = "x86-avx512-vnni"
 WINDOW, WINDOWS = 256, 128  # of the language model's metric
-CHOOSING = 50  # images or recordings that no copy is trained on: they choose the best state
+CHOOSING = 100  # images or recordings that no copy is trained on: they choose the best state
 Metric = Callable[[ir.Model], float]
 
 
@@ -106,17 +106,22 @@ def perplexity(tokens: np.ndarray) -> Metric:
 
 
 def spoken(x: np.ndarray, copies: int, seed: int) -> np.ndarray:
-    """Return maps of spectral coefficients with shifted, louder or softer and noisy copies."""
+    """Return maps of spectral coefficients with slower or faster, shifted, louder or softer and noisy copies."""
     random = np.random.default_rng(seed)
-    parts = [x]
-    for _ in range(copies):
-        shifts = random.integers(-6, 7, len(x))
-        steps = np.clip(np.arange(x.shape[1])[None] - shifts[:, None], 0, x.shape[1] - 1)
-        moved = np.take_along_axis(x, steps[:, :, None, None], axis=1)
-        moved = moved * random.normal(1, 0.05, (len(x), 1, 1, 1))
-        moved[:, :, 0] += random.normal(0, 3, (len(x), 1, 1))
-        parts.append((moved + random.normal(0, 0.5, x.shape)).astype(np.float32))
-    return np.concatenate(parts)
+    return np.concatenate([x, *(np.stack([_spoken_again(one, random) for one in x]) for _ in range(copies))])
+
+
+def _spoken_again(one: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return one recording, float32 (frames, coefficients, 1), as it might have been spoken again."""
+    last = len(one) - 1
+    at = (np.arange(last + 1.0) - last / 2) * random.uniform(0.8, 1.25) + last / 2 + random.uniform(-10, 10)
+    at = at.clip(0, last)
+    before = at.astype(np.int64)
+    share = (at - before)[:, None, None]
+    moved = one[before] * (1 - share) + one[np.minimum(before + 1, last)] * share
+    moved *= random.normal(1, 0.1) * random.normal(1, 0.05, (1, one.shape[1], 1))
+    moved[:, 0] += random.normal(0, 6)  # the first coefficient is loudness
+    return (moved + random.normal(0, random.uniform(0, 1), one.shape)).astype(np.float32)
 
 
 def pictured(x: np.ndarray, copies: int, seed: int) -> np.ndarray:
@@ -176,8 +181,8 @@ def resnet8(minutes: float) -> list[Task]:
         Precision(4, 4),
         epochs=14.0,
         minutes=minutes,
-        rate=3e-4,
-        scale_rate=1e-3,
+        rate=5e-5,
+        scale_rate=3e-4,
         hidden=1.0,
         mixture=0.5,
     )
