@@ -151,13 +151,12 @@ def kws(minutes: float) -> list[Task]:
     x, y = ((data["x"].astype(np.float32) - data["zp"]) * data["scale"]), data["y"]
     training = Training(
         Precision(2, 4),
-        epochs=18.0,
+        epochs=24.0,
         minutes=minutes,
         rate=1e-3,
         scale_rate=3e-3,
         temperature=2.0,
-        hidden=0.3,
-        mixture=0.5,
+        mixture=0.8,
     )
     return [
         Task(
