@@ -156,7 +156,7 @@ def kws(minutes: float) -> list[Task]:
         rate=1e-3,
         scale_rate=3e-3,
         temperature=2.0,
-        mixture=0.8,
+        mixture=0.7,
     )
     return [
         Task(
