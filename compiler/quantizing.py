@@ -92,7 +92,7 @@ def _run(rewrites: Iterable[Pass], source: ir.Model, plan: Plan, notes: list[str
 def _rounding(c: Compilation, plan: Plan) -> Iterator[Pass]:
     """Yield the passes that turn float weights into integers."""
     rounding = c.recipe.recipe.rounding
-    yield BlockTables(plan)
+    yield BlockTables(plan, c.tied)
     yield QuantizeTables(plan)
     if rounding.method == "gptq":
         yield RoundGPTQ(plan, c.moments, refine=rounding.refine)

@@ -26,10 +26,13 @@ from bitwright.compiler.report.written import companion
 from bitwright.compiler.streaming.chain import Part, chain_of
 from bitwright.compiler.streaming.content import LEFT_OUT, Content
 from bitwright.compiler.streaming.extraction import part_model, prepared
+from bitwright.compiler.streaming.heap import give_back, keep_heap_small
 from bitwright.compiler.streaming.held import PartData, Stream
 from bitwright.compiler.streaming.joining import PartWriter
 from bitwright.compiler.streaming.noise import measure_noise
-from bitwright.compiler.streaming.part import RUNTIME, part_compilation, quantize_part
+from bitwright.compiler.streaming.part import RUNTIME, part_compilation, plan_part, round_part
+from bitwright.compiler.streaming.tying import tied_tables, with_tied_scales
+from bitwright.passes.block_tables import TiedTable
 
 # Samples that both streams follow, to say how far the quantized model is from the float one.
 COMPARED = frontend.ERROR_SAMPLES
@@ -56,6 +59,7 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
         UsageError: The recipe has no format that the target runs, or an option names what the model lacks.
     """
     assert c.source is not None and c.dataset is not None, "ingest is done"
+    keep_heap_small()
     with c.recorded("cut") as notes:
         notes.extend(frontend.check_recipe(c, RUNTIME))
         whole = prepared(c.source.model, runtime_of(c.profile, "artifact").opset)
@@ -69,6 +73,7 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
             with c.recorded("parts"):
                 for number, part in enumerate(parts):
                     run_.step(part, number, len(parts))
+                    give_back()
         finally:
             writer.close()
         with c.recorded("join") as notes:
@@ -125,10 +130,13 @@ class _Run:
     def __init__(
         self, c: Compilation, whole: ir.Model, parts: Sequence[Part], way: str, writer: PartWriter
     ) -> None:
-        self._c, self._whole, self._writer = c, whole, writer
-        self._config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
+        self._c, self._whole, self._parts, self._writer = c, whole, parts, writer
+        # Outputs are kept from part to part: in an arena each would keep the weights of the session that made it.
+        self._config = replace(
+            local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads), arena=False
+        )
         samples = frontend.samples_of(c)
-        plain = SessionConfig(threads=c.options.threads)
+        plain = SessionConfig(threads=c.options.threads, arena=False)
         shared = list(dict.fromkeys(v.name or "" for p in parts for v in p.shared))
         follows = {"float": COMPARED, "quantized": COMPARED, way: None}
         self._float = Stream(samples, follows["float"], plain, shared)
@@ -136,16 +144,21 @@ class _Run:
         self.main = self._quantized if way == "quantized" else self._float
         self._entry: ir.Shape | None = None
         self._last: dict[str, np.ndarray] = {}
+        self._tied: tuple[TiedTable, ...] = ()
         self.content = Content()
 
     def step(self, part: Part, number: int, total: int) -> None:
         """Quantize one part, write it, and take both streams through it."""
         c = self._c
         c.progress.step(number, total, "parts")
-        model = self._model(part)
-        data = PartData(self.main, part, model)
-        state = part_compilation(c, model, data, _Within(c.progress, number, total))
-        quantize_part(state)
+        progress = _Within(c.progress, number, total)
+        state = self._begun(part, self.main, progress)
+        plan_part(state)
+        if part.entry is None:
+            self._tied = self._tied_tables(state, progress)
+        state.tied = self._tied
+        with_tied_scales(state)
+        round_part(state)
         with state.recorded("noise"):
             exact, actual = (PartData(s, part) for s in (self._float, self._quantized))
             measure_noise(state, islice(exact, COMPARED), islice(actual, COMPARED), self._config)
@@ -159,11 +172,20 @@ class _Run:
         self._writer.flush()
         release_pages(self._whole)
 
-    def _model(self, part: Part) -> ir.Model:
-        sample = next(iter(PartData(self.main, part)))
+    def _begun(self, part: Part, stream: Stream, progress: Progress) -> Compilation:
+        """Return what a part begins with, calibrated on a stream that has reached it."""
+        sample = next(iter(PartData(stream, part)))
         if part.entry is not None:
             self._entry = _agreed(self._entry or part.entry.shape, sample[part.entry.name or ""].shape)
-        return part_model(self._whole, part, sample, self._entry)
+        model = part_model(self._whole, part, sample, self._entry)
+        return part_compilation(self._c, model, PartData(stream, part, model), progress)
+
+    def _tied_tables(self, first: Compilation, progress: Progress) -> tuple[TiedTable, ...]:
+        """Return the tables that later parts read, too; the float model is run for their scales if there are any."""
+        exact = replace(self._float, most=None)
+        return tied_tables(
+            first, self._parts, exact, lambda part, stream: self._begun(part, stream, progress)
+        )
 
     def _remember(self, part: Part, quantized: ir.Model) -> None:
         """Keep what the parts make of the first sample's outputs, for the check of the joined model."""
