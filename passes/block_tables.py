@@ -25,20 +25,22 @@ class TiedTable:
     """A table in groups along its rows that products in other parts of the model multiply by, too.
 
     Attributes:
+        name: Of the table.
         shape: Rows and columns.
         digest: SHA-256 of its float32 elements, row by row.
         quant: How it is stored.
     """
 
+    name: str
     shape: tuple[int, int]
     digest: bytes
     quant: WeightQuant
 
     @classmethod
-    def of(cls, table: np.ndarray, quant: WeightQuant) -> TiedTable:
+    def of(cls, name: str, table: np.ndarray, quant: WeightQuant) -> TiedTable:
         """Describe a float32 table."""
         rows, columns = table.shape
-        return cls((rows, columns), _digest(table), quant)
+        return cls(name, (rows, columns), _digest(table), quant)
 
     def is_equal(self, table: np.ndarray) -> bool:
         """Tell whether these are its elements."""
@@ -46,7 +48,7 @@ class TiedTable:
 
 
 def _digest(table: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(table, np.float32)).digest()
+    return hashlib.sha256(np.ascontiguousarray(table, np.float32).data).digest()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class _Edit:
                 if array is None or array.shape != known.shape or not self._same_groups(node, known.quant):
                     continue
                 if known.is_equal(array):
-                    self._tie(self._store(known.quant.tensor, np.ascontiguousarray(array), known.quant))
+                    self._tie(self._store(known.name, np.ascontiguousarray(array), known.quant))
         return len(self.notes) - before
 
     def _store(self, stem: str, array: np.ndarray, quant: WeightQuant) -> _Table:

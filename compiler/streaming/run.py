@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler import frontend, fusion
+from bitwright.compiler import frontend, fusion, quantizing
 from bitwright.compiler.bundle.model_files import files_appearing_whole
 from bitwright.compiler.compilation import Compilation, Progress
 from bitwright.compiler.errors import InternalError
@@ -81,27 +81,33 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
             ir.save(c.quantized, folder / output.name)
             run_.check(folder / output.name, notes)
             notes.append(f"not measured part by part: {'; '.join(LEFT_OUT)}")
+            joined = c.quantized
         with c.recorded("fuse") as notes:
-            _fuse(c, config, folder / output.name, notes)
+            _fuse(c, config, notes)
+        with c.recorded("compact") as notes:
+            if run_.compact:
+                quantizing.compact_weights(c.quantized, notes)
+            if run_.compact or c.quantized is not joined:
+                _save_again(c.quantized, folder / output.name)
         report = run_.content.report(c, way, len(run_.main.data), weight_bytes(c.quantized))
         _write_beside(run_.content, c, folder, output, config, report)
     return report
 
 
-def _fuse(c: Compilation, config: SessionConfig, path: Path, notes: list[str]) -> None:
+def _fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
     """Write a decoder's attention as ONNX Runtime's operator where that is proven equal; it is not timed."""
-    joined = c.quantized
     if runs_here(runtime_of(c.profile, RUNTIME)):
         c.options = replace(c.options, gate=False)
         fusion.fuse(c, config, notes)
     else:
         fusion.leave(c, notes)
-    if c.quantized is joined or c.quantized is None:
-        return
-    # What was joined anew is copied, too: the file holds nothing that the model does not read.
-    folder = path.with_name("fused")
+
+
+def _save_again(model: ir.Model, path: Path) -> None:
+    """Write a changed model, constants that stayed the same included: the file holds nothing that it does not read."""
+    folder = path.with_name("again")
     folder.mkdir()
-    ir.save(c.quantized, folder / path.name, external_data=f"{path.name}.data")
+    ir.save(model, folder / path.name, external_data=f"{path.name}.data")
     for new in list(folder.iterdir()):
         new.replace(path.with_name(new.name))
     folder.rmdir()
@@ -146,6 +152,7 @@ class _Run:
         self._last: dict[str, np.ndarray] = {}
         self._tied: tuple[TiedTable, ...] = ()
         self.content = Content()
+        self.compact = False
 
     def step(self, part: Part, number: int, total: int) -> None:
         """Quantize one part, write it, and take both streams through it."""
@@ -167,6 +174,8 @@ class _Run:
             self._remember(part, state.quantized)
             self._quantized.advance(part, state.quantized)
             self._float.advance(part, state.normalized)
+        assert state.plan is not None
+        self.compact = self.compact or quantizing.is_compact_plan(state.plan, c.profile)
         self.content.add(state)
         self._writer.add(state.quantized)
         self._writer.flush()

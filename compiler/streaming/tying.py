@@ -1,13 +1,14 @@
 """A table that the first part looks up in and a later part multiplies by: it is stored once.
 
-Table and head have one set of scales then, those of least error in the head's outputs. They depend on the head's inputs,
-so the float model runs through all parts before the first one is rounded, as where a model is quantized at once.
+Table and head have one set of scales then, those of least error in the head's outputs. They depend on the head's
+inputs, so the float model runs through all parts before the first one is rounded, as where a model is quantized at
+once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +41,7 @@ def tied_tables(
         state_of: See :data:`StateOf`.
     """
     tables = list(_grouped_tables(first))
-    heads = [part for part in parts[1:] if any(_may_read(part, array) for array, _ in tables)]
+    heads = [part for part in parts[1:] if any(_may_read(part, table.array) for table in tables)]
     found: list[TiedTable] = []
     for part in parts[: parts.index(heads[-1]) + 1] if heads else ():
         state = state_of(part, stream)
@@ -78,15 +79,30 @@ def _alike(product: WeightQuant, table: WeightQuant) -> bool:
     return product.axis == 0 and kinds[0] == kinds[1]
 
 
-def _grouped_tables(c: Compilation) -> Iterator[tuple[np.ndarray, WeightQuant]]:
+@dataclass(frozen=True, eq=False)
+class _Table:
+    name: str
+    array: np.ndarray
+    quant: WeightQuant
+
+
+def _grouped_tables(c: Compilation) -> Iterator[_Table]:
     assert c.plan is not None and c.model is not None
     for node in c.model.graph:
         decision = c.plan.nodes.get(node_label(node))
-        table = constant_array(table_of(node))
-        if decision is not None and decision.role == "table" and decision.weight and table is not None:
-            quant = c.plan.weights[decision.weight]
-            if quant.group and quant.axis == 1:
-                yield table, quant
+        value = table_of(node)
+        array = constant_array(value)
+        if (
+            decision is None
+            or decision.role != "table"
+            or not decision.weight
+            or value is None
+            or array is None
+        ):
+            continue
+        quant = c.plan.weights[decision.weight]
+        if quant.group and quant.axis == 1:
+            yield _Table(value.name or "table", array, quant)
 
 
 def _may_read(part: Part, table: np.ndarray) -> bool:
@@ -103,11 +119,12 @@ def _initializer(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None if value is None else value.const_value
 
 
-def _read_by(c: Compilation, tables: Sequence[tuple[np.ndarray, WeightQuant]]) -> Iterator[TiedTable]:
+def _read_by(c: Compilation, tables: Sequence[_Table]) -> Iterator[TiedTable]:
     """Plan a part and yield the tables that it multiplies by, with the scales that it wants."""
     plan_part(c)
     assert c.plan is not None and c.model is not None
-    for table, quant in tables:
-        head = tied_head(quant, table, c.plan, c.model)
+    for table in tables:
+        head = tied_head(table.quant, table.array, c.plan, c.model)
         if head is not None:
-            yield TiedTable.of(table, quant if quant.codebook else with_scales_of(quant, head))
+            quant = table.quant if table.quant.codebook else with_scales_of(table.quant, head)
+            yield TiedTable.of(table.name, table.array, quant)
