@@ -104,7 +104,8 @@ class Compilation:
         profile: The target.
         progress: Where to report.
         recipe: How to quantize; read from the options.
-        source: The model as it was read.
+        source: The model as it was read; without the inputs for mask and positions if nobody is said to be padded.
+        masked: The model with these inputs, or None if it has not lost any, or has been proven to compute the same.
         normalized: The normalized float model, before anything was migrated.
         model: The float model that is quantized: normalized, scales migrated.
         moments: What the data says about the inputs of weighted operators, by node.
@@ -148,6 +149,7 @@ class Compilation:
     progress: Progress = field(default_factory=Silent)
     recipe: LoadedRecipe = field(init=False)
     source: SourceModel | None = None
+    masked: ir.Model | None = None
     normalized: ir.Model | None = None
     model: ir.Model | None = None
     dataset: Dataset | None = None

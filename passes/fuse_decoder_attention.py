@@ -12,6 +12,7 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.model import FreshNames, constant_array, is_op, rank
 from bitwright.compiler.llama.attention import Core, core_of
+from bitwright.compiler.llama.following import through
 from bitwright.compiler.llama.rotary import check_alike, frequencies, source_of
 from bitwright.passes.contract import PassResult
 from bitwright.passes.narrow_cache import compute_in_half
@@ -63,7 +64,8 @@ def _ends_attention(node: ir.Node) -> bool:
     if is_op(node, "Attention"):
         return rank(node.outputs[0]) == 3
     turned = _maker(node.inputs[0], "Transpose") if is_op(node, "Reshape") else None
-    source = None if turned is None else _maker(turned.inputs[0], "MatMul", "Attention")
+    # Exporters that broadcast the product's batch and heads give it its shape once more.
+    source = None if turned is None else _maker(through(turned.inputs[0], "Reshape"), "MatMul", "Attention")
     return source is not None and (is_op(source, "Attention") or _are_shares(source.inputs[0]))
 
 

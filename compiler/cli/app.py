@@ -33,12 +33,14 @@ from bitwright.compiler.errors import BitwrightError, UsageError
 INTERRUPTED = 130
 USAGE = 2
 BUG = 1
+# Panels of the help.
+MAKE, LOOK, CHOOSE = "Make a model", "Look, prove, measure, run", "Targets, formats, kernels"
 # Its parser's errors have no public name in typer.
 ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 EPILOG = (
     "Exit codes: 0 done, 1 a bug in bitwright, 2 usage, profile or options, 3 model or data, "
-    "4 a budget or the device's memory is too small, 5 accuracy gate, 6 performance gate (reserved), 7 tool chain, "
+    "4 a budget or the device's memory is too small, 5 accuracy gate, 6 performance or coverage gate, 7 tool chain, "
     "8 verification, 130 interrupted."
 )
 
@@ -50,30 +52,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-targets_app = typer.Typer(help="Target profiles: list, show, check, make.")
+targets_app = typer.Typer(help="Target profiles: list, show, check, make, measure.")
 
-verb(app, "compile")(making.compile_verb)
-verb(app, "quantize")(making.quantize_verb)
-verb(app, "inspect")(looking.inspect_verb)
-verb(app, "verify")(looking.verify_verb)
-verb(app, "bench")(measuring.bench_verb)
-verb(app, "report")(looking.report_verb)
-verb(app, "explain")(explaining.explain_verb)
-verb(app, "export")(exporting.export_verb)
-verb(app, "gguf")(gguf.gguf_verb)
-verb(app, "generate")(generating.generate_verb)
-verb(app, "evaluate")(generating.evaluate_verb)
-verb(app, "train")(training.train_verb)
-verb(app, "sweep")(sweeping.sweep_verb)
-verb(app, "tune")(tuning.tune_verb)
-verb(app, "recipes")(recipes.recipes_verb)
+verb(app, "quantize", MAKE)(making.quantize_verb)
+verb(app, "compile", MAKE)(making.compile_verb)
+verb(app, "train", MAKE)(training.train_verb)
+verb(app, "export", MAKE)(exporting.export_verb)
+verb(app, "gguf", MAKE)(gguf.gguf_verb)
+verb(app, "inspect", LOOK)(looking.inspect_verb)
+verb(app, "verify", LOOK)(looking.verify_verb)
+verb(app, "report", LOOK)(looking.report_verb)
+verb(app, "explain", LOOK)(explaining.explain_verb)
+verb(app, "bench", LOOK)(measuring.bench_verb)
+verb(app, "evaluate", LOOK)(generating.evaluate_verb)
+verb(app, "generate", LOOK)(generating.generate_verb)
+verb(app, "recipes", CHOOSE)(recipes.recipes_verb)
+verb(app, "sweep", CHOOSE)(sweeping.sweep_verb)
+verb(app, "tune", CHOOSE)(tuning.tune_verb)
 verb(targets_app, "list")(targets.list_verb)
 verb(targets_app, "show")(targets.show_verb)
 verb(targets_app, "check")(targets.check_verb)
 verb(targets_app, "new")(targets.new_verb)
 verb(targets_app, "probe")(targets.probe_verb)
 verb(targets_app, "schema")(targets.schema_verb)
-app.add_typer(targets_app, name="targets")
+app.add_typer(targets_app, name="targets", rich_help_panel=CHOOSE)
 
 
 def _print_version(wanted: bool) -> None:

@@ -50,7 +50,7 @@ def export_verb(
             rich_help_panel=DECODERS,
         ),
     ] = None,
-    threads: arg.Threads = 1,
+    threads: arg.ComputingThreads = 1,
 ) -> None:
     """Export a PyTorch module or a folder of a decoder to ONNX, and check that ONNX Runtime computes the same."""
     check_place(output, "--output")

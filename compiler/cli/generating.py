@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.errors import UsageError, printable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from bitwright.compiler.generation.comparison import Comparison
     from bitwright.compiler.generation.generate import Generation
 
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")]
 Decoder = Annotated[
     Path,
     typer.Argument(
@@ -126,9 +126,9 @@ def generate_verb(
         Path | None,
         typer.Option("--compare", metavar="OTHER", help="Let another model continue the same, and compare."),
     ] = None,
-    threads: Threads = 1,
+    threads: arg.ComputingThreads = 1,
 ) -> None:
-    """Let a decoder continue a text in ONNX Runtime; show the text as it comes, and tokens a second."""
+    """Let a decoder, an ONNX file or compiled, continue a text; show it as it comes, and tokens a second."""
     from bitwright.compiler.generation.comparison import compare
     from bitwright.compiler.generation.generate import Request, generate
 
@@ -241,7 +241,7 @@ def evaluate_verb(
             help="perplexity:TOKENS.npz, perplexity:TEXT.txt,tokenizer=FILE.json, or FILE.py:FUNC.",
         ),
     ],
-    threads: Threads = 1,
+    threads: arg.ComputingThreads = 1,
 ) -> None:
     """Measure a metric of a model as it stands: perplexity, or your own function."""
     from bitwright.compiler.evaluation import evaluate_model

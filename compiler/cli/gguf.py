@@ -63,7 +63,10 @@ def gguf_verb(
     kind: Annotated[
         str, typer.Option("--type", help="F16, Q8_0, q4_K_M, q5_K_S, ...: a mixture of llama.cpp's.")
     ] = "q4_K_M",
-    budget: arg.Budget = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", metavar="bits=BITS", help="Choose types by layer, so many bits a weight."),
+    ] = None,
     pure: Annotated[
         bool, typer.Option("--pure", help="Every matrix gets the type that the mixture usually has.")
     ] = False,
@@ -78,7 +81,7 @@ def gguf_verb(
         Path | None,
         typer.Option("-o", "--output", help="The .gguf file to write; with --weights the .onnx file."),
     ] = None,
-    threads: arg.Threads = 1,
+    threads: arg.ComputingThreads = 1,
 ) -> None:
     """Write an ONNX decoder of the llama family as a GGUF file; or list one, or put its weights back."""
     from bitwright.compiler.to_gguf.export import Request, export_gguf

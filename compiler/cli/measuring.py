@@ -31,7 +31,7 @@ class Effort:
         sessions: Starts of every process.
     """
 
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1
+    threads: arg.ComputingThreads = 1
     rounds: Annotated[int, typer.Option("--rounds", min=2, help="Turns of every process.")] = 10
     sessions: Annotated[
         int, typer.Option("--sessions", min=1, help="How often both processes are started anew.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitwright.compiler.cli.arguments import Data, Dims
+from bitwright.compiler.cli import arguments as arg
 from bitwright.compiler.cli.output import Output
 from bitwright.compiler.cli.parsing import check_place, parse_dims
 from bitwright.compiler.cli.progress import TerminalProgress
@@ -95,8 +95,8 @@ def probe_verb(
             "--model", metavar="MODEL", help="Measure this model's operators, each in every format."
         ),
     ] = None,
-    data: Data = None,
-    dim: Dims = None,
+    data: arg.Data = None,
+    dim: arg.Dims = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="The file to write; NAME-measured.yaml unless named."),
@@ -104,7 +104,7 @@ def probe_verb(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="About how long to measure, building not included.")
     ] = 60.0,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1,
+    threads: arg.ComputingThreads = 1,
 ) -> None:
     """Measure what operators take on this machine, or what circuits take of an FPGA, and write it down."""
     from bitwright.compiler.probing.probe import is_circuit, probe, probe_circuits

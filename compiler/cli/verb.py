@@ -28,8 +28,8 @@ COMMON = {"json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
 Verb = Callable[..., None]
 
 
-def verb(app: typer.Typer, name: str) -> Callable[[Verb], Verb]:
-    """Return a decorator that registers a function as a verb.
+def verb(app: typer.Typer, name: str, panel: str | None = None) -> Callable[[Verb], Verb]:
+    """Return a decorator that registers a function as a verb, shown under the panel's name.
 
     The function's first parameter, ``out``, is the :class:`Output` of this run; the others are its arguments and
     options; a parameter that is a dataclass stands for its fields, so that verbs can share a list of options. The
@@ -37,7 +37,7 @@ def verb(app: typer.Typer, name: str) -> Callable[[Verb], Verb]:
     """
 
     def register(function: Verb) -> Verb:
-        app.command(name)(_with_common_options(function))
+        app.command(name, rich_help_panel=panel)(_with_common_options(function))
         return function
 
     return register

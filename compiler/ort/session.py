@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from bitwright.compiler.decoding.interface import MASK, first_hidden
 from bitwright.compiler.decoding.ports import ModelRun, Port
 from bitwright.compiler.errors import DataError, ModelError, ToolchainError
 from bitwright.compiler.graph.saving import loadable
@@ -196,7 +197,15 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
 def callable_model(session: ort.InferenceSession) -> ModelRun:
     """Return a session as a function of its inputs, with what it takes and gives."""
     inputs, outputs = (tuple(map(_port, of)) for of in (session.get_inputs(), session.get_outputs()))
-    return ModelRun(lambda feeds: run(session, feeds), inputs, outputs)
+    masked = any(port.name == MASK for port in inputs)
+
+    def call(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not masked and MASK in feeds and first_hidden(np.asarray(feeds[MASK])) is not None:
+            what = f"the model takes no '{MASK}', so it would compute padded positions as if they were none"
+            raise DataError(what, where=f"input '{MASK}'", fix="give it sequences without padding")
+        return run(session, feeds)
+
+    return ModelRun(call, inputs, outputs)
 
 
 def _port(argument: ort.NodeArg) -> Port:

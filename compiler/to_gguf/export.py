@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bitwright.compiler.bundle.atomic import open_atomically
+from bitwright.compiler.compilation import Progress, Silent
+from bitwright.compiler.decoding.context import context_of
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.gguf.bit_planes import Bytes
 from bitwright.compiler.gguf.rounding import quantize, square_error
@@ -20,6 +22,7 @@ from bitwright.compiler.gguf.values import Typed, float32, text, uint32
 from bitwright.compiler.gguf.writer import PlannedTensor, write_gguf
 from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset
 from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.ingest.stated_context import state_context
 from bitwright.compiler.llama.decoder import Decoder, HyperParameters
 from bitwright.compiler.llama.recognise import recognise
 from bitwright.compiler.llama.tensors import ModelTensor, tensors_of
@@ -35,35 +38,6 @@ ARCHITECTURE = "llama"
 QUANTIZATION_VERSION = 2
 
 
-class Progress(Protocol):
-    """Who is told how far the work is."""
-
-    def phase(self, name: str) -> None:
-        """A phase begins."""
-        ...
-
-    def step(self, done: int, total: int, what: str) -> None:
-        """Work inside the phase."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something worth knowing."""
-        ...
-
-
-class Silent:
-    """Nobody is told anything."""
-
-    def phase(self, name: str) -> None:
-        """A phase begins."""
-
-    def step(self, done: int, total: int, what: str) -> None:
-        """Work inside the phase."""
-
-    def note(self, text: str) -> None:
-        """Something worth knowing."""
-
-
 @dataclass(frozen=True)
 class Request:
     """What is wanted.
@@ -77,7 +51,7 @@ class Request:
         tokenizer: tokenizer.json; by default the one beside the model.
         without_tokenizer: Write none.
         name: general.name; by default the model file's.
-        context: Longest sequence; by default what the rotary tables hold.
+        context: Longest sequence; by default what metadata, rotary tables or a config.json beside the model say.
         pure: Every matrix gets the type the mixture usually has.
         threads: Threads that compute.
         feedback: Round codes by GPTQ, within the scales that are found for uncorrelated inputs; needs data.
@@ -189,6 +163,7 @@ def open_decoder(
         UsageError: There are no such samples.
     """
     source = read_model(path)
+    state_context(source.model, path)
     model = source.model.clone()
     normalize(model)
     decoder = recognise(model)
@@ -240,7 +215,8 @@ def export_gguf(request: Request, progress: Progress | None = None) -> Written:
         types = _spend(opened, importance, request, told)
         kind, number = f"{request.bits:g} bits a weight", GUESSED
     notes = [*opened.warnings, *notes, *_fallback_notes(types, opened.tensors)]
-    metadata = {**_general(request, number), **_llama(opened.decoder.hyper, request.context), **vocabulary}
+    context = request.context or context_of(opened.model)
+    metadata = {**_general(request, number), **_llama(opened.decoder.hyper, context), **vocabulary}
     told.phase("round and write")
     rounding = _Rounding(
         opened.tensors, types, importance, request.threads, told, _feedbacks(opened, request, told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bitwright.compiler.lower.templates import depthwise, depthwise_dot, implicit_gemm, mmla
+from bitwright.compiler.lower.templates import mmla
 from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
@@ -15,8 +15,12 @@ from bitwright.compiler.lower.templates.choice import (
     require_candidate,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.instruction import DotInstruction
 from bitwright.compiler.lower.templates.mmla import MatrixInstruction
+from bitwright.compiler.lower.templates.vector_choice import (
+    depthwise_choices,
+    implicit_gemm_choices,
+    vector_kernel,
+)
 from bitwright.compiler.lower.templates.weight_only_choice import (
     weight_only_candidates,
     weight_only_choice_kernel,
@@ -34,8 +38,7 @@ MATRIX_INSTRUCTIONS = {i.name: i for i in (SDOT_BY_ELEMENT, SMMLA)}
 CODE_INSTRUCTIONS = {i.name: i for i in (CODE_SDOT, CODE_NEON)}
 KNOWN = tuple(dict.fromkeys((*INSTRUCTIONS, *MATRIX_INSTRUCTIONS)))
 REGISTER_BYTES = 16
-IMPLICIT_GEMM, MMLA, DEPTHWISE = "implicit_gemm", "mmla", "depthwise"
-DEPTHWISE_DOT = "depthwise_dot"
+MMLA = "mmla"
 MAX_CANDIDATES = 300
 
 
@@ -72,20 +75,12 @@ def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> 
     """
     _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
-        return tuple(_depthwise_space(geometry, available))[:MAX_CANDIDATES]
+        vectors = [INSTRUCTIONS[n] for n in available if n in INSTRUCTIONS]
+        return tuple(depthwise_choices(geometry, vectors, REGISTER_BYTES))[:MAX_CANDIDATES]
     names = usable(available)
     spaces = [_matrix_space(geometry, [MATRIX_INSTRUCTIONS[n] for n in names if n in MATRIX_INSTRUCTIONS])]
-    spaces += [_vector_space(geometry, INSTRUCTIONS[n]) for n in names if n in INSTRUCTIONS]
+    spaces += [implicit_gemm_choices(geometry, INSTRUCTIONS[n]) for n in names if n in INSTRUCTIONS]
     return tuple(interleaved(spaces, MAX_CANDIDATES))
-
-
-def _depthwise_space(geometry: DotGeometry, available: tuple[str, ...]) -> Iterator[KernelChoice]:
-    for instruction in (INSTRUCTIONS[name] for name in available if name in INSTRUCTIONS):
-        if instruction.lanewise is not None:
-            for params in depthwise_dot.space(geometry, instruction):
-                yield as_choice(DEPTHWISE_DOT, instruction.name, params)
-    for plan in depthwise.space(geometry, REGISTER_BYTES):
-        yield as_choice(DEPTHWISE, "llvm", plan)
 
 
 def _matrix_space(geometry: DotGeometry, instructions: Sequence[MatrixInstruction]) -> Iterator[KernelChoice]:
@@ -97,11 +92,6 @@ def _matrix_space(geometry: DotGeometry, instructions: Sequence[MatrixInstructio
     ]
     for _, choice in sorted(members, key=lambda member: member[0]):
         yield choice
-
-
-def _vector_space(geometry: DotGeometry, instruction: DotInstruction) -> Iterator[KernelChoice]:
-    for params in implicit_gemm.space(geometry, instruction):
-        yield as_choice(IMPLICIT_GEMM, instruction.name, params)
 
 
 def dot_kernel(step: Step, program: Program, profile: Profile, choice: KernelChoice | None = None) -> Kernel:
@@ -128,17 +118,7 @@ def kernel_for(
     dot, geometry = dot_of(step, program)
     known = candidates_for(step, program, available)
     chosen = known[0] if choice is None else require_candidate(choice, known, step)
-    if chosen.template == DEPTHWISE:
-        plan = params_of(chosen, depthwise.DepthwiseParams)
-        return depthwise.depthwise_kernel(dot, program, geometry, register_bytes=REGISTER_BYTES, params=plan)
-    if chosen.template == DEPTHWISE_DOT:
-        strips = params_of(chosen, depthwise_dot.DepthwiseDotParams)
-        instruction = INSTRUCTIONS[chosen.intrinsic]
-        return depthwise_dot.depthwise_dot_kernel(dot, program, geometry, instruction, strips)
     if chosen.template == MMLA:
         tile = params_of(chosen, mmla.MmlaParams)
         return mmla.mmla_kernel(dot, program, geometry, MATRIX_INSTRUCTIONS[chosen.intrinsic], tile)
-    blocking = params_of(chosen, implicit_gemm.ImplicitGemmParams)
-    return implicit_gemm.implicit_gemm_kernel(
-        dot, program, geometry, INSTRUCTIONS[chosen.intrinsic], blocking
-    )
+    return vector_kernel(chosen, dot, program, geometry, INSTRUCTIONS, REGISTER_BYTES)

@@ -8,6 +8,7 @@ memory stay pointers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.s_tir import TensorIntrin
@@ -18,6 +19,7 @@ from bitwright.targets.npu.workload import Output, requantized
 
 ACTIVATIONS, WEIGHTS, SUMS = "local.npu_activations", "local.npu_weights", "local.npu_sums"
 SCOPES = (ACTIVATIONS, WEIGHTS, SUMS)
+Order = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def _registered(name: str, description: Any, implementation: Any) -> str:
@@ -25,102 +27,46 @@ def _registered(name: str, description: Any, implementation: Any) -> str:
     return name
 
 
+def _in_order(row: Any, column: Any) -> tuple[Any, Any]:
+    return row, column
+
+
+def _swapped(row: Any, column: Any) -> tuple[Any, Any]:
+    return column, row
+
+
 def load_activations(machine: Machine, words: int) -> str:
     """Register the load of words of activations; return its name."""
-    build = _load_pixels if machine.weight_stationary else _load_transposed
-    name = f"npu.load_activations.{machine.dataflow}.{machine.rows}.{words}"
-    return _registered(name, *build(machine.rows, words))
-
-
-def _load_transposed(rows: int, words: int) -> tuple[Any, Any]:
-    """Output stationary: a word is one index of depth of several pixels."""
-
-    @T.prim_func(s_tir=True)
-    def description(a: T.handle, b: T.handle) -> None:
-        A = T.match_buffer(a, (rows, words), "int8", offset_factor=1)
-        B = T.match_buffer(b, (words, rows), "int8", offset_factor=1, scope=ACTIVATIONS)
-        with T.sblock("root"):
-            T.reads(A[0:rows, 0:words])
-            T.writes(B[0:words, 0:rows])
-            for k, i in T.grid(words, rows):
-                with T.sblock("word"):
-                    vk, vi = T.axis.remap("SS", [k, i])
-                    B[vk, vi] = A[vi, vk]
+    # Weight stationary: a word is several indices of depth of one pixel. Output stationary: one index of depth of
+    # several pixels, so words lie across the rows they are read from.
+    rows, order = machine.rows, _in_order if machine.weight_stationary else _swapped
+    height, width = order(words, rows)
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle) -> None:
-        A = T.match_buffer(a, (rows, words), "int8", offset_factor=1, strides=[T.int32(), 1])
+        A = T.match_buffer(a, (height, width), "int8", offset_factor=1, strides=[T.int32(), 1])
         B = T.match_buffer(b, (words, rows), "int8", offset_factor=1, strides=[rows, 1], scope=ACTIVATIONS)
         with T.sblock("root"):
-            T.reads(A[0:rows, 0:words])
+            T.reads(A[0:height, 0:width])
             T.writes(B[0:words, 0:rows])
             T.evaluate(
                 T.call_extern(
                     "int32",
                     "npu_load_activations",
                     A.access_ptr("r"),
-                    1,
-                    A.strides[0],
+                    *order(A.strides[0], 1),
                     B.access_ptr("w"),
                     words,
                 )
             )
 
-    return description, implementation
-
-
-def _load_pixels(rows: int, words: int) -> tuple[Any, Any]:
-    """Weight stationary: a word is several indices of depth of one pixel."""
-
-    @T.prim_func(s_tir=True)
-    def description(a: T.handle, b: T.handle) -> None:
-        A = T.match_buffer(a, (words, rows), "int8", offset_factor=1)
-        B = T.match_buffer(b, (words, rows), "int8", offset_factor=1, scope=ACTIVATIONS)
-        with T.sblock("root"):
-            T.reads(A[0:words, 0:rows])
-            T.writes(B[0:words, 0:rows])
-            for p, i in T.grid(words, rows):
-                with T.sblock("word"):
-                    vp, vi = T.axis.remap("SS", [p, i])
-                    B[vp, vi] = A[vp, vi]
-
-    @T.prim_func(s_tir=True)
-    def implementation(a: T.handle, b: T.handle) -> None:
-        A = T.match_buffer(a, (words, rows), "int8", offset_factor=1, strides=[T.int32(), 1])
-        B = T.match_buffer(b, (words, rows), "int8", offset_factor=1, strides=[rows, 1], scope=ACTIVATIONS)
-        with T.sblock("root"):
-            T.reads(A[0:words, 0:rows])
-            T.writes(B[0:words, 0:rows])
-            T.evaluate(
-                T.call_extern(
-                    "int32",
-                    "npu_load_activations",
-                    A.access_ptr("r"),
-                    A.strides[0],
-                    1,
-                    B.access_ptr("w"),
-                    words,
-                )
-            )
-
-    return description, implementation
+    name = f"npu.load_activations.{machine.dataflow}.{rows}.{words}"
+    return _registered(name, _copied(words, rows, ACTIVATIONS, order), implementation)
 
 
 def load_weights(machine: Machine, words: int) -> str:
     """Register the load of words of weights; return its name."""
     columns = machine.columns
-
-    @T.prim_func(s_tir=True)
-    def description(a: T.handle, b: T.handle) -> None:
-        A = T.match_buffer(a, (words, columns), "int8", offset_factor=1)
-        B = T.match_buffer(b, (words, columns), "int8", offset_factor=1, scope=WEIGHTS)
-        with T.sblock("root"):
-            T.reads(A[0:words, 0:columns])
-            T.writes(B[0:words, 0:columns])
-            for k, j in T.grid(words, columns):
-                with T.sblock("word"):
-                    vk, vj = T.axis.remap("SS", [k, j])
-                    B[vk, vj] = A[vk, vj]
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle) -> None:
@@ -133,7 +79,27 @@ def load_weights(machine: Machine, words: int) -> str:
                 T.call_extern("int32", "npu_load_weights", A.access_ptr("r"), B.access_ptr("w"), words)
             )
 
-    return _registered(f"npu.load_weights.{columns}.{words}", description, implementation)
+    name = f"npu.load_weights.{columns}.{words}"
+    return _registered(name, _copied(words, columns, WEIGHTS, _in_order), implementation)
+
+
+def _copied(words: int, lanes: int, scope: str, order: Order) -> Any:
+    """Return the description of a load: words of so many lanes, from a matrix with the indices in that order."""
+    height, width = order(words, lanes)
+
+    @T.prim_func(s_tir=True)
+    def description(a: T.handle, b: T.handle) -> None:
+        A = T.match_buffer(a, (height, width), "int8", offset_factor=1)
+        B = T.match_buffer(b, (words, lanes), "int8", offset_factor=1, scope=scope)
+        with T.sblock("root"):
+            T.reads(A[0:height, 0:width])
+            T.writes(B[0:words, 0:lanes])
+            for k, i in T.grid(words, lanes):
+                with T.sblock("word"):
+                    vk, vi = T.axis.remap("SS", [k, i])
+                    B[vk, vi] = A[order(vk, vi)]
+
+    return description
 
 
 def clear(machine: Machine, rows: int) -> str:
@@ -164,34 +130,32 @@ def clear(machine: Machine, rows: int) -> str:
 
 def tile(machine: Machine, words: int) -> str:
     """Register a tile of so many words of activations; return its name."""
-    # In both dataflows: sums [rows, columns], activations by words; the reduction is over words or over lanes.
-    build = _tile_weight_stationary if machine.weight_stationary else _tile_output_stationary
-    name = f"npu.tile.{machine.dataflow}.{machine.rows}.{machine.columns}.{words}"
-    return _registered(name, *build(machine.rows, machine.columns, words))
+    # Weight stationary: each word is a row of sums, and the reduction is over its lanes. Output stationary: each
+    # word is one step of the reduction, and its lanes are the rows.
+    rows, columns, order = machine.rows, machine.columns, _in_order if machine.weight_stationary else _swapped
+    outputs, depth = order(words, rows)
 
-
-def _tile_output_stationary(rows: int, columns: int, words: int) -> tuple[Any, Any]:
     @T.prim_func(s_tir=True)
     def description(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (words, rows), "int8", offset_factor=1, scope=ACTIVATIONS)
-        B = T.match_buffer(b, (words, columns), "int8", offset_factor=1, scope=WEIGHTS)
-        C = T.match_buffer(c, (rows, columns), "int32", offset_factor=1, scope=SUMS)
+        B = T.match_buffer(b, (depth, columns), "int8", offset_factor=1, scope=WEIGHTS)
+        C = T.match_buffer(c, (outputs, columns), "int32", offset_factor=1, scope=SUMS)
         with T.sblock("root"):
-            T.reads(C[0:rows, 0:columns], A[0:words, 0:rows], B[0:words, 0:columns])
-            T.writes(C[0:rows, 0:columns])
-            for i, j, k in T.grid(rows, columns, words):
+            T.reads(C[0:outputs, 0:columns], A[0:words, 0:rows], B[0:depth, 0:columns])
+            T.writes(C[0:outputs, 0:columns])
+            for i, j, k in T.grid(outputs, columns, depth):
                 with T.sblock("step"):
                     vi, vj, vk = T.axis.remap("SSR", [i, j, k])
-                    C[vi, vj] = C[vi, vj] + T.cast(A[vk, vi], "int32") * T.cast(B[vk, vj], "int32")
+                    C[vi, vj] = C[vi, vj] + T.cast(A[order(vi, vk)], "int32") * T.cast(B[vk, vj], "int32")
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (words, rows), "int8", offset_factor=1, strides=[rows, 1], scope=ACTIVATIONS)
-        B = T.match_buffer(b, (words, columns), "int8", offset_factor=1, strides=[columns, 1], scope=WEIGHTS)
-        C = T.match_buffer(c, (rows, columns), "int32", offset_factor=1, strides=[columns, 1], scope=SUMS)
+        B = T.match_buffer(b, (depth, columns), "int8", offset_factor=1, strides=[columns, 1], scope=WEIGHTS)
+        C = T.match_buffer(c, (outputs, columns), "int32", offset_factor=1, strides=[columns, 1], scope=SUMS)
         with T.sblock("root"):
-            T.reads(C[0:rows, 0:columns], A[0:words, 0:rows], B[0:words, 0:columns])
-            T.writes(C[0:rows, 0:columns])
+            T.reads(C[0:outputs, 0:columns], A[0:words, 0:rows], B[0:depth, 0:columns])
+            T.writes(C[0:outputs, 0:columns])
             T.evaluate(
                 T.call_extern(
                     "int32",
@@ -203,43 +167,8 @@ def _tile_output_stationary(rows: int, columns: int, words: int) -> tuple[Any, A
                 )
             )
 
-    return description, implementation
-
-
-def _tile_weight_stationary(rows: int, columns: int, words: int) -> tuple[Any, Any]:
-    @T.prim_func(s_tir=True)
-    def description(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (words, rows), "int8", offset_factor=1, scope=ACTIVATIONS)
-        B = T.match_buffer(b, (rows, columns), "int8", offset_factor=1, scope=WEIGHTS)
-        C = T.match_buffer(c, (words, columns), "int32", offset_factor=1, scope=SUMS)
-        with T.sblock("root"):
-            T.reads(C[0:words, 0:columns], A[0:words, 0:rows], B[0:rows, 0:columns])
-            T.writes(C[0:words, 0:columns])
-            for p, j, i in T.grid(words, columns, rows):
-                with T.sblock("step"):
-                    vp, vj, vi = T.axis.remap("SSR", [p, j, i])
-                    C[vp, vj] = C[vp, vj] + T.cast(A[vp, vi], "int32") * T.cast(B[vi, vj], "int32")
-
-    @T.prim_func(s_tir=True)
-    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (words, rows), "int8", offset_factor=1, strides=[rows, 1], scope=ACTIVATIONS)
-        B = T.match_buffer(b, (rows, columns), "int8", offset_factor=1, strides=[columns, 1], scope=WEIGHTS)
-        C = T.match_buffer(c, (words, columns), "int32", offset_factor=1, strides=[columns, 1], scope=SUMS)
-        with T.sblock("root"):
-            T.reads(C[0:words, 0:columns], A[0:words, 0:rows], B[0:rows, 0:columns])
-            T.writes(C[0:words, 0:columns])
-            T.evaluate(
-                T.call_extern(
-                    "int32",
-                    "npu_tile",
-                    A.access_ptr("r"),
-                    B.access_ptr("r"),
-                    C.access_ptr("rw"),
-                    words,
-                )
-            )
-
-    return description, implementation
+    name = f"npu.tile.{machine.dataflow}.{rows}.{columns}.{words}"
+    return _registered(name, description, implementation)
 
 
 def store(machine: Machine, rows: int, output: Output) -> str:

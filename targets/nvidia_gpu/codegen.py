@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tvm.tirx.build import split_host_device_mods
 
 from bitwright.compiler.errors import InternalError, ToolchainError
 from bitwright.targets.nvidia_gpu.ptxas import Resources, read_resources
-from bitwright.targets.toolchain.process import SHOWN_CHARACTERS
+from bitwright.targets.toolchain.process import run_tool
 
 NVCC_PLACES = ("/usr/local/cuda/bin/nvcc",)
 COMPILE_SECONDS = 600.0
@@ -213,7 +212,10 @@ def compile_cuda(source: str, architecture: str, kind: str = "cubin") -> tuple[b
         flags = ["-Xptxas", "-v"] if kind != "ptx" else []
         command = [nvcc, f"--{kind}", *_generation(architecture, kind), *OPTIONS, *flags]
         command += ["-o", str(result), "kernels.cu"]
-        said = _run(command, place)
+        # ptxas speaks on the error stream.
+        said = run_tool(
+            command, what="compiling CUDA kernels", timeout_s=COMPILE_SECONDS, folder=place, errors_too=True
+        )
         return result.read_bytes(), read_resources(said) if kind != "ptx" else ()
 
 
@@ -224,27 +226,3 @@ def _generation(architecture: str, kind: str) -> tuple[str, ...]:
         return (f"-arch={virtual}",)
     code = f"[{architecture},{virtual}]" if kind == "fatbin" else architecture
     return ("-gencode", f"arch={virtual},code={code}")
-
-
-def _run(command: Sequence[str], folder: Path) -> str:
-    """Run nvcc and return what it and ptxas said: ptxas speaks on the error stream."""
-    where = "compiling CUDA kernels"
-    try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            timeout=COMPILE_SECONDS,
-            cwd=folder,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        msg = f"'{command[0]}' did not run to its end: {error}"
-        raise ToolchainError(msg, where=where) from error
-    if done.returncode:
-        msg = f"'{command[0]}' failed with status {done.returncode}\n{done.stdout[-SHOWN_CHARACTERS:]}"
-        raise ToolchainError(msg, where=where)
-    return done.stdout

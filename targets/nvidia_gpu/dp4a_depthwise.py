@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from bitwright.compiler.lower.templates.assemble import kernel_of
 from bitwright.compiler.lower.templates.epilogue import Epilogue, channel_constants, epilogue_of
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, build_function, load, store
+from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, load, store
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
 from bitwright.targets.nvidia_gpu.mma import require_offsets, require_symmetric
@@ -69,19 +70,14 @@ def depthwise_kernel(
     constants = {
         n: a if n == "weight" else np.broadcast_to(a, geometry.channels).copy() for n, a in constants.items()
     }
-    parameters = [
-        Parameter("x", geometry.input_shape, "int8"),
-        *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
-        Parameter("y", geometry.output_shape, epilogue.dtype),
-    ]
     template = _Template(geometry, epilogue, params)
-    return Kernel(
-        key=f"depthwise|{intrinsic}|{geometry}|{epilogue}|{params}",
-        function=build_function(parameters, template.body),
-        constants=tuple(constants.values()),
-        output_shape=geometry.output_shape,
-        output_dtype=epilogue.dtype,
-        intrinsic=intrinsic,
+    return kernel_of(
+        f"depthwise|{intrinsic}|{geometry}|{epilogue}|{params}",
+        intrinsic,
+        Parameter("x", geometry.input_shape, "int8"),
+        constants,
+        Parameter("y", geometry.output_shape, epilogue.dtype),
+        template.body,
     )
 
 

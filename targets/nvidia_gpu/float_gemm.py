@@ -13,8 +13,9 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.errors import ProfileError
+from bitwright.compiler.lower.templates.assemble import kernel_of
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, build_function, load
+from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, load
 from bitwright.targets.backend import Kernel
 from bitwright.targets.nvidia_gpu.mma import Template, packed_weight, padded_channels, require_offsets
 from bitwright.targets.nvidia_gpu.mma_device import act, pointer
@@ -92,18 +93,13 @@ def half_gemm_kernel(
     addend = np.zeros(columns, np.float32) if bias is None else bias.astype(np.float32)
     packed = packed_weight(weight.astype(np.float16), geometry, tiling).view(np.int8)
     constants = {"weight": packed, "bias": padded_channels(addend, geometry, tiling)}
-    parameters = [
-        Parameter("x", geometry.input_shape, "float16"),
-        *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
-        Parameter("y", geometry.output_shape, "float16"),
-    ]
     output = HalfOutput(geometry, engine, relu)
     template = Template(geometry, extent_of(geometry, HALF_BYTES), engine, output, HALF_BYTES)
-    return Kernel(
-        key=f"{MMA_F16}|{geometry}|{relu}|{tiling}",
-        function=build_function(parameters, template.body),
-        constants=tuple(constants.values()),
-        output_shape=geometry.output_shape,
-        output_dtype="float16",
-        intrinsic=MMA_F16,
+    return kernel_of(
+        f"{MMA_F16}|{geometry}|{relu}|{tiling}",
+        MMA_F16,
+        Parameter("x", geometry.input_shape, "float16"),
+        constants,
+        Parameter("y", geometry.output_shape, "float16"),
+        template.body,
     )

@@ -15,9 +15,10 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from bitwright.compiler.errors import ProfileError
+from bitwright.compiler.lower.templates.assemble import kernel_of
 from bitwright.compiler.lower.templates.epilogue import channel_constants, epilogue_of
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, build_function
+from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
 from bitwright.targets.nvidia_gpu.mma_device import act, shared_bytes, thread_block
@@ -52,19 +53,14 @@ def tiled_kernel(
         "weight": packed_weight(step.weight, geometry, tiling),
         **{name: padded_channels(array, geometry, tiling) for name, array in arrays.items()},
     }
-    parameters = [
-        Parameter("x", geometry.input_shape, "int8"),
-        *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
-        Parameter("y", geometry.output_shape, epilogue.dtype),
-    ]
     template = Template(geometry, extent, engine, Output(geometry, epilogue, engine))
-    return Kernel(
-        key=f"{intrinsic}|{geometry}|{epilogue}|{tiling}",
-        function=build_function(parameters, template.body),
-        constants=tuple(constants.values()),
-        output_shape=geometry.output_shape,
-        output_dtype=epilogue.dtype,
-        intrinsic=intrinsic,
+    return kernel_of(
+        f"{intrinsic}|{geometry}|{epilogue}|{tiling}",
+        intrinsic,
+        Parameter("x", geometry.input_shape, "int8"),
+        constants,
+        Parameter("y", geometry.output_shape, epilogue.dtype),
+        template.body,
     )
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, build_function, load, store
+from bitwright.compiler.lower.templates.assemble import kernel_of
+from bitwright.compiler.lower.templates.scaffold import Buffer, Expr, Parameter, load, store
 from bitwright.compiler.lower.templates.weight_only_geometry import FOLD, WeightOnlyGeometry, packed_codes
 from bitwright.compiler.program.ops import SMALLEST_ACTIVATION, Program, WeightOnlyDot
 from bitwright.targets.backend import Kernel
@@ -132,18 +133,13 @@ def weight_only_kernel(step: WeightOnlyDot, program: Program, tile: WeightOnlyTi
     geometry = geometry_on_gpu(step, program)
     layout = Layout(geometry, tile)
     constants = _constants(step, layout)
-    parameters = [
+    return kernel_of(
+        f"weight_only|{intrinsic}|{geometry}|{tile}",
+        intrinsic,
         Parameter("x", geometry.input_shape, "float32"),
-        *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
+        constants,
         Parameter("y", geometry.output_shape, "float32"),
-    ]
-    return Kernel(
-        key=f"weight_only|{intrinsic}|{geometry}|{tile}",
-        function=build_function(parameters, _Template(layout).body),
-        constants=tuple(constants.values()),
-        output_shape=geometry.output_shape,
-        output_dtype="float32",
-        intrinsic=intrinsic,
+        _Template(layout).body,
     )
 
 

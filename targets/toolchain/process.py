@@ -37,6 +37,7 @@ def run_tool(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     accepted: Collection[int] = (0,),
+    errors_too: bool = False,
 ) -> str:
     """Run ``command`` and return its standard output.
 
@@ -49,13 +50,14 @@ def run_tool(
         environment: Variables added to this process's.
         folder: Where it runs; this process's own folder by default.
         accepted: Exit statuses that mean success.
+        errors_too: Also return, in between, what it writes to its error stream.
 
     Raises:
         ToolCrashError: A signal ended it.
         ToolchainError: It is missing, ran too long or failed.
     """
     try:
-        done = _finished(command, timeout_s, {**os.environ, **(environment or {})}, folder)
+        done = _finished(command, timeout_s, {**os.environ, **(environment or {})}, folder, errors_too)
     except OSError as error:
         msg = f"cannot start '{command[0]}': {error.strerror}"
         raise ToolchainError(msg, where=what) from error
@@ -63,7 +65,7 @@ def run_tool(
         msg = f"'{command[0]}' did not finish in {timeout_s:g} s"
         raise ToolchainError(msg, where=what) from error
     number = _signal_of(done.returncode)
-    output = (done.stderr.strip() or done.stdout.strip())[-SHOWN_CHARACTERS:]
+    output = ((done.stderr or "").strip() or done.stdout.strip())[-SHOWN_CHARACTERS:]
     if number:
         name = signal.Signals(number).name
         raise ToolCrashError(f"'{command[0]}' was ended by {name}\n{output}".rstrip(), number, where=what)
@@ -74,14 +76,18 @@ def run_tool(
 
 
 def _finished(
-    command: Sequence[str], timeout_s: float, environment: Mapping[str, str], folder: Path | None
+    command: Sequence[str],
+    timeout_s: float,
+    environment: Mapping[str, str],
+    folder: Path | None,
+    joined: bool,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a session of its own and collect what it writes."""
+    """Run a program in a session of its own and collect what it writes; ``joined`` to one stream or to two."""
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT if joined else subprocess.PIPE,
         text=True,
         errors="replace",
         env=environment,

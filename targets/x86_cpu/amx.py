@@ -23,15 +23,17 @@ from bitwright.compiler.lower.templates.epilogue import (
     store_parts,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.implicit_gemm import PARALLEL_PIECES, parallel_chunks
 from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight, pad_channels
+from bitwright.compiler.lower.templates.register_tiles import first_activation
 from bitwright.compiler.lower.templates.scaffold import (
+    PARALLEL_PIECES,
     Buffer,
     Expr,
     allocate,
     allocate_addressed,
     load,
     loop,
+    parallel_chunks,
     share,
     store,
 )
@@ -303,16 +305,12 @@ class _Template:
             # A stride of 0 fills all rows with the bias, for less than adding it later takes.
             bias = T.address_of(views.constants[0][block * self.layout.block + v * TILE_CHANNELS])
             _tile_instruction("tileloadd64", _tile(2 * i + v), bias, T.int64(0))
-        self._reduce(views, block, [self._origin(block, row, column) for row, column in places], phase)
+        g, s = self.geometry, self.staging
+        origins = [first_activation(g, s, self.layout, block, row, column) for row, column in places]
+        self._reduce(views, block, origins, phase)
         for i, v in targets:
             at = i * TILE_ROWS * self.layout.block + v * TILE_CHANNELS
             _tile_instruction("tilestored64", _tile(2 * i + v), T.address_of(views.accumulators[at]), stride)
-
-    def _origin(self, block: Expr, row: Expr, column: Expr) -> Expr:
-        g, s = self.geometry, self.staging
-        image = row // g.out_height * s.height + row % g.out_height * g.strides[0]
-        group = block // self.layout.blocks(g)
-        return (image * s.width + column * g.strides[1]) * g.channels + group * g.group_channels
 
     def _reduce(self, views: _Buffers, block: Expr, origins: list[Expr], phase: _Phase) -> None:
         g = self.geometry

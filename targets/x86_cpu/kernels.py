@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from bitwright.compiler.lower.templates import depthwise, depthwise_dot, implicit_gemm
 from bitwright.compiler.lower.templates.choice import (
     as_choice,
     available_intrinsics,
@@ -17,6 +16,11 @@ from bitwright.compiler.lower.templates.choice import (
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.lower.templates.instruction import DotInstruction
+from bitwright.compiler.lower.templates.vector_choice import (
+    depthwise_choices,
+    implicit_gemm_choices,
+    vector_kernel,
+)
 from bitwright.compiler.lower.templates.weight_only_choice import (
     weight_only_candidates,
     weight_only_choice_kernel,
@@ -32,7 +36,7 @@ from bitwright.targets.x86_cpu.vnni import VNNI
 VECTOR_INSTRUCTIONS = {i.name: i for i in (VNNI, AVX2)}
 CODE_INSTRUCTIONS = {i.name: i for i in (CODE_VNNI, CODE_AVX2)}
 REGISTER_BYTES = {VNNI.name: 64, AVX2.name: 32}
-IMPLICIT_GEMM, DEPTHWISE, DEPTHWISE_DOT, AMX = "implicit_gemm", "depthwise", "depthwise_dot", "amx"
+AMX = "amx"
 MAX_CANDIDATES = 300
 
 
@@ -84,11 +88,7 @@ def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> 
     _, geometry = dot_of(step, program)
     if geometry.is_depthwise:
         vectors = [VECTOR_INSTRUCTIONS[n] for n in available if n in VECTOR_INSTRUCTIONS]
-        dots = [
-            as_choice(DEPTHWISE_DOT, v.name, p) for v in vectors for p in depthwise_dot.space(geometry, v)
-        ]
-        params = depthwise.space(geometry, _register_bytes(available))
-        return tuple([*dots, *(as_choice(DEPTHWISE, "llvm", p) for p in params)][:MAX_CANDIDATES])
+        return tuple(depthwise_choices(geometry, vectors, _register_bytes(available)))[:MAX_CANDIDATES]
     first = choose_intrinsic(geometry, available)
     known = [n for n in available if n == amx.NAME or n in VECTOR_INSTRUCTIONS]
     names = sorted(known, key=lambda name: name != first)
@@ -97,10 +97,8 @@ def candidates_for(step: Step, program: Program, available: tuple[str, ...]) -> 
 
 def _space(geometry: DotGeometry, name: str) -> Iterator[KernelChoice]:
     if name == amx.NAME:
-        yield from (as_choice(AMX, name, p) for p in amx.space(geometry))
-    else:
-        params = implicit_gemm.space(geometry, VECTOR_INSTRUCTIONS[name])
-        yield from (as_choice(IMPLICIT_GEMM, name, p) for p in params)
+        return (as_choice(AMX, name, p) for p in amx.space(geometry))
+    return implicit_gemm_choices(geometry, VECTOR_INSTRUCTIONS[name])
 
 
 def _register_bytes(available: tuple[str, ...]) -> int:
@@ -132,18 +130,6 @@ def kernel_for(
     dot, geometry = dot_of(step, program)
     known = candidates_for(step, program, available)
     chosen = known[0] if choice is None else require_candidate(choice, known, step)
-    if chosen.template == DEPTHWISE:
-        plan = params_of(chosen, depthwise.DepthwiseParams)
-        return depthwise.depthwise_kernel(
-            dot, program, geometry, register_bytes=_register_bytes(available), params=plan
-        )
     if chosen.template == AMX:
         return amx.amx_kernel(dot, program, geometry, params_of(chosen, amx.AmxParams))
-    if chosen.template == DEPTHWISE_DOT:
-        cut = params_of(chosen, depthwise_dot.DepthwiseDotParams)
-        return depthwise_dot.depthwise_dot_kernel(
-            dot, program, geometry, VECTOR_INSTRUCTIONS[chosen.intrinsic], cut
-        )
-    blocking = params_of(chosen, implicit_gemm.ImplicitGemmParams)
-    instruction = VECTOR_INSTRUCTIONS[chosen.intrinsic]
-    return implicit_gemm.implicit_gemm_kernel(dot, program, geometry, instruction, blocking)
+    return vector_kernel(chosen, dot, program, geometry, VECTOR_INSTRUCTIONS, _register_bytes(available))

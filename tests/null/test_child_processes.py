@@ -75,8 +75,13 @@ def test_what_a_tool_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_a_tool_that_ends_in_time_gives_its_output_and_its_status() -> None:
     assert run_tool(("sh", "-c", "echo $0 done"), what="saying", timeout_s=60) == "sh done\n"
+    both = ("sh", "-c", "echo one; echo two >&2; echo three")
+    assert run_tool(both, what="saying", timeout_s=60) == "one\nthree\n"
+    assert run_tool(both, what="saying", timeout_s=60, errors_too=True) == "one\ntwo\nthree\n"
     with pytest.raises(ToolchainError, match=r"failed with status 3\nwrong"):
         run_tool(("sh", "-c", "echo wrong >&2; exit 3"), what="failing", timeout_s=60)
+    with pytest.raises(ToolchainError, match=r"failed with status 3\nwrong"):
+        run_tool(("sh", "-c", "echo wrong >&2; exit 3"), what="failing", timeout_s=60, errors_too=True)
     with pytest.raises(ToolCrashError, match="SIGTERM"):
         run_tool(("sh", "-c", "kill -TERM $$"), what="dying", timeout_s=60)
     with pytest.raises(ToolchainError, match="cannot start 'no-such-tool-anywhere'"):

@@ -17,8 +17,12 @@ from bitwright.compiler.cli.progress import TerminalProgress
 from bitwright.compiler.report.explain import changes, explain
 from bitwright.targets import loader
 
-VERBS = ("compile", "quantize", "inspect", "verify", "bench", "report", "explain", "export")
-TARGET_VERBS = ("list", "show", "check", "new", "schema")
+VERBS = (
+    *("quantize", "compile", "train", "export", "gguf"),
+    *("inspect", "verify", "report", "explain", "bench", "evaluate", "generate"),
+    *("recipes", "sweep", "tune"),
+)
+TARGET_VERBS = ("list", "show", "check", "new", "probe", "schema")
 
 
 def test_version(capsys):

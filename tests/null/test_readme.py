@@ -15,6 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
+ANCHOR = re.compile(r"\]\(((?!http)[^)#]*)#([^)]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+OUR_FILE = re.compile(r"(?<![\w./-])(?:compiler|passes|targets|tests|benchmarks|examples|docs)/[\w./-]+")
+# What pages tell readers to add.
+INVENTED = {"CONTRIBUTING.md": {"passes/remove_double_negation.py", "targets/FAMILY"}}
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAM = Path(sys.executable).with_name("bitwright")
 
@@ -42,6 +49,28 @@ def help_of(verb: tuple[str, ...]) -> str:
 def test_links_lead_to_files(page: Path) -> None:
     targets = [t for t in LINK.findall(page.read_text(encoding="utf-8")) if not t.startswith("http")]
     assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+def anchor_of(heading: str) -> str:
+    """Return what a link to a heading says behind its #."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_to_headings_lead_to_some(page: Path) -> None:
+    dead = []
+    for file, anchor in ANCHOR.findall(page.read_text(encoding="utf-8")):
+        text = (page.parent / file if file else page).read_text(encoding="utf-8")
+        if anchor not in map(anchor_of, HEADING.findall(FENCED.sub("", text))):
+            dead.append(f"{file}#{anchor}")
+    assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_are_named_are_there(page: Path) -> None:
+    spans = CODE.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
+    named = {name.rstrip("/.") for span in spans for name in OUR_FILE.findall(span)}
+    assert {n for n in named if not (ROOT / n).exists()} <= INVENTED.get(page.name, set())
 
 
 @pytest.mark.parametrize("line", commands())

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from qdq_cases import (
+from qdq_cases import CASES
+from qdq_models import (
     BIAS,
-    CASES,
     PARAMS,
     Case,
     build,

@@ -13,9 +13,9 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from bitwright.compiler.lower.dynamic.sizes import Polynomial, expression, substituted
 from bitwright.compiler.lower.dynamic.threads import spread
 from bitwright.compiler.lower.float.row_program import REDUCTIONS, Access, RowProgram
-from bitwright.compiler.lower.float.rows import MIN_PARALLEL_WORK, RowWriter
+from bitwright.compiler.lower.float.rows import MIN_PARALLEL_WORK, RowWriter, emit_row
 from bitwright.compiler.lower.float.storage import load, store
-from bitwright.compiler.lower.float.vectors import VectorUnit, across, keep, number
+from bitwright.compiler.lower.float.vectors import VectorUnit, across, number
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
@@ -42,11 +42,11 @@ def any_row_function(program: RowProgram, unit: VectorUnit) -> tirx.PrimFunc:
     def emit(buffers: list[Buffer]) -> None:
         rows: Any = reduce(lambda a, b: a * b, compact.extents[:-1], 1)
         work = expression(rows * compact.extents[-1], length) * len(program.nodes)
-        follows = isinstance(compact.extents[-1], Polynomial)
+        writer = _AnyRow if isinstance(compact.extents[-1], Polynomial) else RowWriter
         spread(
             expression(rows, length),
             work >= MIN_PARALLEL_WORK,
-            lambda row: _emit_row(written, unit, buffers, row, follows),
+            lambda row: emit_row(written, unit, buffers, row, writer, T.int64),
         )
 
     return build_function(parameters, emit)
@@ -65,21 +65,6 @@ def _without_single(program: RowProgram) -> RowProgram:
         sources=tuple(map(cut, program.sources)),
         output=cut(program.output),
     )
-
-
-def _emit_row(program: RowProgram, unit: VectorUnit, buffers: list[Buffer], row: Expr, follows: bool) -> None:
-    index: list[Expr] = []
-    for extent in reversed(program.extents[1:-1]):
-        index.insert(0, row % extent)
-        row = row // extent
-    if len(program.extents) > 1:
-        index.insert(0, row)
-    bases = [
-        keep(sum((i * s for i, s in zip(index, a.strides, strict=False)), T.int64(0)))
-        for a in (*program.sources, program.output)
-    ]
-    writer = _AnyRow if follows else RowWriter
-    writer(program, unit, buffers, bases).run()
 
 
 @dataclass

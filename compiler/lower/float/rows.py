@@ -74,7 +74,7 @@ def _emit(program: RowProgram, unit: VectorUnit, buffers: list[Buffer]) -> None:
     # Pieces and not rows: TVM allocates what is inside a parallel loop anew for each of its iterations.
     tasks = _tasks(rows) if work >= MIN_PARALLEL_WORK else 1
     with loop(tasks, parallel=tasks > 1) as task, loop(rows // tasks) as row:
-        _emit_row(program, unit, buffers, keep(task * (rows // tasks) + row))
+        emit_row(program, unit, buffers, keep(task * (rows // tasks) + row), RowWriter, T.int32)
 
 
 def _tasks(rows: int) -> int:
@@ -82,7 +82,24 @@ def _tasks(rows: int) -> int:
     return max(d for d in range(1, min(rows, MAX_TASKS) + 1) if rows % d == 0)
 
 
-def _emit_row(program: RowProgram, unit: VectorUnit, buffers: list[Buffer], row: Expr) -> None:
+def emit_row(
+    program: RowProgram,
+    unit: VectorUnit,
+    buffers: list[Buffer],
+    row: Expr,
+    writer: type[RowWriter],
+    integer: Callable[[int], Expr],
+) -> None:
+    """Emit the passes over one row.
+
+    Args:
+        program: What is computed.
+        unit: Vector registers.
+        buffers: Flat sources and output.
+        row: Number of the row, of all of them.
+        writer: How a row is written.
+        integer: Makes a constant of the type that indices have.
+    """
     index: list[Expr] = []
     for extent in reversed(program.extents[1:-1]):
         index.insert(0, row % extent)
@@ -90,10 +107,10 @@ def _emit_row(program: RowProgram, unit: VectorUnit, buffers: list[Buffer], row:
     if len(program.extents) > 1:
         index.insert(0, row)
     bases = [
-        keep(sum((i * s for i, s in zip(index, a.strides, strict=False)), T.int32(0)))
+        keep(sum((i * s for i, s in zip(index, a.strides, strict=False)), integer(0)))
         for a in (*program.sources, program.output)
     ]
-    RowWriter(program, unit, buffers, bases).run()
+    writer(program, unit, buffers, bases).run()
 
 
 @dataclass

@@ -33,16 +33,40 @@ def assemble_kernel(
         constants: Name -> array, in parameter order.
         body: Writes the loops, given flat views of the activations, the constants and the output.
     """
-    parameters = [
+    return kernel_of(
+        f"{intrinsic}|{geometry}|{staging}|{epilogue}|{params}",
+        intrinsic,
         Parameter("x", geometry.input_shape, staging.source),
-        *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
+        constants,
         Parameter("y", geometry.output_shape, epilogue.dtype),
-    ]
+        body,
+    )
+
+
+def kernel_of(
+    key: str,
+    intrinsic: str,
+    source: Parameter,
+    constants: dict[str, np.ndarray],
+    output: Parameter,
+    body: Callable[[list[Buffer]], None],
+) -> Kernel:
+    """Build the function and the record of a kernel that reads one tensor and constants.
+
+    Args:
+        key: Kernels with equal keys have the same function.
+        intrinsic: Compute row it is built on, or "llvm".
+        source: The activations.
+        constants: Name -> array, in parameter order.
+        output: The result.
+        body: Writes the loops, given flat views of the activations, the constants and the output.
+    """
+    arrays = (Parameter(name, array.shape, array.dtype.name) for name, array in constants.items())
     return Kernel(
-        key=f"{intrinsic}|{geometry}|{staging}|{epilogue}|{params}",
-        function=build_function(parameters, body),
+        key=key,
+        function=build_function([source, *arrays, output], body),
         constants=tuple(constants.values()),
-        output_shape=geometry.output_shape,
-        output_dtype=epilogue.dtype,
+        output_shape=output.shape,
+        output_dtype=output.dtype,
         intrinsic=intrinsic,
     )

@@ -20,8 +20,8 @@ from bitwright.compiler.lower.templates.epilogue import (
     epilogue_of,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS
 from bitwright.compiler.lower.templates.scaffold import (
+    MIN_PARALLEL_MACS,
     Buffer,
     Expr,
     allocate,

@@ -26,9 +26,10 @@ from bitwright.compiler.lower.templates.epilogue import (
     store_parts,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS, PARALLEL_PIECES
 from bitwright.compiler.lower.templates.instruction import DotInstruction
 from bitwright.compiler.lower.templates.scaffold import (
+    MIN_PARALLEL_MACS,
+    PARALLEL_PIECES,
     Buffer,
     Expr,
     allocate,

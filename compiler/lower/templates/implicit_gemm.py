@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tvm.script.ir_builder import tirx as T  # noqa: N812
-
 from bitwright.compiler.lower.templates.assemble import assemble_kernel
 from bitwright.compiler.lower.templates.epilogue import (
     Epilogue,
@@ -22,23 +20,19 @@ from bitwright.compiler.lower.templates.epilogue import (
 from bitwright.compiler.lower.templates.geometry import DotGeometry
 from bitwright.compiler.lower.templates.instruction import DotInstruction
 from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight, pad_channels
+from bitwright.compiler.lower.templates.register_tiles import Tile, by_channels, first_activation, over_tiles
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
     allocate,
     load,
     loop,
-    share,
+    parallel_chunks,
     store,
 )
 from bitwright.compiler.lower.templates.staging import Staging, plan_staging, stage
 from bitwright.compiler.program.ops import Dot, Program
 from bitwright.targets.backend import Kernel
-
-# Starting and joining threads costs microseconds: about what a million multiply-accumulates cost on one core.
-MIN_PARALLEL_MACS = 1 << 20
-# Enough pieces that threads of unequal speed finish together, few enough that each keeps its weights cached.
-PARALLEL_PIECES = 16
 
 
 @dataclass(frozen=True)
@@ -56,11 +50,6 @@ class ImplicitGemmParams:
     vectors: int
     chunks: int
     parallel: bool
-
-
-def parallel_chunks(tiles: int, blocks: int) -> int:
-    """Return into how many pieces ``tiles`` are split when ``blocks`` weight blocks are parallel as well."""
-    return max(1, min(tiles, -(-PARALLEL_PIECES // blocks)))
 
 
 def choose_params(geometry: DotGeometry, instruction: DotInstruction) -> ImplicitGemmParams:
@@ -146,16 +135,6 @@ def implicit_gemm_kernel(
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """Where one register tile lies: weight block, output row and column, number of pixels."""
-
-    block: Expr
-    row: Expr
-    column: Expr
-    pixels: int
-
-
-@dataclass(frozen=True)
 class _Buffers:
     staged: Buffer
     weight: Buffer
@@ -176,25 +155,16 @@ class _Template:
         x, weight, *constants, y = buffers
         staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
         views = _Buffers(staged, weight, constants, y)
-        blocks = self.geometry.group * self.layout.blocks(self.geometry)
-        with loop(blocks * self.params.chunks, parallel=self.params.parallel) as piece:
-            block, chunk = piece // self.params.chunks, piece % self.params.chunks
-            full, tail = divmod(self.geometry.out_width, self.params.pixels)
-            self._tiles(views, block, chunk, full, self.params.pixels, 0)
-            self._tiles(views, block, chunk, 1 if tail else 0, tail, full * self.params.pixels)
+        over_tiles(
+            self.geometry,
+            self.layout,
+            self.params.pixels,
+            self.params.chunks,
+            lambda tile: self._tile(views, tile),
+            parallel=self.params.parallel,
+        )
 
-    def _tiles(
-        self, views: _Buffers, block: Expr, chunk: Expr, per_row: int, pixels: int, column: int
-    ) -> None:
-        """Emit this chunk's share of the ``per_row`` tiles of every row, the first at ``column``."""
-        count = self.geometry.rows * per_row
-        if not count:
-            return
-        with share(count, self.params.chunks, chunk) as tile:
-            at = column + tile % per_row * pixels
-            self._tile(views, _Tile(block, tile // per_row, at, pixels))
-
-    def _tile(self, views: _Buffers, tile: _Tile) -> None:
+    def _tile(self, views: _Buffers, tile: Tile) -> None:
         # One for each pixel: a single one of them all would be too large for the stack, and asked for at every tile.
         accumulators = [allocate((self.layout.block,), "int32", "local") for _ in range(tile.pixels)]
         lanes = self.layout.lanes
@@ -203,13 +173,16 @@ class _Template:
                 bias = load(views.constants[0], [tile.block * self.layout.block + vector * lanes], lanes)
                 store(accumulators[pixel], bias, [vector * lanes], lanes)
         self._reduce(views, tile, accumulators)
-        self._finish(views, tile, accumulators)
+        by_channels(
+            self.geometry,
+            self.layout,
+            tile.block,
+            lambda channels: self._store(views, tile, accumulators, channels),
+        )
 
-    def _reduce(self, views: _Buffers, tile: _Tile, accumulators: list[Buffer]) -> None:
+    def _reduce(self, views: _Buffers, tile: Tile, accumulators: list[Buffer]) -> None:
         g, s = self.geometry, self.staging
-        group = tile.block // self.layout.blocks(g)
-        image = tile.row // g.out_height * s.height + tile.row % g.out_height * g.strides[0]
-        origin = (image * s.width + tile.column * g.strides[1]) * g.channels + group * g.group_channels
+        origin = first_activation(g, s, self.layout, tile.block, tile.row, tile.column)
         (th, tw), chunks = g.taps, self.layout.chunks(g)
         with loop(th) as row, loop(tw) as column, loop(chunks) as chunk:
             tap = row * g.dilations[0] * s.width + column * g.dilations[1]
@@ -230,19 +203,7 @@ class _Template:
                 total = self.instruction.emit(load(accumulators[pixel], at, lanes), activations, weights)
                 store(accumulators[pixel], total, at, lanes)
 
-    def _finish(self, views: _Buffers, tile: _Tile, accumulators: list[Buffer]) -> None:
-        blocks = self.layout.blocks(self.geometry)
-        last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
-        if last == self.layout.block or blocks == 1:
-            self._store(views, tile, accumulators, last)
-            return
-        with T.If(tile.block % blocks < blocks - 1):
-            with T.Then():
-                self._store(views, tile, accumulators, self.layout.block)
-            with T.Else():
-                self._store(views, tile, accumulators, last)
-
-    def _store(self, views: _Buffers, tile: _Tile, accumulators: list[Buffer], channels: int) -> None:
+    def _store(self, views: _Buffers, tile: Tile, accumulators: list[Buffer], channels: int) -> None:
         g, blocks, lanes = self.geometry, self.layout.blocks(self.geometry), self.layout.lanes
         first = tile.block // blocks * g.group_outputs + tile.block % blocks * self.layout.block
         pixel_at = tile.row * g.out_width + tile.column

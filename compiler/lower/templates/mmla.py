@@ -23,17 +23,18 @@ from bitwright.compiler.lower.templates.epilogue import (
     store_parts,
 )
 from bitwright.compiler.lower.templates.geometry import DotGeometry
-from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS, parallel_chunks
 from bitwright.compiler.lower.templates.instruction import Narrowing
 from bitwright.compiler.lower.templates.packing import WeightLayout, pack_weight, pad_channels
+from bitwright.compiler.lower.templates.register_tiles import Tile, by_channels, first_activation, over_tiles
 from bitwright.compiler.lower.templates.scaffold import (
+    MIN_PARALLEL_MACS,
     Buffer,
     Expr,
     allocate,
     load,
     loop,
+    parallel_chunks,
     pieces,
-    share,
     shuffle,
     splat,
     store,
@@ -210,16 +211,6 @@ def largest_sum(step: Dot, bias: np.ndarray, operand: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """Where one register tile lies: weight block, output row and column, number of pixels."""
-
-    block: Expr
-    row: Expr
-    column: Expr
-    pixels: int
-
-
-@dataclass(frozen=True)
 class _Buffers:
     staged: Buffer
     weight: Buffer
@@ -242,26 +233,16 @@ class _Template:
         x, weight, bias, *constants, y = buffers
         staged = stage(x, self.geometry, self.staging, parallel=self.params.parallel)
         views = _Buffers(staged, weight, bias, constants, y)
-        blocks = self.geometry.group * self.layout.blocks(self.geometry)
-        with loop(blocks * self.params.chunks, parallel=self.params.parallel) as piece:
-            block, chunk = piece // self.params.chunks, piece % self.params.chunks
-            pixels = self.params.groups * self.instruction.rows
-            full, tail = divmod(self.geometry.out_width, pixels)
-            self._tiles(views, block, chunk, full, pixels, 0)
-            self._tiles(views, block, chunk, 1 if tail else 0, tail, full * pixels)
+        over_tiles(
+            self.geometry,
+            self.layout,
+            self.params.groups * self.instruction.rows,
+            self.params.chunks,
+            lambda tile: self._tile(views, tile),
+            parallel=self.params.parallel,
+        )
 
-    def _tiles(
-        self, views: _Buffers, block: Expr, chunk: Expr, per_row: int, pixels: int, column: int
-    ) -> None:
-        """Emit this chunk's share of the ``per_row`` tiles of every row, the first at ``column``."""
-        count = self.geometry.rows * per_row
-        if not count:
-            return
-        with share(count, self.params.chunks, chunk) as tile:
-            at = column + tile % per_row * pixels
-            self._tile(views, _Tile(block, tile // per_row, at, pixels))
-
-    def _tile(self, views: _Buffers, tile: _Tile) -> None:
+    def _tile(self, views: _Buffers, tile: Tile) -> None:
         width, groups = self.instruction.width, -(-tile.pixels // self.instruction.rows)
         sums = allocate((groups, self.params.vectors * width), "int32", "local")
         for vector in range(self.params.vectors):
@@ -269,13 +250,14 @@ class _Template:
             for group in range(groups):
                 store(sums, bias, [group, vector * width], width)
         self._reduce(views, tile, sums)
-        self._finish(views, tile, self._by_pixel(sums, tile.pixels))
+        lines = self._by_pixel(sums, tile.pixels)
+        by_channels(
+            self.geometry, self.layout, tile.block, lambda channels: self._store(views, tile, lines, channels)
+        )
 
-    def _reduce(self, views: _Buffers, tile: _Tile, sums: Buffer) -> None:
+    def _reduce(self, views: _Buffers, tile: Tile, sums: Buffer) -> None:
         g, s = self.geometry, self.staging
-        group = tile.block // self.layout.blocks(g)
-        image = tile.row // g.out_height * s.height + tile.row % g.out_height * g.strides[0]
-        origin = (image * s.width + tile.column * g.strides[1]) * g.channels + group * g.group_channels
+        origin = first_activation(g, s, self.layout, tile.block, tile.row, tile.column)
         (th, tw), steps = g.taps, self.layout.chunks(g)
         sizes = chunk_sizes(g, self.instruction)
         spans = sizes.count(SPAN)
@@ -329,19 +311,7 @@ class _Template:
                 store(lines, shuffle(parts, taken), [pixel, vector * lanes], width)
         return lines
 
-    def _finish(self, views: _Buffers, tile: _Tile, lines: Buffer) -> None:
-        blocks = self.layout.blocks(self.geometry)
-        last = self.geometry.group_outputs - (blocks - 1) * self.layout.block
-        if last == self.layout.block or blocks == 1:
-            self._store(views, tile, lines, last)
-            return
-        with T.If(tile.block % blocks < blocks - 1):
-            with T.Then():
-                self._store(views, tile, lines, self.layout.block)
-            with T.Else():
-                self._store(views, tile, lines, last)
-
-    def _store(self, views: _Buffers, tile: _Tile, lines: Buffer, channels: int) -> None:
+    def _store(self, views: _Buffers, tile: Tile, lines: Buffer, channels: int) -> None:
         parts = [
             self._part(tile, lines, pixel, first, channels)
             for pixel in range(tile.pixels)
@@ -350,7 +320,7 @@ class _Template:
         narrowing = self.instruction.narrowing
         store_parts(self.epilogue, parts, [views.bias, *views.constants], views.output, QUAD, narrowing)
 
-    def _part(self, tile: _Tile, lines: Buffer, pixel: int, first: int, channels: int) -> Part:
+    def _part(self, tile: Tile, lines: Buffer, pixel: int, first: int, channels: int) -> Part:
         g, blocks = self.geometry, self.layout.blocks(self.geometry)
         block_at = tile.block // blocks * g.group_outputs + tile.block % blocks * self.layout.block
         total = load(lines, [pixel, first], QUAD)

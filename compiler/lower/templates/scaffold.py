@@ -22,6 +22,10 @@ COPY_WIDTH = 64
 # Below this TVM puts a buffer on the stack if its scope is "global". Of the scope "local" every buffer comes from the
 # runtime, by calls of hundreds of instructions whenever the loop around it comes by, used or not.
 STACK_BYTES = 1024
+# Starting and joining threads costs microseconds: about what a million multiply-accumulates cost on one core.
+MIN_PARALLEL_MACS = 1 << 20
+# Enough pieces that threads of unequal speed finish together, few enough that each keeps its weights cached.
+PARALLEL_PIECES = 16
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,11 @@ def loop(extent: int, *, parallel: bool = False) -> AbstractContextManager[Expr]
     """Open a loop from 0 to ``extent``."""
     frame: AbstractContextManager[Expr] = T.parallel(extent) if parallel else T.serial(extent)
     return frame
+
+
+def parallel_chunks(tiles: int, blocks: int) -> int:
+    """Return into how many pieces ``tiles`` are split when ``blocks`` weight blocks are parallel as well."""
+    return max(1, min(tiles, -(-PARALLEL_PIECES // blocks)))
 
 
 @contextmanager

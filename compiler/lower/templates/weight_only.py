@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from bitwright.compiler.lower.templates.assemble import kernel_of
 from bitwright.compiler.lower.templates.rounded_blocks import BlockRounding, RoundedBlocks, round_blocks
 from bitwright.compiler.lower.templates.scaffold import (
     Buffer,
     Expr,
     Parameter,
     allocate,
-    build_function,
     load,
     loop,
     pieces,
@@ -68,19 +68,14 @@ def weight_only_kernel(
     geometry = weight_only_geometry(step, program, instruction)
     params = params or next(space(geometry, instruction))
     constants = _constants(step, geometry, instruction, params.vectors)
-    parameters = [
-        Parameter("x", geometry.input_shape, "float32"),
-        *(Parameter(name, array.shape, array.dtype.name) for name, array in constants.items()),
-        Parameter("y", geometry.output_shape, "float32"),
-    ]
     template = _Template(geometry, instruction, params)
-    return Kernel(
-        key=f"weight_only|{instruction.name}|{geometry}|{params}",
-        function=build_function(parameters, template.body),
-        constants=tuple(constants.values()),
-        output_shape=geometry.output_shape,
-        output_dtype="float32",
-        intrinsic=instruction.name,
+    return kernel_of(
+        f"weight_only|{instruction.name}|{geometry}|{params}",
+        instruction.name,
+        Parameter("x", geometry.input_shape, "float32"),
+        constants,
+        Parameter("y", geometry.output_shape, "float32"),
+        template.body,
     )
 
 

@@ -8,8 +8,7 @@ from math import prod
 
 import numpy as np
 
-from bitwright.compiler.lower.templates.implicit_gemm import MIN_PARALLEL_MACS, PARALLEL_PIECES
-from bitwright.compiler.lower.templates.scaffold import Expr
+from bitwright.compiler.lower.templates.scaffold import MIN_PARALLEL_MACS, PARALLEL_PIECES, Expr
 from bitwright.compiler.program.ops import Program, WeightOnlyDot
 
 FOLD = 4

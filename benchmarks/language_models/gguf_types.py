@@ -1,6 +1,7 @@
 """tinylm as GGUF: size and perplexity of every type, beside llama.cpp's own rounding, and what llama.cpp makes of it.
 
-``BITWRIGHT_ZOO=... python benchmarks/gguf_types.py [--types Q4_K_M ...] [--bits 4.5 ...] [--windows 128] [--out DIR]``
+``BITWRIGHT_ZOO=... python benchmarks/language_models/gguf_types.py [--types Q4_K_M ...] [--bits 4.5 ...]
+[--windows 128] [--out DIR]``
 
 Perplexities are those of the ONNX model with the weights that the file gives, dequantized, on 256-token windows of
 held-out text, in ONNX Runtime. Where ``llama_cpp`` (PyPI: llama-cpp-python) is importable, llama.cpp also rounds the
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from zoo import folder, load
 
 from bitwright.compiler.ort.session import SessionConfig, open_session
 from bitwright.compiler.to_gguf.export import Opened, Request, export_gguf, open_decoder
 from bitwright.compiler.to_gguf.importance import mean_squares
 from bitwright.compiler.to_gguf.mixtures import MIXTURES
 from bitwright.compiler.to_gguf.restore import listing, with_weights_of
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from zoo import folder, load
 
 WINDOW = 256
 CALIBRATION = 32

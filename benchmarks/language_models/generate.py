@@ -1,6 +1,6 @@
 """Generating text with 4-bit weights: the compiled artifact against ONNX Runtime's int4, one thread, by turns.
 
-usage: BITWRIGHT_ZOO=... python benchmarks/generate.py [tinylm] [layers]
+usage: BITWRIGHT_ZOO=... python benchmarks/language_models/generate.py [tinylm] [layers]
 
 ``tinylm``: the whole decoder, one new token behind 16, 64 and 256 others, and prompts of 16 and 64 tokens. ``layers``:
 one layer and the head in the widths of a decoder with a billion parameters (random weights, a small vocabulary).
@@ -26,8 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from turns import Call, best_times
-from zoo import folder, load
 
 import bitwright
 from bitwright.compiler.bench.models import load_session_config
@@ -39,6 +37,10 @@ from bitwright.compiler.ort.bound import bound_call
 from bitwright.compiler.ort.session import SessionConfig, config_for, open_session
 from bitwright.compiler.pipeline import FRONT
 from bitwright.targets.loader import load_profile
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from turns import Call, best_times
+from zoo import folder, load
 
 LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 CONTEXT = 512
@@ -140,7 +142,7 @@ def tinylm_table() -> None:
 
 def layers_table() -> None:
     """Print one layer in the widths of a decoder with a billion parameters."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "null"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "null"))
     from checkpoints import CheckpointSizes, write_checkpoint
 
     from bitwright.compiler.hugging_face.checkpoint import open_checkpoint

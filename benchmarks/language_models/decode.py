@@ -1,6 +1,6 @@
 """Decoding with 4-bit weights: the compiled artifact against ONNX Runtime's MatMulNBits, one thread, by turns.
 
-usage: BITWRIGHT_ZOO=... python benchmarks/decode.py [model] [shapes] [rows]
+usage: BITWRIGHT_ZOO=... python benchmarks/language_models/decode.py [model] [shapes] [rows]
 
 ``model``: tinylm with a key-value cache, both runtimes executing the same Q/DQ file. ``shapes``: single products of one
 row in the sizes of a decoder with a billion parameters. ``rows``: one of these with more rows, as a prompt has.
@@ -24,9 +24,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import tvm
-from turns import Call, best_times
 from tvm.runtime.vm import VirtualMachine
-from zoo import Feeds, folder, load
 
 from bitwright.compiler.compilation import Compilation
 from bitwright.compiler.lower.compile import compile_module
@@ -42,6 +40,10 @@ from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.rewriting import add_initializer
 from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import load_profile
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from turns import Call, best_times
+from zoo import Feeds, folder, load
 
 LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 PASTS = (16, 64, 256)
