@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.ort.timing import PairedTiming
     from bitwright.compiler.ort.what_if import WhatIf
     from bitwright.compiler.tune.outcome import Tuning
+    from bitwright.passes.block_tables import TiedTable
     from bitwright.targets.backend import KernelChoice
     from bitwright.targets.folding import FoldingValues
     from bitwright.targets.generator import Generated
@@ -117,6 +118,7 @@ class Compilation:
         statistics: By tensor name.
         allocation: What the allocator chose and why, if there was a choice.
         plan: Every decision.
+        tied: Tables in other parts of the model, of which this is one, that products here may read.
         quantized: The Q/DQ model.
         sqnr_db: Noise of every layer's output and of the model's outputs, everything before it quantized, too.
         own_db: Noise that each layer adds to exact inputs, by the tensor it writes.
@@ -160,6 +162,7 @@ class Compilation:
     migrated: dict[str, int] = field(default_factory=dict)
     allocation: Allocation | None = None
     plan: Plan | None = None
+    tied: tuple[TiedTable, ...] = ()
     quantized: ir.Model | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)
     own_db: dict[str, float] = field(default_factory=dict)

@@ -180,7 +180,9 @@ def _refuted(c: Compilation, decoder: _Decoder, fused: ir.Model, config: Session
     """Return why a fused model is not used; empty if it computes the same for prompts and for single tokens."""
     assert c.quantized is not None and c.dataset is not None
     known = np.unique(next(iter(c.dataset.batches(1)))[decoder.tokens.name or ""])
-    # One after the other: a model that was quantized part by part may not be in memory twice.
+    # One after the other: a model that was quantized part by part may not be in memory twice. In an arena the outputs
+    # would keep the first session's weights.
+    config = replace(config, arena=False)
     expected = {}
     session = open_session(c.quantized, config)
     for sizes in decoder.lengths():

@@ -47,6 +47,8 @@ class SessionConfig:
         disabled_optimizers: Names of optimizers to leave out.
         provider: Execution provider.
         provider_options: Its options.
+        arena: Whether a session keeps memory for its next run, which is faster. An array that a run returned keeps all
+            of it, weights as kernels want them included, as long as it lives; without an arena it keeps itself only.
     """
 
     threads: int = 1
@@ -55,6 +57,7 @@ class SessionConfig:
     disabled_optimizers: Sequence[str] = ()
     provider: str = CPU_PROVIDER
     provider_options: Mapping[str, str] | None = None
+    arena: bool = True
 
     def to_json(self) -> str:
         """Return the text of a .session.json."""
@@ -106,6 +109,7 @@ def _options(
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = FATAL_ONLY
+    options.enable_cpu_mem_arena = config.arena
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if config.optimize else level.ORT_DISABLE_ALL
     for key, value in (config.session_config_entries or {}).items():
