@@ -77,7 +77,8 @@ def with_tied_scales(c: Compilation) -> None:
 
 def tied_as_plain(tied: Sequence[TiedTable]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Return tables as JSON values and as arrays."""
-    rows, arrays = [], []
+    rows: list[dict[str, Any]] = []
+    arrays: list[np.ndarray] = []
     for table in tied:
         quant = {f.name: getattr(table.quant, f.name) for f in fields(WeightQuant)}
         kept = {name: quant.pop(name) for name in ("scale", "zero_point")}
