@@ -92,9 +92,7 @@ def gguf_verb(
         return
     place = _place(output, ".onnx" if weights is not None else ENDING)
     if weights is not None:
-        proof = restore(model, weights, place, threads=threads)
-        out.say(f"recognised; logits of its parts within {proof:.2g} of the graph's")
-        _result(out, {"model": place, "logits_difference": proof}, place)
+        _restored(out, place, restore(model, weights, place, threads=threads))
         return
     request = Request(
         model,
@@ -114,6 +112,11 @@ def gguf_verb(
         written = export_gguf(request, progress)
     _print_written(out, written)
     _result(out, written.to_dict(), place)
+
+
+def _restored(out: Output, place: Path, difference: float) -> None:
+    out.say(f"recognised; logits of its parts within {difference:.2g} of the graph's")
+    _result(out, {"model": place, "logits_difference": difference}, place)
 
 
 def _place(output: Path | None, ending: str) -> Path:
