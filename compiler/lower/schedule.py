@@ -49,12 +49,21 @@ def _has_product(function: tirx.PrimFunc) -> bool:
     if not isinstance(function.body, s_tir.SBlockRealize):
         return False
     schedule = s_tir.Schedule(function)
-    blocks = [schedule.get(b) for b in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    blocks = [schedule.get(b) for b in blocks_of(schedule)]
     return any(
         len(b.reads) > 1 and _reads_along(b, b.iter_vars[spatial - 1].var)
         for b in blocks
         if (spatial := sum(int(v.iter_type) == SPATIAL for v in b.iter_vars)) and spatial < len(b.iter_vars)
     )
+
+
+def blocks_of(schedule: s_tir.Schedule) -> list[Any]:
+    """Return the blocks of a function; none where TVM wrote it as a whole (cumulative sums, sorts).
+
+    Such a function's outermost block is not called ``root``.
+    """
+    outermost = schedule.mod["main"].body.block.name_hint
+    return list(schedule.get_child_blocks(schedule.get_sblock(outermost)))
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:
@@ -66,9 +75,9 @@ def schedule_function(function: tirx.PrimFunc) -> tirx.PrimFunc:
     if not isinstance(function.body, s_tir.SBlockRealize):
         return function
     schedule = s_tir.Schedule(function)
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+    for block in blocks_of(schedule):
         _inline(schedule, block)
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+    for block in blocks_of(schedule):
         _schedule_block(schedule, block)
     return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
 

@@ -241,6 +241,15 @@ def test_float_islands_agree_with_onnxruntime(name):
         np.testing.assert_allclose(found, reference, rtol=2e-5, atol=2e-5)
 
 
+def test_functions_that_tvm_writes_as_a_whole_keep_their_loops():
+    # cumulative sums have no block that could be scheduled, and none that is called root
+    model = onnx_model("""g (float[4,6] x, int64[4,6] m) => (float[4,6] y) <int64 axis = {1}>
+        { c = CumSum(m, axis) f = Cast<to=1>(c) p = Mul(x, f) y = Relu(p) }""")
+    x, mask = rng.normal(0, 1, (4, 6)).astype(np.float32), rng.integers(0, 2, (4, 6))
+    outputs, _ = run(compile_float(model, host_target()), [x, mask])
+    np.testing.assert_array_equal(outputs[0], np.maximum(x * mask.cumsum(1).astype(np.float32), 0))
+
+
 def test_helper_functions_of_tvm_converters_come_along():
     # Clip, Pad and Tile are imported as calls of TensorIR functions; two islands bring two of each name.
     text = """g (float[2,3] {x}) => (float[4,5] {y})

@@ -16,6 +16,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from bitwright.compiler.lower.float.bindings import FLOATS, constant, permuted
 from bitwright.compiler.lower.float.groups import BINARY, NEURAL, UNARY
+from bitwright.compiler.lower.schedule import blocks_of
 
 
 class SlowerOrder(UserWarning):
@@ -230,7 +231,7 @@ def _extreme(function: tirx.PrimFunc) -> type | None:
     if not isinstance(function.body, s_tir.SBlockRealize):
         return None
     schedule = s_tir.Schedule(function)
-    blocks = [schedule.get(b) for b in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    blocks = [schedule.get(b) for b in blocks_of(schedule)]
     value = getattr(blocks[0].body, "value", None) if len(blocks) == 1 else None
     if not isinstance(value, tirx.Max | tirx.Min):
         return None
