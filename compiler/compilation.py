@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bitwright.compiler.ort.timing import PairedTiming
     from bitwright.compiler.ort.what_if import WhatIf
     from bitwright.compiler.tune.outcome import Tuning
+    from bitwright.passes.block_tables import TiedTable
     from bitwright.targets.backend import KernelChoice
     from bitwright.targets.folding import FoldingValues
     from bitwright.targets.generator import Generated
@@ -103,7 +104,8 @@ class Compilation:
         profile: The target.
         progress: Where to report.
         recipe: How to quantize; read from the options.
-        source: The model as it was read.
+        source: The model as it was read; without the inputs for mask and positions if nobody is said to be padded.
+        masked: The model with these inputs, or None if it has not lost any, or has been proven to compute the same.
         normalized: The normalized float model, before anything was migrated.
         model: The float model that is quantized: normalized, scales migrated.
         moments: What the data says about the inputs of weighted operators, by node.
@@ -116,6 +118,7 @@ class Compilation:
         statistics: By tensor name.
         allocation: What the allocator chose and why, if there was a choice.
         plan: Every decision.
+        tied: Tables in other parts of the model, of which this is one, that products here may read.
         quantized: The Q/DQ model.
         sqnr_db: Noise of every layer's output and of the model's outputs, everything before it quantized, too.
         own_db: Noise that each layer adds to exact inputs, by the tensor it writes.
@@ -146,6 +149,7 @@ class Compilation:
     progress: Progress = field(default_factory=Silent)
     recipe: LoadedRecipe = field(init=False)
     source: SourceModel | None = None
+    masked: ir.Model | None = None
     normalized: ir.Model | None = None
     model: ir.Model | None = None
     dataset: Dataset | None = None
@@ -158,6 +162,7 @@ class Compilation:
     migrated: dict[str, int] = field(default_factory=dict)
     allocation: Allocation | None = None
     plan: Plan | None = None
+    tied: tuple[TiedTable, ...] = ()
     quantized: ir.Model | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)
     own_db: dict[str, float] = field(default_factory=dict)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.bundle.decoder import CompiledDecoder
+from bitwright.compiler.decoding.context import context_of
 from bitwright.compiler.decoding.perplexity import PerplexityMetric, PerplexityResult
 from bitwright.compiler.decoding.ports import ModelRun, ports_of
 from bitwright.compiler.generation.opening import MODEL_FILE, is_bundle, model_file, session_config
 from bitwright.compiler.ingest.evaluator import load_eval
 from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.ingest.stated_context import state_context
 from bitwright.compiler.ort.session import callable_model, open_session
 
 
@@ -75,8 +77,10 @@ def evaluate_model(model: Path, metric: str, *, threads: int = 1) -> Evaluation:
 
 def _in_session(model: Path, threads: int) -> tuple[Path, ModelRun]:
     path = model_file(model)
-    read_model(path)  # refuses what nobody should execute
-    return path, callable_model(open_session(path, session_config(path, threads)))
+    graph = read_model(path).model  # refuses what nobody should execute
+    state_context(graph, path)
+    run = callable_model(open_session(path, session_config(path, threads)))
+    return path, replace(run, context=context_of(graph))
 
 
 def _artifact(folder: Path, threads: int) -> ModelRun:
@@ -95,4 +99,4 @@ def _artifact(folder: Path, threads: int) -> ModelRun:
         decoder.restart()
         return {logits.name: decoder.logits(feeds[tokens.name][0])[None]}
 
-    return ModelRun(call, (tokens,), (logits,))
+    return ModelRun(call, (tokens,), (logits,), decoder.capacity)

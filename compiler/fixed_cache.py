@@ -11,11 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.decoding.context import stated_context
 from bitwright.compiler.decoding.interface import Interface, find_interface
 from bitwright.compiler.decoding.ports import ports_of
 from bitwright.compiler.errors import DataError, InternalError, ModelError, UsageError
-from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset
+from bitwright.compiler.ingest.dataset import Dataset
 from bitwright.compiler.ingest.samples import Sample, input_specs
+from bitwright.compiler.ingest.unpadded import open_unpadded
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.passes.fix_cache import PAST_LENGTH, FixCache
 from bitwright.passes.normalize import normalize
@@ -136,15 +138,19 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
         InternalError: The rewritten model computes something else.
     """
     assert c.source is not None and c.options.context is not None
-    original = c.source.model
+    original = c.masked or c.source.model
     interface = find_interface(ports_of(original.graph.inputs), ports_of(original.graph.outputs))
+    limit = stated_context(original)
+    if limit is not None and c.options.context > limit:
+        msg = f"the model takes {limit} positions, fewer than {c.options.context}"
+        raise UsageError(msg, where="--context", fix=f"--context {limit} is the longest")
     rows = _open_rows(c, interface)
-    model = original.clone()
+    model = c.source.model.clone()
     normalize(model, opset)
     FixCache(c.options.context).run(model)
     decoder = _described(model, interface, c.options.context)
     pieces = _pieces(c, decoder, rows)
-    c.source = replace(c.source, model=model)
+    c.source, c.masked = replace(c.source, model=model), None
     c.dataset = Sequences(rows, decoder, pieces)
     notes.extend(c.dataset.warnings)
     c.cache = CacheRule(
@@ -179,7 +185,7 @@ def _open_rows(c: Compilation, interface: Interface) -> Dataset:
     if data is None:
         msg = "random tokens say nothing about a decoder"
         raise UsageError(msg, where="--context", fix="pass token sequences with --data")
-    found = open_dataset(data, view) if isinstance(data, str) else dataset_from_memory(data, view)
+    found = open_unpadded(data, view, interface)  # a padded sequence would be continued behind its padding
     for sequence in _sequences(found, interface.tokens.name):
         interface.check_tokens(sequence.ravel(), found.source)
     return found

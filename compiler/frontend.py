@@ -11,6 +11,8 @@ import onnx_ir as ir
 from bitwright.compiler.calibrate.methods import Method, parse_method, range_from
 from bitwright.compiler.calibrate.stream import collect
 from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.decoding.context import context_of
+from bitwright.compiler.decoding.perplexity import PerplexityMetric
 from bitwright.compiler.errors import InternalError, UsageError, nearest
 from bitwright.compiler.fixed_cache import open_decoder
 from bitwright.compiler.graph.model import node_label
@@ -18,6 +20,8 @@ from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open
 from bitwright.compiler.ingest.dataset_views import Held, Limited
 from bitwright.compiler.ingest.evaluator import load_eval
 from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.ingest.stated_context import state_context
+from bitwright.compiler.ingest.unpadded import open_unpadded
 from bitwright.compiler.options import BUDGETS, CIRCUIT_BUDGETS, CIRCUIT_OBJECTIVES
 from bitwright.compiler.ort.audit import audit
 from bitwright.compiler.ort.equality import relative_difference
@@ -40,6 +44,7 @@ from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.units import FormatChoice
 from bitwright.compiler.recipe.schema import Recipe
 from bitwright.compiler.shape_choice import choose_dims, static_shapes
+from bitwright.compiler.unpadded import drop_masks, interface_of, with_masks
 from bitwright.passes.insert_qdq import InsertQDQ
 from bitwright.passes.normalize import normalize
 from bitwright.passes.quantize_tables import QuantizeTables
@@ -62,16 +67,23 @@ def ingest(c: Compilation, notes: list[str]) -> None:
     """Read and check the model, then open the data against it."""
     c.source = read_model(c.options.model)
     notes.extend(c.source.warnings)
+    context = state_context(c.source.model, c.source.path)
+    if context is not None:
+        notes.append(f"the model takes {context} tokens, as the config.json beside it says")
+    if c.options.unpadded:
+        drop_masks(c, notes)
     if c.options.context is not None:
         open_decoder(c, runtime_of(c.profile, "artifact").opset, notes)
     else:
         c.dataset = _open_data(c)
         notes.extend((*c.dataset.notes, *c.dataset.warnings))
     if c.options.validation is not None:
-        c.validation = open_dataset(c.options.validation, c.source.model)
+        c.validation = _opened(c, c.options.validation)
         notes.extend((*c.validation.notes, *c.validation.warnings))
     if c.options.evaluate is not None:
-        load_eval(c.options.evaluate)  # refuse a wrong metric before any work is done
+        metric = load_eval(c.options.evaluate)  # refuse a wrong metric before any work is done
+        if isinstance(metric, PerplexityMetric):
+            metric.check_context(context_of(c.source.model))
 
 
 def _open_data(c: Compilation) -> Dataset:
@@ -79,9 +91,21 @@ def _open_data(c: Compilation) -> Dataset:
     data = c.options.data
     if data is None:
         return random_dataset(c.source.model, RANDOM_SAMPLES, seed=0, dims=c.options.dims)
-    if isinstance(data, str):
-        return open_dataset(data, c.source.model)
-    return dataset_from_memory(data, c.source.model)
+    return _opened(c, data)
+
+
+def _opened(
+    c: Compilation, data: str | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]]
+) -> Dataset:
+    """Open samples of the model; of one that lost its masks they may still have some, which are checked."""
+    assert c.source is not None
+    if c.masked is not None:
+        return open_unpadded(data, c.source.model, interface_of(c.masked))
+    return (
+        open_dataset(data, c.source.model)
+        if isinstance(data, str)
+        else dataset_from_memory(data, c.source.model)
+    )
 
 
 def normalize_model(c: Compilation, notes: list[str]) -> None:
@@ -92,6 +116,8 @@ def normalize_model(c: Compilation, notes: list[str]) -> None:
     runtime = runtime_of(c.profile, "artifact")
     notes.extend(normalize(c.model, runtime.opset).notes)
     sample = next(iter(c.dataset.batches(1)))
+    if c.masked is not None:
+        original, sample = c.masked, with_masks(c.masked, sample)
     difference = relative_difference(original, c.model, sample, threads=c.options.threads)
     notes.append(f"largest relative difference to the input model: {difference:.2e}")
     if difference > NORMALIZE_BOUND:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler import accuracy, frontend
 from bitwright.compiler.compilation import Compilation
+from bitwright.compiler.decoding.interface import MASK, POSITIONS
 from bitwright.compiler.errors import DataError, UsageError
 from bitwright.compiler.graph.model import static_shape
 from bitwright.compiler.ort.equality import rms_difference
@@ -93,11 +94,13 @@ def fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
     steps: tuple[Pass, ...] = (FuseDecoderAttention(), FuseSkipNorms(), JoinAttentionInputs())
     attention, *rest = (step.run(fused) for step in steps)
     notes.extend(attention.notes)
+    if not attention.changed and (hint := _stated_by_option(c)):
+        notes.append(f"attention stays spelled out: {hint}")
     found = _described(fused) if "GroupQueryAttention" in _operators(fused) else _not_found(attention.notes)
     reason = found if isinstance(found, str) else _refuted(c, found, fused, config)
     if reason and c.options.kv_cache is not None:
         what = f"the model's attention cannot be fused: {reason}"
-        raise _no_cache(what)
+        raise _no_cache(what, _stated_by_option(c))
     changed = sum(result.changed for result in (attention, *rest))
     if reason and attention.changed:
         notes.append(f"attention is left as it was: {reason}")
@@ -140,10 +143,18 @@ def leave(c: Compilation, notes: list[str]) -> None:
     )
 
 
-def _no_cache(what: str) -> UsageError:
-    return UsageError(
-        what, where="--kv-cache", fix="leave it out: the cache keeps the type it has in the model"
-    )
+def _no_cache(what: str, hint: str = "") -> UsageError:
+    fix = hint or "leave it out: the cache keeps the type it has in the model"
+    return UsageError(what, where="--kv-cache", fix=fix)
+
+
+def _stated_by_option(c: Compilation) -> str:
+    """Return which option would let attention be fused where it reads masks and positions; empty if none would."""
+    assert c.source is not None
+    taken = [v.name for v in c.source.model.graph.inputs if v.name in (MASK, POSITIONS)]
+    if not taken:
+        return ""
+    return f"the model takes {' and '.join(map(repr, taken))}; if no sequence is ever padded, say so with --unpadded"
 
 
 def _described(model: ir.Model) -> _Decoder | str:
@@ -169,7 +180,9 @@ def _refuted(c: Compilation, decoder: _Decoder, fused: ir.Model, config: Session
     """Return why a fused model is not used; empty if it computes the same for prompts and for single tokens."""
     assert c.quantized is not None and c.dataset is not None
     known = np.unique(next(iter(c.dataset.batches(1)))[decoder.tokens.name or ""])
-    # One after the other: a model that was quantized part by part may not be in memory twice.
+    # One after the other: a model that was quantized part by part may not be in memory twice. In an arena the outputs
+    # would keep the first session's weights.
+    config = replace(config, arena=False)
     expected = {}
     session = open_session(c.quantized, config)
     for sizes in decoder.lengths():

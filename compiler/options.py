@@ -84,6 +84,8 @@ class Options:
             quantized parts before it make, ``float`` on what the float model makes; ``off`` takes the whole model at
             once, ``auto`` streams what is larger than a quarter of the free memory.
         kv_cache: ``float16``, ``int8`` or ``int4``: what a decoder's cache of keys and values holds (quantize only).
+        unpadded: A decoder's ``attention_mask`` holds nothing but ones, and its ``position_ids`` continue those in the
+            cache: both inputs are computed, and disappear from the model.
         gate: Measure int8 against float in ONNX Runtime and keep what is faster (quantize only).
         timeout_s: Limit for lowering, or for one tool of a generator.
         steps: Optional steps of generated targets, e.g. ``synth`` and ``pnr`` (compile only).
@@ -125,6 +127,7 @@ class Options:
     cache: Path | None = None
     stream: str = "auto"
     kv_cache: str | None = None
+    unpadded: bool = False
     gate: bool = True
     timeout_s: float = 1800.0
     steps: frozenset[str] = frozenset()

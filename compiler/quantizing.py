@@ -29,6 +29,7 @@ from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.round_gptq import RoundGPTQ
 from bitwright.passes.round_nearest import RoundNearest
 from bitwright.passes.stored_weights import needed_opset
+from bitwright.targets.schema import Profile
 
 _GRANULARITY: Mapping[str, Literal["tensor", "row"]] = {"int8-dynamic": "tensor", "int8-row": "row"}
 _HALF = {"fp16": "float16", "bf16": "bfloat16"}
@@ -66,11 +67,20 @@ def draft_model(c: Compilation, plan: Plan) -> ir.Model:
 def compact(c: Compilation, notes: list[str]) -> None:
     """Store the finished model's packed weights in as few bytes as the plan says; nothing fuses behind this."""
     assert c.quantized is not None and c.plan is not None
-    if not c.profile.runtimes.onnxruntime.contrib_ops or not _is_compact(c.plan):
-        return
-    result = CompactWeights().run(c.quantized)
-    RemoveUnused().run(c.quantized)
+    if is_compact_plan(c.plan, c.profile):
+        compact_weights(c.quantized, notes)
+
+
+def compact_weights(model: ir.Model, notes: list[str]) -> None:
+    """Do so whatever the plan, in place."""
+    result = CompactWeights().run(model)
+    RemoveUnused().run(model)
     notes.append(f"{result.changed} operators read weights that are unpacked when a session is opened")
+
+
+def is_compact_plan(plan: Plan, profile: Profile) -> bool:
+    """Tell whether a file for ONNX Runtime holds weights of a plan in fewer bytes than kernels read."""
+    return profile.runtimes.onnxruntime.contrib_ops and _is_compact(plan)
 
 
 def _is_compact(plan: Plan) -> bool:
@@ -92,7 +102,7 @@ def _run(rewrites: Iterable[Pass], source: ir.Model, plan: Plan, notes: list[str
 def _rounding(c: Compilation, plan: Plan) -> Iterator[Pass]:
     """Yield the passes that turn float weights into integers."""
     rounding = c.recipe.recipe.rounding
-    yield BlockTables(plan)
+    yield BlockTables(plan, c.tied)
     yield QuantizeTables(plan)
     if rounding.method == "gptq":
         yield RoundGPTQ(plan, c.moments, refine=rounding.refine)

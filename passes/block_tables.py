@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +20,37 @@ from bitwright.passes.round_nearest import round_to_nearest
 from bitwright.passes.stored_weights import explicit_zero_point, stored_type
 
 
+@dataclass(frozen=True, eq=False)
+class TiedTable:
+    """A table in groups along its rows that products in other parts of the model multiply by, too.
+
+    Attributes:
+        name: Of the table.
+        shape: Rows and columns.
+        digest: SHA-256 of its float32 elements, row by row.
+        quant: How it is stored.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    digest: bytes
+    quant: WeightQuant
+
+    @classmethod
+    def of(cls, name: str, table: np.ndarray, quant: WeightQuant) -> TiedTable:
+        """Describe a float32 table."""
+        rows, columns = table.shape
+        return cls(name, (rows, columns), _digest(table), quant)
+
+    def is_equal(self, table: np.ndarray) -> bool:
+        """Tell whether these are its elements."""
+        return table.shape == self.shape and _digest(table) == self.digest
+
+
+def _digest(table: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(table, np.float32).data).digest()
+
+
 @dataclass(frozen=True)
 class BlockTables:
     """Rewrite ``Gather(float table)`` as one GatherBlockQuantized of a table in groups along its rows.
@@ -29,9 +62,11 @@ class BlockTables:
 
     Attributes:
         plan: Names the tables and their scales.
+        tied: Tables that are looked up in elsewhere, where the model is one part of a larger one.
     """
 
     plan: Plan
+    tied: Sequence[TiedTable] = ()
 
     @property
     def name(self) -> str:
@@ -41,7 +76,7 @@ class BlockTables:
     def run(self, model: ir.Model) -> PassResult:
         """Rewrite ``model``, of an opset that holds 4-bit integers, in place."""
         edit = _Edit(model, self.plan, fresh_names(model))
-        changed = sum(edit.rewrite(node) for node in list(model.graph))
+        changed = sum(edit.rewrite(node) for node in list(model.graph)) + edit.read(self.tied)
         if changed:
             model.opset_imports.setdefault(DOMAIN, 1)
         return PassResult(model, changed, tuple(edit.notes))
@@ -49,8 +84,17 @@ class BlockTables:
 
 @dataclass(frozen=True)
 class _Table:
-    """A stored table: integers [rows, columns], scales and zero points [rows, columns / group]."""
+    """A stored table: integers [rows, columns], scales and zero points [rows, columns / group].
 
+    Attributes:
+        name: Of the float table.
+        array: The float table.
+        parts: What is stored.
+        quant: How.
+    """
+
+    name: str
+    array: np.ndarray
     parts: tuple[ir.Value, ...]
     quant: WeightQuant
 
@@ -70,8 +114,10 @@ class _Edit:
         if value is None or quant is None or not quant.group:
             return 0
         if value not in self.stored:
-            self.stored[value] = self._store(value, quant)
-            self._tie(value)
+            array = constant_array(value)
+            assert array is not None
+            self.stored[value] = self._store(value.name or "table", array, quant)
+            self._tie(self.stored[value])
         table = self.stored[value]
         bits = BITS[quant.dtype]
         attributes = {"block_size": quant.group, "quantize_axis": 1, "gather_axis": 0, "bits": bits}
@@ -82,9 +128,20 @@ class _Edit:
         replace_node(node, [new], list(new.outputs))
         return 1
 
-    def _store(self, value: ir.Value, quant: WeightQuant) -> _Table:
-        array = constant_array(value)
-        assert array is not None
+    def read(self, tied: Sequence[TiedTable]) -> int:
+        """Let products read tables of other parts, which are stored as they are there."""
+        before = len(self.notes)
+        for known in tied:
+            for node in list(self.model.graph):
+                array = _multiplied(node)
+                # A product that was tied to a table of this model multiplies by no constant any more.
+                if array is None or array.shape != known.shape or not self._same_groups(node, known.quant):
+                    continue
+                if known.is_equal(array):
+                    self._tie(self._store(known.name, np.ascontiguousarray(array), known.quant))
+        return len(self.notes) - before
+
+    def _store(self, stem: str, array: np.ndarray, quant: WeightQuant) -> _Table:
         integers = round_to_nearest(array, quant)
         if _is_packed(quant):
             arrays = _packed(integers, quant)
@@ -93,34 +150,27 @@ class _Edit:
             zero = explicit_zero_point(quant)
             if zero is not None:
                 arrays.append(zero.astype(stored_type(quant.dtype)))
-        stem, graph = value.name or "table", self.model.graph
-        whats = ("quantized", "scale", "zero_point")
+        graph, whats = self.model.graph, ("quantized", "scale", "zero_point")
         parts = [
             add_initializer(graph, self.names(f"{stem}_{w}"), a) for w, a in zip(whats, arrays, strict=False)
         ]
-        return _Table(tuple(parts), quant)
+        return _Table(stem, array, tuple(parts), quant)
 
-    def _tie(self, value: ir.Value) -> None:
+    def _tie(self, table: _Table) -> None:
         """Let products with the transposed table as weight, stored again or not, read the stored integers."""
-        quant = self.stored[value].quant
-        for node in [
-            n for n in self.model.graph if self._multiplies_by(n, value) and self._same_groups(n, quant)
-        ]:
-            if not _is_packed(quant):
-                node.replace_input_with(1, self._transposed(value))
+        for node in list(self.model.graph):
+            array = _multiplied(node)
+            if array is None or array.shape != table.array.shape or not np.array_equal(array, table.array):
+                continue
+            if not self._same_groups(node, table.quant):
+                continue
+            if not _is_packed(table.quant):
+                node.replace_input_with(1, self._transposed(table))
             elif is_op(node, "MatMul"):
-                self._multiply_packed(node, value)
+                self._multiply_packed(node, table)
             else:
                 continue
-            self.notes.append(f"{node_label(node)} reads the table '{value.name}'")
-
-    def _multiplies_by(self, node: ir.Node, value: ir.Value) -> bool:
-        weight = weight_of(node) if is_op(node, "MatMul", "Gemm") else None
-        table = constant_array(value)
-        if weight is None or table is None:
-            return False
-        array = weight_array(weight)
-        return array.shape == table.T.shape and np.array_equal(array, table.T)
+            self.notes.append(f"{node_label(node)} reads the table '{table.name}'")
 
     def _same_groups(self, node: ir.Node, table: WeightQuant) -> bool:
         decision = self.plan.nodes.get(node_label(node))
@@ -129,13 +179,11 @@ class _Edit:
             (0, table.group, table.dtype, table.bits, table.codebook)
         )
 
-    def _multiply_packed(self, node: ir.Node, value: ir.Value) -> None:
+    def _multiply_packed(self, node: ir.Node, table: _Table) -> None:
         """Let a product read the packed table, whose rows are what MatMulNBits calls columns, in its own shape."""
-        table, array = self.stored[value], constant_array(value)
-        assert array is not None
-        (rows, depth), group, bits = array.shape, table.quant.group, BITS[table.quant.dtype]
+        (rows, depth), group, bits = table.array.shape, table.quant.group, BITS[table.quant.dtype]
         shape = np.array([rows, -(-depth // group), group * bits // 8], np.int64)
-        stem = f"{value.name}_blocks"
+        stem = f"{table.name}_blocks"
         reshape = ir.node(
             "Reshape",
             [table.parts[0], add_initializer(self.model.graph, self.names(f"{stem}_shape"), shape)],
@@ -148,15 +196,14 @@ class _Edit:
         new = ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name, num_outputs=1)
         replace_node(node, [reshape, new], list(new.outputs))
 
-    def _transposed(self, value: ir.Value) -> ir.Value:
+    def _transposed(self, table: _Table) -> ir.Value:
         """Return the dequantized transposed table; every reader gets nodes of its own, as runtimes fuse them."""
-        table, stem = self.stored[value], value.name or "table"
         turned = [
             self._node(ir.node("Transpose", [part], {"perm": [1, 0]}), f"{part.name}_transposed")
             for part in table.parts
         ]
         attributes = {"axis": 0, "block_size": table.quant.group}
-        dequantize = self._node(ir.node("DequantizeLinear", turned, attributes), f"{stem}_dequantized")
+        dequantize = self._node(ir.node("DequantizeLinear", turned, attributes), f"{table.name}_dequantized")
         self.model.graph.insert_before(next(iter(self.model.graph)), _makers([*turned, dequantize]))
         return dequantize
 
@@ -170,6 +217,12 @@ class _Edit:
         else:
             output.type, output.shape = source.type, ir.Shape(list(source.shape)[::-1])
         return output
+
+
+def _multiplied(node: ir.Node) -> np.ndarray | None:
+    """Return the transposed constant that a product multiplies by: the rows of a table that it may share."""
+    weight = weight_of(node) if is_op(node, "MatMul", "Gemm") else None
+    return None if weight is None else weight_array(weight).T
 
 
 def _is_packed(quant: WeightQuant) -> bool:

@@ -47,7 +47,7 @@ class FixCache:
             ModelError: The model is no llama decoder in float32.
             UsageError: The context is longer than the model's table of positions.
         """
-        if any(node.domain == DOMAIN and node.op_type == OPERATOR for node in model.graph):
+        if any(value.name == PAST_LENGTH for value in model.graph.inputs):
             return PassResult(model, 0)
         decoder = recognise(model)
         limit = decoder.layers[0].attention.frequencies.positions

@@ -8,10 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from bitwright.compiler.decoding.context import stated_context
 from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.model import FreshNames, constant_array, is_op, rank
 from bitwright.compiler.llama.attention import Core, core_of
+from bitwright.compiler.llama.following import through
 from bitwright.compiler.llama.rotary import check_alike, frequencies, source_of
 from bitwright.passes.contract import PassResult
 from bitwright.passes.narrow_cache import compute_in_half
@@ -21,6 +24,9 @@ from bitwright.passes.rewriting import add_initializer, fresh_names, take_over
 DOMAIN = "com.microsoft"
 # ONNX Runtime refuses heads of other widths once it rotates them itself.
 WIDTH_STEP = 8
+# Bytes of both tables together. Without tables the angles of all positions are computed for every token.
+LARGEST_TABLES = 32 << 20
+FUNCTIONS = {"Cos": np.cos, "Sin": np.sin}
 INT32, FLOAT, FLOAT16 = ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
@@ -50,7 +56,7 @@ class FuseDecoderAttention:
             cores = []
         if obstacle is not None:
             return PassResult(model, 0, (obstacle,))
-        writer = _Writer(model.graph, fresh_names(model), cores)
+        writer = _Writer(model.graph, fresh_names(model), cores, stated_context(model))
         for core in cores:
             writer.rewrite(core)
         model.opset_imports.setdefault(DOMAIN, 1)
@@ -63,7 +69,8 @@ def _ends_attention(node: ir.Node) -> bool:
     if is_op(node, "Attention"):
         return rank(node.outputs[0]) == 3
     turned = _maker(node.inputs[0], "Transpose") if is_op(node, "Reshape") else None
-    source = None if turned is None else _maker(turned.inputs[0], "MatMul", "Attention")
+    # Exporters that broadcast the product's batch and heads give it its shape once more.
+    source = None if turned is None else _maker(through(turned.inputs[0], "Reshape"), "MatMul", "Attention")
     return source is not None and (is_op(source, "Attention") or _are_shares(source.inputs[0]))
 
 
@@ -149,11 +156,17 @@ class _Shared:
     sin: ir.Value
 
 
+def _products(core: Core, positions: int) -> NDArray[np.float32]:
+    """Return the angles of all positions, rounded as the graph rounds them, shape (positions, width / 2)."""
+    inverse = frequencies(core.query_turn).inverse.astype(np.float32)
+    return np.arange(positions, dtype=np.float32)[:, None] * inverse[None]
+
+
 class _Writer:
     """Writes the operators; what all layers read is written once, in front of the first that needs it."""
 
-    def __init__(self, graph: ir.Graph, names: FreshNames, cores: list[Core]) -> None:
-        self._graph, self._names = graph, names
+    def __init__(self, graph: ir.Graph, names: FreshNames, cores: list[Core], context: int | None) -> None:
+        self._graph, self._names, self._context = graph, names, context
         node = cores[0].query.producer()
         assert node is not None, "queries are cut out of a computed value"
         self._new: list[ir.Node] = []
@@ -201,7 +214,7 @@ class _Writer:
         return _Shared(last, total, *self._tables(core, length))
 
     def _tables(self, core: Core, length: ir.Value) -> Iterator[ir.Value]:
-        """Yield cosines and sines: the model's own tables, or angles of as many positions as there are."""
+        """Yield cosines and sines: the model's tables, those of its context, or of as many positions as there are."""
         turn = core.query_turn
         angles: ir.Value | None = None
         for value, function in ((turn.cos, "Cos"), (turn.sin, "Sin")):
@@ -209,6 +222,10 @@ class _Writer:
             if table is not None:
                 # A spelled-out rotation reads each frequency twice, an operator for it once.
                 rows = table.reshape(-1, table.shape[-1])[:, : core.width // 2]
+                yield self._constant(f"rotary_{function.lower()}", rows.astype(np.float32))
+                continue
+            if self._context is not None and self._context * core.width * 4 <= LARGEST_TABLES:
+                rows = FUNCTIONS[function](_products(core, self._context).astype(np.float64))
                 yield self._constant(f"rotary_{function.lower()}", rows.astype(np.float32))
                 continue
             if angles is None:

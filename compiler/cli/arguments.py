@@ -158,6 +158,14 @@ MaxDrop = Annotated[
 RandomData = Annotated[
     bool, typer.Option("--random-data", help="Calibrate on random data: for a dry try only.")
 ]
+Unpadded = Annotated[
+    bool,
+    typer.Option(
+        "--unpadded",
+        help="A decoder: attention_mask is all ones, position_ids continue the cache. Both inputs go, attention can "
+        "be fused.",
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for calibration and timing.")]
 ComputingThreads = Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")]
 Bundle = Annotated[

@@ -30,6 +30,7 @@ class Quantization:
     workers: arg.Workers = 1
     cache: arg.Cache = None
     random_data: arg.RandomData = False
+    unpadded: arg.Unpadded = False
     threads: arg.Threads = 1
 
     def values(self) -> dict[str, Any]:
@@ -56,5 +57,6 @@ class Quantization:
             "workers": self.workers,
             "cache": self.cache,
             "random_data": self.random_data,
+            "unpadded": self.unpadded,
             "threads": self.threads,
         }

@@ -146,6 +146,12 @@ def _check_cache(port: Port) -> None:
         _refuse(f"the cache {port} {what}", "export it with caches whose length alone varies")
 
 
+def first_hidden(mask: np.ndarray) -> list[int] | None:
+    """Return the index of the first element of a mask that is not 1, or None if no position is hidden."""
+    hidden = np.argwhere(mask != 1)
+    return [int(i) for i in hidden[0]] if len(hidden) else None
+
+
 def length_axis(port: Port) -> int:
     """Return the axis of a cache along which tokens lie."""
     assert port.dims is not None, "caches have been checked"

@@ -127,6 +127,19 @@ class PerplexityMetric:
         """Return minus the perplexity."""
         return -self.result(run).perplexity
 
+    def check_context(self, context: int | None) -> None:
+        """Refuse windows that are longer than what a model takes.
+
+        Args:
+            context: The most tokens that it takes, or None if nobody knows.
+
+        Raises:
+            DataError: They are.
+        """
+        if context is not None and self.windows.window > context:
+            what = f"a window has {self.windows.window} tokens, the model takes {context}"
+            raise DataError(what, where=self.source, fix=f"add ,window={context}")
+
     def result(self, run: object) -> PerplexityResult:
         """Run a decoder over all windows.
 
@@ -142,6 +155,7 @@ class PerplexityMetric:
         if interface.length not in (None, self.windows.window):
             what = f"the model takes {interface.length} tokens at once, a window has {self.windows.window}"
             raise DataError(what, where=self.source, fix=f"add ,window={interface.length}")
+        self.check_context(run.context)
         total, count = 0.0, 0
         for window, counted in self.windows.cut(self.tokens):
             total += float(_losses(run, interface, window)[-counted:].sum())

@@ -41,11 +41,13 @@ class ModelRun:
         call: Input name -> array in, output name -> array out.
         inputs: Its inputs.
         outputs: Its outputs.
+        context: The most tokens that a decoder takes, or None if nobody knows.
     """
 
     call: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    context: int | None = None
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model."""

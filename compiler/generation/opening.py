@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +14,18 @@ from bitwright.compiler.bench.models import load_session_config
 from bitwright.compiler.bundle.decoder import CompiledDecoder
 from bitwright.compiler.bundle.manifest import MANIFEST_FILE
 from bitwright.compiler.decoding.caches import cache_pairs
+from bitwright.compiler.decoding.context import context_of
 from bitwright.compiler.decoding.interface import Interface, find_interface
 from bitwright.compiler.decoding.ports import ports_of
 from bitwright.compiler.errors import ModelError, ToolchainError, UsageError
 from bitwright.compiler.generation.stop_tokens import stop_tokens
 from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.ingest.stated_context import state_context
 from bitwright.compiler.ingest.tokenizer import Tokenizer, tokenizer_beside
 from bitwright.compiler.ort.decoding import DecodingSession
 from bitwright.compiler.ort.session import SessionConfig, open_session
 
 MODEL_FILE = "model.onnx"
-CONTEXT = "context_length"  # an entry of the model's metadata
 
 
 class Session(Protocol):
@@ -54,7 +54,8 @@ class OpenedDecoder:
         path: Its .onnx file, or the folder of a compiled one.
         session: What is fed with tokens.
         vocabulary: Number of tokens, if the model states it.
-        context: The most tokens that it takes, if the model states it; else it fails at the first one too many.
+        context: The most tokens that it takes, if metadata, tables of positions or config.json say it; else it takes
+            any number, or fails at the first one too many.
     """
 
     path: Path
@@ -139,9 +140,10 @@ def open_decoder(given: Path, threads: int) -> OpenedDecoder:
     except ModelError as error:
         raise ModelError(error.what, where=error.where or str(path), fix=error.fix) from error
     session = open_session(path, session_config(path, threads))
-    stated = model.metadata_props.get(CONTEXT, "")
-    context = int(stated) if re.fullmatch("[1-9][0-9]{0,8}", stated) else None
-    return OpenedDecoder(path, DecodingSession(session, interface, pairs), interface.vocabulary, context)
+    state_context(model, path)
+    context = context_of(model)
+    decoding = DecodingSession(session, interface, pairs, context)
+    return OpenedDecoder(path, decoding, interface.vocabulary, context)
 
 
 def _check_length(interface: Interface) -> None:

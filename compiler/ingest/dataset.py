@@ -22,6 +22,7 @@ from bitwright.compiler.ingest.samples import (
     check_dtype,
     check_names,
     input_specs,
+    present,
 )
 from bitwright.compiler.ingest.text import quoted
 from bitwright.compiler.ingest.token_windows import is_token_source, token_samples
@@ -132,7 +133,12 @@ def _joined(samples: list[Sample]) -> Sample:
     return {name: np.concatenate([s[name] for s in samples]) for name in samples[0]}
 
 
-def open_dataset(source: str | Path, model: ir.Model, limits: Limits = DEFAULT_LIMITS) -> Dataset:
+def open_dataset(
+    source: str | Path,
+    model: ir.Model,
+    limits: Limits = DEFAULT_LIMITS,
+    inputs: tuple[InputSpec, ...] | None = None,
+) -> Dataset:
     """Open samples named on the command line.
 
     Args:
@@ -145,13 +151,14 @@ def open_dataset(source: str | Path, model: ir.Model, limits: Limits = DEFAULT_L
             (:mod:`bitwright.compiler.ingest.token_windows`).
         model: The model.
         limits: Budgets.
+        inputs: What samples hold, where that is not just the model's inputs; a stream of tokens is cut for the model.
 
     Raises:
         UsageError: There is no such file, folder or function.
         DataError: The data does not fit the model.
         ModelError: A stream of tokens is given, and the model is no decoder.
     """
-    text, inputs = str(source), input_specs(model)
+    text, inputs = str(source), inputs or input_specs(model)
     if is_token_source(text, model, limits):
         inputs, samples, notes = token_samples(text, model, limits)
         return Dataset(text, inputs, samples, limits, notes=notes)
@@ -175,6 +182,7 @@ def _check_npz(path: Path, inputs: tuple[InputSpec, ...], limits: Limits) -> tup
     with npz.opened(path) as archive:
         found = npz.headers(archive, path, limits)
     extra = check_names(found, inputs, str(path))
+    inputs = present(inputs, found)
     shapes = {spec.name: found[spec.name].shape for spec in inputs}
     for spec in inputs:
         check_dtype(found[spec.name].dtype, spec, f"{path}: array {quoted(spec.name)}")
@@ -209,6 +217,7 @@ def _from_npz(path: Path, inputs: tuple[InputSpec, ...], count: int, limits: Lim
     with ExitStack() as stack:
         archive = stack.enter_context(npz.opened(path))
         found = npz.headers(archive, path, limits)
+        inputs = present(inputs, found)
         streams: dict[str, Iterator[np.ndarray]] = {}
         for spec in inputs:
             member = found[spec.name]
@@ -267,6 +276,7 @@ def dataset_from_memory(
     data: Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]],
     model: ir.Model,
     limits: Limits = DEFAULT_LIMITS,
+    inputs: tuple[InputSpec, ...] | None = None,
 ) -> Dataset:
     """Make a dataset of arrays that are in memory.
 
@@ -275,16 +285,18 @@ def dataset_from_memory(
             input name -> array of the model's shape.
         model: The model.
         limits: Budgets.
+        inputs: What samples hold, where that is not just the model's inputs.
 
     Raises:
         DataError: The data does not fit the model.
     """
-    inputs, source = input_specs(model), "data"
+    inputs, source = inputs or input_specs(model), "data"
     if not isinstance(data, Mapping):
         # An iterator can be read once only.
         samples = data if isinstance(data, list | tuple) else list(data)
         return Dataset(source, inputs, lambda: iter(samples), limits)
     extra = check_names(data, inputs, source)
+    inputs = present(inputs, data)
     arrays = {spec.name: np.asarray(data[spec.name]) for spec in inputs}
     for spec in inputs:
         check_dtype(arrays[spec.name].dtype, spec, f"{source}: array {quoted(spec.name)}")

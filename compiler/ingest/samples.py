@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,12 +27,14 @@ class InputSpec:
         dtype: numpy element type.
         dims: One entry an axis: the size, the name of a dimension that varies, or None for an unnamed one.
         may_be_empty: A dimension may have size 0: a cache before the first token.
+        optional: Samples need not have it.
     """
 
     name: str
     dtype: np.dtype
     dims: tuple[int | str | None, ...]
     may_be_empty: bool = False
+    optional: bool = False
 
     def __str__(self) -> str:
         shape = ", ".join("?" if d is None else str(d) for d in self.dims)
@@ -74,12 +76,17 @@ def check_names(names: Iterable[str], inputs: tuple[InputSpec, ...], where: str)
     given = list(names)
     known = {spec.name for spec in inputs}
     for spec in inputs:
-        if spec.name not in given:
+        if spec.name not in given and not spec.optional:
             spare = [name for name in given if name not in known]
             fix = nearest(spec.name, spare) if spare else f"add an array of that name, {spec}"
             what = f"there is no array for input {quoted(spec.name)}"
             raise DataError(what, where=where, fix=fix)
     return [name for name in given if name not in known]
+
+
+def present(inputs: tuple[InputSpec, ...], names: Collection[str]) -> tuple[InputSpec, ...]:
+    """Return the inputs that samples with arrays of these names hold: all but optional ones that are not there."""
+    return tuple(spec for spec in inputs if not spec.optional or spec.name in names)
 
 
 def check_dtype(dtype: np.dtype, spec: InputSpec, where: str) -> None:
@@ -139,7 +146,7 @@ class SampleChecker:
             raise DataError(what, where=where, fix=fix)
         self._ignored |= dict.fromkeys(check_names(sample, self._inputs, where))
         arrays = {}
-        for spec in self._inputs:
+        for spec in present(self._inputs, sample):
             array = self._array(sample[spec.name], spec, f"{where}, input {quoted(spec.name)}")
             arrays[spec.name] = array
             self.bytes += array.nbytes

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from bitwright.compiler.decoding.context import context_of
 from bitwright.compiler.decoding.interface import find_interface
 from bitwright.compiler.decoding.ports import ports_of
-from bitwright.compiler.errors import ModelError
+from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.ingest.limits import Limits
 from bitwright.compiler.ingest.samples import InputSpec, Sample, input_specs
 from bitwright.compiler.ingest.token_source import holds_streams, is_text, parse_token_source, read_stream
@@ -64,7 +65,8 @@ def token_samples(
     Raises:
         ModelError: The model is no decoder.
         UsageError: There is no such file, or an option is wrong.
-        DataError: The stream is too short, has tokens that the model lacks, or cannot be read.
+        DataError: The stream is too short, has tokens that the model lacks, or cannot be read, or a window is longer
+            than what the model takes.
         ToolchainError: A text needs the package ``tokenizers``, which is not installed.
     """
     interface = find_interface(ports_of(model.graph.inputs), ports_of(model.graph.outputs))
@@ -74,6 +76,14 @@ def token_samples(
     tokens = read_stream(source, limits).tokens
     interface.check_tokens(tokens, text)
     cut = source.windows
+    context = context_of(model)
+    if context is not None and cut.window > context:
+        what = f"a window has {cut.window} tokens, the model takes {context}"
+        raise DataError(
+            what,
+            where=text,
+            fix=f"{source.path}{f':{source.array}' if source.array else ''},window={context}",
+        )
     total = len(cut.starts(len(tokens)))
     if cut.count is None and total > CALIBRATION_WINDOWS:
         cut = replace(cut, stride=None, count=CALIBRATION_WINDOWS)

@@ -28,13 +28,21 @@ class DecodingSession:
         session: An open session.
         interface: Its inputs and outputs.
         pairs: Cache input -> the output that is its next value; empty without a cache.
+        context: The most tokens that the model takes, or None if nobody knows.
 
     Attributes:
         length: Tokens that it has seen.
     """
 
-    def __init__(self, session: ort.InferenceSession, interface: Interface, pairs: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        interface: Interface,
+        pairs: Mapping[str, str],
+        context: int | None = None,
+    ) -> None:
         self._session, self._interface, self._pairs = session, interface, dict(pairs)
+        self._context = context
         self._outputs = [interface.logits.name, *self._pairs.values()]
         self._past: dict[str, ort.OrtValue] = {}
         self._tokens: list[int] = []
@@ -66,9 +74,13 @@ class DecodingSession:
             Logits of what follows the last of them, shape (vocabulary,).
 
         Raises:
-            DataError: A token is none of the model's, or the model fails.
+            DataError: A token is none of the model's, there are more than it takes, or it fails; it has seen as many
+                as before then, or as many whole pieces of a long prompt as it took.
         """
         assert len(tokens) > 0, "something is fed"
+        if self._context is not None and self.length + len(tokens) > self._context:
+            what = f"{len(tokens)} tokens behind {self.length}, where the model takes {self._context}"
+            raise DataError(what, where="tokens", fix="give fewer, or restart with a shorter text")
         self._interface.check_tokens(tokens, f"tokens {self.length} to {self.length + len(tokens) - 1}")
         size = len(tokens) if not self.cached else self._interface.length or PIECE
         for start in range(0, len(tokens), size):
@@ -86,7 +98,15 @@ class DecodingSession:
             what = f"the model fails with {len(given)} tokens behind {past}: {one_line(error)}"
             fix = "generate fewer tokens: the model may not reach further; or run it in ONNX Runtime first"
             raise DataError(what, where=f"token {len(seen) - 1}", fix=fix) from error
+        found: Logits = values[0].numpy()
+        if found.shape[0] != 1 or found.shape[1] not in (
+            1,
+            len(given),
+        ):  # some models give the last token's alone
+            what = f"the logits of {len(given)} tokens behind {past} have shape {list(found.shape)}"
+            fix = "generate fewer tokens: the model may not reach further"
+            raise DataError(what, where=f"token {len(seen) - 1}", fix=fix)
         self._past = dict(zip(self._pairs, values[1:], strict=True))
         self._tokens = seen
-        logits: Logits = values[0].numpy()[0, -1]
+        logits: Logits = found[0, -1]
         return logits

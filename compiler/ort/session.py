@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from bitwright.compiler.decoding.interface import MASK, first_hidden
 from bitwright.compiler.decoding.ports import ModelRun, Port
 from bitwright.compiler.errors import DataError, ModelError, ToolchainError
 from bitwright.compiler.graph.saving import loadable
@@ -46,6 +47,8 @@ class SessionConfig:
         disabled_optimizers: Names of optimizers to leave out.
         provider: Execution provider.
         provider_options: Its options.
+        arena: Whether a session keeps memory for its next run, which is faster. An array that a run returned keeps all
+            of it, weights as kernels want them included, as long as it lives; without an arena it keeps itself only.
     """
 
     threads: int = 1
@@ -54,6 +57,7 @@ class SessionConfig:
     disabled_optimizers: Sequence[str] = ()
     provider: str = CPU_PROVIDER
     provider_options: Mapping[str, str] | None = None
+    arena: bool = True
 
     def to_json(self) -> str:
         """Return the text of a .session.json."""
@@ -105,6 +109,7 @@ def _options(
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = FATAL_ONLY
+    options.enable_cpu_mem_arena = config.arena
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if config.optimize else level.ORT_DISABLE_ALL
     for key, value in (config.session_config_entries or {}).items():
@@ -192,7 +197,15 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
 def callable_model(session: ort.InferenceSession) -> ModelRun:
     """Return a session as a function of its inputs, with what it takes and gives."""
     inputs, outputs = (tuple(map(_port, of)) for of in (session.get_inputs(), session.get_outputs()))
-    return ModelRun(lambda feeds: run(session, feeds), inputs, outputs)
+    masked = any(port.name == MASK for port in inputs)
+
+    def call(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not masked and MASK in feeds and first_hidden(np.asarray(feeds[MASK])) is not None:
+            what = f"the model takes no '{MASK}', so it would compute padded positions as if they were none"
+            raise DataError(what, where=f"input '{MASK}'", fix="give it sequences without padding")
+        return run(session, feeds)
+
+    return ModelRun(call, inputs, outputs)
 
 
 def _port(argument: ort.NodeArg) -> Port:

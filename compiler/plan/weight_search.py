@@ -54,10 +54,9 @@ def _searched_table(quant: WeightQuant, node: ir.Node, plan: Plan, model: ir.Mod
     table, grid = constant_array(table_of(node)), grid_of(quant)
     if table is None or grid is None or not quant.group or quant.codebook or quant.axis != 1:
         return quant
-    head = _tied_head(quant, table, plan, model)
+    head = tied_head(quant, table, plan, model)
     if head is not None:
-        zero = None if head.zero_point is None else np.ascontiguousarray(head.zero_point.T)
-        return replace(quant, scale=np.ascontiguousarray(head.scale.T), zero_point=zero)
+        return with_scales_of(quant, head)
     columns = np.ascontiguousarray(table.T, np.float32)[None]
     found = search_scales(columns, np.ones(columns.shape[:2]), grid, layout_of(quant))
     scale = np.ascontiguousarray(found.scale[0].T)
@@ -67,10 +66,17 @@ def _searched_table(quant: WeightQuant, node: ir.Node, plan: Plan, model: ir.Mod
     return replace(quant, scale=scale, zero_point=np.ascontiguousarray(zero))
 
 
-def _tied_head(
+def tied_head(
     quant: WeightQuant, table: NDArray[np.generic], plan: Plan, model: ir.Model
 ) -> WeightQuant | None:
-    """Return the entry of a product by the transposed table that has groups of the same kind."""
+    """Return the entry of a product by the transposed table that has groups of the same kind, or None.
+
+    Args:
+        quant: The table's entry.
+        table: Its elements, float32.
+        plan: Of the product.
+        model: Where the product is.
+    """
     for node in model.graph:
         decision, weight = plan.nodes.get(node_label(node)), weight_of(node)
         if decision is None or not decision.weight or weight is None or node.op_type != "MatMul":
@@ -89,6 +95,13 @@ def _tied_head(
         ):
             return entry
     return None
+
+
+def with_scales_of(quant: WeightQuant, other: WeightQuant) -> WeightQuant:
+    """Return the entry of a matrix with the scales of its transpose."""
+    zero = None if other.zero_point is None else np.ascontiguousarray(other.zero_point.T)
+    storage = other.scale_storage
+    return replace(quant, scale=np.ascontiguousarray(other.scale.T), zero_point=zero, scale_storage=storage)
 
 
 def readers_of(plan: Plan, model: ir.Model) -> dict[str, list[ir.Node]]:

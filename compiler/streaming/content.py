@@ -12,6 +12,7 @@ from bitwright.compiler.graph.saving import weight_bytes
 from bitwright.compiler.plan.plan_file import plan_to_dict
 from bitwright.compiler.report.content import port, report_content
 from bitwright.compiler.report.decisions import recipe_section
+from bitwright.compiler.report.sizes import size_ledger
 
 LEFT_OUT = (
     "the time against float in ONNX Runtime",
@@ -49,7 +50,7 @@ class Content:
         """Return the report of the whole.
 
         Args:
-            c: The whole: options, source, and the phases around the parts.
+            c: The whole: options, source, the model that was cut, the result, and the phases around the parts.
             way: How it was streamed.
             samples: How many calibrated.
             written: Bytes of the constants of the result.
@@ -69,7 +70,7 @@ class Content:
         found["phases"] = [asdict(p) for p in (*c.phases, *self._phases.values())]
         for name in ("layers", "noise", "float", "not_lowered"):
             found[name] = _chained(r[name] for r in reports)
-        found["sizes"] = sorted(_chained(r["sizes"] for r in reports), key=lambda row: -row["bytes"])
+        found["sizes"] = size_ledger(c.model, c.quantized)
         found["warnings"] = list(dict.fromkeys(_chained(r["warnings"] for r in reports) + _own_warnings(c)))
         found["streaming"] = {
             "way": way,

@@ -45,8 +45,8 @@ def part_compilation(whole: Compilation, model: ir.Model, data: Dataset, progres
     return c
 
 
-def quantize_part(c: Compilation) -> None:
-    """Run the phases from normalization to the quantized model; ``c.quantized`` is the result."""
+def plan_part(c: Compilation) -> None:
+    """Run the phases from normalization to the plan; ``c.plan`` has every scale."""
     with c.recorded("normalize") as notes:
         frontend.normalize_model(c, notes)
     with c.recorded("shapes") as notes:
@@ -61,8 +61,14 @@ def quantize_part(c: Compilation) -> None:
     with c.recorded("calibrate") as notes:
         frontend.calibrate(c, observed_tensors(c.selection), notes)
         migration.observe_inputs(c, c.selection)
-    with c.recorded("quantize") as notes:
+    with c.recorded("scales"):
         c.plan = quantizing.with_searched_scales(c, frontend.allocate(c, c.selection, RUNTIME))
+
+
+def round_part(c: Compilation) -> None:
+    """Round a planned part; ``c.quantized`` is the result."""
+    assert c.plan is not None, "the part is planned"
+    with c.recorded("quantize") as notes:
         c.quantized = quantizing.quantized_model(c, c.plan, notes)
 
 
@@ -83,6 +89,6 @@ def _observed_shapes(c: Compilation) -> dict[str, tuple[int, ...]]:
     inputs = {v.name for v in c.model.graph.inputs}
     ends = (v.name or "" for n in _weighted(c) for v in (n.inputs[0], n.outputs[0]) if v is not None)
     wanted = [name for name in dict.fromkeys(ends) if name not in inputs]
-    config = SessionConfig(threads=c.options.threads)
+    config = SessionConfig(threads=c.options.threads, arena=False)
     found = run(open_session(with_outputs(c.model, wanted), config), sample)
     return {name: array.shape for name, array in {**sample, **found}.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.compiler import frontend, fusion
+from bitwright.compiler import frontend, fusion, quantizing
 from bitwright.compiler.bundle.model_files import files_appearing_whole
 from bitwright.compiler.compilation import Compilation, Progress
 from bitwright.compiler.errors import InternalError
@@ -26,10 +26,13 @@ from bitwright.compiler.report.written import companion
 from bitwright.compiler.streaming.chain import Part, chain_of
 from bitwright.compiler.streaming.content import LEFT_OUT, Content
 from bitwright.compiler.streaming.extraction import part_model, prepared
+from bitwright.compiler.streaming.heap import give_back, keep_heap_small
 from bitwright.compiler.streaming.held import PartData, Stream
 from bitwright.compiler.streaming.joining import PartWriter
 from bitwright.compiler.streaming.noise import measure_noise
-from bitwright.compiler.streaming.part import RUNTIME, part_compilation, quantize_part
+from bitwright.compiler.streaming.part import RUNTIME, part_compilation, plan_part, round_part
+from bitwright.compiler.streaming.tying import tied_tables, with_tied_scales
+from bitwright.passes.block_tables import TiedTable
 
 # Samples that both streams follow, to say how far the quantized model is from the float one.
 COMPARED = frontend.ERROR_SAMPLES
@@ -56,6 +59,7 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
         UsageError: The recipe has no format that the target runs, or an option names what the model lacks.
     """
     assert c.source is not None and c.dataset is not None, "ingest is done"
+    keep_heap_small()
     with c.recorded("cut") as notes:
         notes.extend(frontend.check_recipe(c, RUNTIME))
         whole = prepared(c.source.model, runtime_of(c.profile, "artifact").opset)
@@ -69,6 +73,7 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
             with c.recorded("parts"):
                 for number, part in enumerate(parts):
                     run_.step(part, number, len(parts))
+                    give_back()
         finally:
             writer.close()
         with c.recorded("join") as notes:
@@ -76,27 +81,33 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
             ir.save(c.quantized, folder / output.name)
             run_.check(folder / output.name, notes)
             notes.append(f"not measured part by part: {'; '.join(LEFT_OUT)}")
+            joined = c.quantized
         with c.recorded("fuse") as notes:
-            _fuse(c, config, folder / output.name, notes)
+            _fuse(c, config, notes)
+        with c.recorded("compact") as notes:
+            if run_.compact:
+                quantizing.compact_weights(c.quantized, notes)
+            if run_.compact or c.quantized is not joined:
+                _save_again(c.quantized, folder / output.name)
         report = run_.content.report(c, way, len(run_.main.data), weight_bytes(c.quantized))
         _write_beside(run_.content, c, folder, output, config, report)
     return report
 
 
-def _fuse(c: Compilation, config: SessionConfig, path: Path, notes: list[str]) -> None:
+def _fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
     """Write a decoder's attention as ONNX Runtime's operator where that is proven equal; it is not timed."""
-    joined = c.quantized
     if runs_here(runtime_of(c.profile, RUNTIME)):
         c.options = replace(c.options, gate=False)
         fusion.fuse(c, config, notes)
     else:
         fusion.leave(c, notes)
-    if c.quantized is joined or c.quantized is None:
-        return
-    # What was joined anew is copied, too: the file holds nothing that the model does not read.
-    folder = path.with_name("fused")
+
+
+def _save_again(model: ir.Model, path: Path) -> None:
+    """Write a changed model, constants that stayed the same included: the file holds nothing that it does not read."""
+    folder = path.with_name("again")
     folder.mkdir()
-    ir.save(c.quantized, folder / path.name, external_data=f"{path.name}.data")
+    ir.save(model, folder / path.name, external_data=f"{path.name}.data")
     for new in list(folder.iterdir()):
         new.replace(path.with_name(new.name))
     folder.rmdir()
@@ -125,10 +136,13 @@ class _Run:
     def __init__(
         self, c: Compilation, whole: ir.Model, parts: Sequence[Part], way: str, writer: PartWriter
     ) -> None:
-        self._c, self._whole, self._writer = c, whole, writer
-        self._config = local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads)
+        self._c, self._whole, self._parts, self._writer = c, whole, parts, writer
+        # Outputs are kept from part to part: in an arena each would keep the weights of the session that made it.
+        self._config = replace(
+            local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads), arena=False
+        )
         samples = frontend.samples_of(c)
-        plain = SessionConfig(threads=c.options.threads)
+        plain = SessionConfig(threads=c.options.threads, arena=False)
         shared = list(dict.fromkeys(v.name or "" for p in parts for v in p.shared))
         follows = {"float": COMPARED, "quantized": COMPARED, way: None}
         self._float = Stream(samples, follows["float"], plain, shared)
@@ -136,16 +150,22 @@ class _Run:
         self.main = self._quantized if way == "quantized" else self._float
         self._entry: ir.Shape | None = None
         self._last: dict[str, np.ndarray] = {}
+        self._tied: tuple[TiedTable, ...] = ()
         self.content = Content()
+        self.compact = False
 
     def step(self, part: Part, number: int, total: int) -> None:
         """Quantize one part, write it, and take both streams through it."""
         c = self._c
         c.progress.step(number, total, "parts")
-        model = self._model(part)
-        data = PartData(self.main, part, model)
-        state = part_compilation(c, model, data, _Within(c.progress, number, total))
-        quantize_part(state)
+        progress = _Within(c.progress, number, total)
+        state = self._begun(part, self.main, progress)
+        plan_part(state)
+        if part.entry is None:
+            self._tied = self._tied_tables(state, progress)
+        state.tied = self._tied
+        with_tied_scales(state)
+        round_part(state)
         with state.recorded("noise"):
             exact, actual = (PartData(s, part) for s in (self._float, self._quantized))
             measure_noise(state, islice(exact, COMPARED), islice(actual, COMPARED), self._config)
@@ -154,16 +174,27 @@ class _Run:
             self._remember(part, state.quantized)
             self._quantized.advance(part, state.quantized)
             self._float.advance(part, state.normalized)
+        assert state.plan is not None
+        self.compact = self.compact or quantizing.is_compact_plan(state.plan, c.profile)
         self.content.add(state)
         self._writer.add(state.quantized)
         self._writer.flush()
         release_pages(self._whole)
 
-    def _model(self, part: Part) -> ir.Model:
-        sample = next(iter(PartData(self.main, part)))
+    def _begun(self, part: Part, stream: Stream, progress: Progress) -> Compilation:
+        """Return what a part begins with, calibrated on a stream that has reached it."""
+        sample = next(iter(PartData(stream, part)))
         if part.entry is not None:
             self._entry = _agreed(self._entry or part.entry.shape, sample[part.entry.name or ""].shape)
-        return part_model(self._whole, part, sample, self._entry)
+        model = part_model(self._whole, part, sample, self._entry)
+        return part_compilation(self._c, model, PartData(stream, part, model), progress)
+
+    def _tied_tables(self, first: Compilation, progress: Progress) -> tuple[TiedTable, ...]:
+        """Return the tables that later parts read, too; the float model is run for their scales if there are any."""
+        exact = replace(self._float, most=None)
+        return tied_tables(
+            first, self._parts, exact, lambda part, stream: self._begun(part, stream, progress)
+        )
 
     def _remember(self, part: Part, quantized: ir.Model) -> None:
         """Keep what the parts make of the first sample's outputs, for the check of the joined model."""

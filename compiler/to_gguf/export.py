@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.bundle.atomic import open_atomically
 from bitwright.compiler.compilation import Progress, Silent
+from bitwright.compiler.decoding.context import context_of
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.gguf.bit_planes import Bytes
 from bitwright.compiler.gguf.rounding import quantize, square_error
@@ -21,6 +22,7 @@ from bitwright.compiler.gguf.values import Typed, float32, text, uint32
 from bitwright.compiler.gguf.writer import PlannedTensor, write_gguf
 from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset
 from bitwright.compiler.ingest.model_reader import read_model
+from bitwright.compiler.ingest.stated_context import state_context
 from bitwright.compiler.llama.decoder import Decoder, HyperParameters
 from bitwright.compiler.llama.recognise import recognise
 from bitwright.compiler.llama.tensors import ModelTensor, tensors_of
@@ -49,7 +51,7 @@ class Request:
         tokenizer: tokenizer.json; by default the one beside the model.
         without_tokenizer: Write none.
         name: general.name; by default the model file's.
-        context: Longest sequence; by default what the rotary tables hold.
+        context: Longest sequence; by default what metadata, rotary tables or a config.json beside the model say.
         pure: Every matrix gets the type the mixture usually has.
         threads: Threads that compute.
         feedback: Round codes by GPTQ, within the scales that are found for uncorrelated inputs; needs data.
@@ -161,6 +163,7 @@ def open_decoder(
         UsageError: There are no such samples.
     """
     source = read_model(path)
+    state_context(source.model, path)
     model = source.model.clone()
     normalize(model)
     decoder = recognise(model)
@@ -212,7 +215,8 @@ def export_gguf(request: Request, progress: Progress | None = None) -> Written:
         types = _spend(opened, importance, request, told)
         kind, number = f"{request.bits:g} bits a weight", GUESSED
     notes = [*opened.warnings, *notes, *_fallback_notes(types, opened.tensors)]
-    metadata = {**_general(request, number), **_llama(opened.decoder.hyper, request.context), **vocabulary}
+    context = request.context or context_of(opened.model)
+    metadata = {**_general(request, number), **_llama(opened.decoder.hyper, context), **vocabulary}
     told.phase("round and write")
     rounding = _Rounding(
         opened.tensors, types, importance, request.threads, told, _feedbacks(opened, request, told)

@@ -160,14 +160,15 @@ def _text(s: Sizes) -> str:
     body = (
         POSITIONS
         + (COMPUTED if s.computed_angles else LOOKED_UP)
-        + "".join(_layer(s, n) for n in range(s.layers))
+        + "".join(layer_text(s, n) for n in range(s.layers))
     )
     body += NORM.format(x=f"x{s.layers}", to="z", gain="g_z")
     body += "scores = MatMul(z, w_head)\n}"
     return HEAD.format(inputs=inputs, outputs=outputs, vocabulary=s.vocabulary) + body
 
 
-def _layer(s: Sizes, n: int) -> str:
+def layer_text(s: Sizes, n: int) -> str:
+    """Return the nodes of a layer; they read ``x{n}``, ``mask``, ``c`` and ``s``, and write ``x{n + 1}``."""
     text = NORM.format(x=f"x{n}", to=f"a{n}", gain=f"g_a{n}")
     for part, shape in (("q", "query_shape"), ("k", "key_shape"), ("v", "key_shape")):
         text += HEADS.format(x=f"a{n}", to=f"{part}{n}", w=f"w_{part}{n}", shape=shape)

@@ -9,6 +9,8 @@ import onnx_ir as ir
 import pytest
 from checkpoints import COMPARED, compared_tokens, write_checkpoint
 from llama_models import Sizes, llama_model
+from masked_models import SIZES as MASKED_SIZES
+from masked_models import Masked, masked_model
 
 from bitwright.compiler.decoding.interface import find_interface
 from bitwright.compiler.decoding.ports import ports_of
@@ -19,7 +21,9 @@ from bitwright.compiler.interpret.run import run_program
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.program.extract import extract_program
 from bitwright.compiler.program.ops import CachedAttention
+from bitwright.passes.assume_unpadded import AssumeUnpadded
 from bitwright.passes.fix_cache import FixCache
+from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention
 from bitwright.passes.normalize import normalize, specialize
 
 # Float32 sums in another order, relative to logits of order one.
@@ -101,6 +105,25 @@ def test_exported_folders_get_fixed_caches(tmp_path: Path, name: str, form: Form
     feeds = {**interface.empty_caches(), **interface.feeds(ids)}
     expected = run(open_session(model, SessionConfig()), feeds)[interface.logits.name]
     FixCache(CONTEXT).run(model)
+    found = in_pieces(model, ids, (9, 1, CONTEXT - 10))
+    assert np.abs(found - expected).max() < BOUND * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("form", ["triangle", "looked up", "added up", "fused"])
+def test_masks_growing_caches_and_fused_attention_go(form: str) -> None:
+    """What other exporters write, and what ``quantize`` makes of it, is recognised; both inputs are gone afterwards."""
+    model = ir.from_proto(masked_model(Masked(form="triangle" if form == "fused" else form)))  # type: ignore[arg-type]
+    interface = find_interface(ports_of(model.graph.inputs), ports_of(model.graph.outputs))
+    ids = tokens(MASKED_SIZES)
+    feeds = {**interface.empty_caches(), **interface.feeds(ids)}
+    expected = run(open_session(model, SessionConfig()), feeds)["logits"]
+    if form == "fused":
+        AssumeUnpadded().run(model)
+    normalize(model, 20)
+    assert FuseDecoderAttention().run(model).changed == (2 if form == "fused" else 0)
+    assert FixCache(CONTEXT).run(model).changed == 2
+    assert [v.name for v in model.graph.inputs[:3]] == ["input_ids", "past_length", "past_key_0"]
+    assert len(model.graph.inputs) == 6
     found = in_pieces(model, ids, (9, 1, CONTEXT - 10))
     assert np.abs(found - expected).max() < BOUND * np.abs(expected).max()
 
