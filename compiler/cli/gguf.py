@@ -88,10 +88,12 @@ def gguf_verb(
     from bitwright.compiler.to_gguf.restore import listing, restore
 
     if model.suffix == ENDING:
+        _refuse_others("only listed", {"--output": output, "--weights": weights, "--data": data})
         _print_listing(out, listing(model))
         return
     place = _place(output, ".onnx" if weights is not None else ENDING)
     if weights is not None:
+        _refuse_others("made of its weights as they are", {"--data": data, "--budget": budget})
         proof = restore(model, weights, place, threads=threads)
         out.say(f"recognised; logits of its parts within {proof:.2g} of the graph's")
         _result(out, {"model": place, "logits_difference": proof}, place)
@@ -114,6 +116,14 @@ def gguf_verb(
         written = export_gguf(request, progress)
     _print_written(out, written)
     _result(out, written.to_dict(), place)
+
+
+def _refuse_others(why: str, given: dict[str, object]) -> None:
+    """Refuse options that would mean nothing for a GGUF file that is there."""
+    for option, value in given.items():
+        if value:
+            what = f"a GGUF file that is given is {why}"
+            raise UsageError(what, where=option, fix=f"leave {option} out")
 
 
 def _place(output: Path | None, ending: str) -> Path:
