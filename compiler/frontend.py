@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bitwright.compiler.calibrate.methods import Method, parse_method, range_from
 from bitwright.compiler.calibrate.stream import collect
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.decoding.context import context_of
+from bitwright.compiler.decoding.context import check_lengths, context_of
 from bitwright.compiler.decoding.perplexity import PerplexityMetric
 from bitwright.compiler.errors import InternalError, UsageError, nearest
 from bitwright.compiler.fixed_cache import open_decoder
@@ -76,9 +76,11 @@ def ingest(c: Compilation, notes: list[str]) -> None:
         open_decoder(c, runtime_of(c.profile, "artifact").opset, notes)
     else:
         c.dataset = _open_data(c)
+        check_lengths(c.dataset, c.source.model, c.dataset.source)
         notes.extend((*c.dataset.notes, *c.dataset.warnings))
     if c.options.validation is not None:
         c.validation = _opened(c, c.options.validation)
+        check_lengths(c.validation, c.source.model, c.validation.source)
         notes.extend((*c.validation.notes, *c.validation.warnings))
     if c.options.evaluate is not None:
         metric = load_eval(c.options.evaluate)  # refuse a wrong metric before any work is done

@@ -83,6 +83,7 @@ class Options:
         stream: Quantize part by part, in bounded memory (quantize only): ``quantized`` calibrates each part on what the
             quantized parts before it make, ``float`` on what the float model makes; ``off`` takes the whole model at
             once, ``auto`` streams what is larger than a quarter of the free memory.
+        resume: Go on behind the parts that an interrupted streamed run with this output finished (quantize only).
         kv_cache: ``float16``, ``int8`` or ``int4``: what a decoder's cache of keys and values holds (quantize only).
         unpadded: A decoder's ``attention_mask`` holds nothing but ones, and its ``position_ids`` continue those in the
             cache: both inputs are computed, and disappear from the model.
@@ -126,6 +127,7 @@ class Options:
     group: int | None = None
     cache: Path | None = None
     stream: str = "auto"
+    resume: bool = False
     kv_cache: str | None = None
     unpadded: bool = False
     gate: bool = True

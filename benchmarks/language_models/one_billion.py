@@ -44,7 +44,7 @@ class Peak:
     Attributes:
         anonymous: Memory of its own.
         files: Pages of mapped files, which the system may take back.
-        total: Largest sum of both at one time.
+        total: Largest sum of both at one time: of a process by itself, however short.
         seconds: Wall time.
     """
 
@@ -65,7 +65,8 @@ def watched(command: Sequence[str]) -> Peak:
     anonymous = files = total = 0.0
     while process.poll() is None:
         own, mapped = _memory(process.pid)
-        anonymous, files, total = max(anonymous, own), max(files, mapped), max(total, own + mapped)
+        anonymous, files = max(anonymous, own), max(files, mapped)
+        total = max(total, own + mapped, _most_resident(process.pid))
         time.sleep(PAUSE_S)
     if process.returncode:
         sys.exit(f"{' '.join(command[:4])} ... ended with {process.returncode}")
@@ -79,6 +80,15 @@ def _memory(pid: int) -> tuple[float, float]:
     except psutil.Error:
         return 0.0, 0.0
     return sum(m.rss - m.shared for m in found), sum(m.shared for m in found)
+
+
+def _most_resident(pid: int) -> float:
+    """Return what the kernel saw a process take at most; 0 where it does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def sizes_of(options: argparse.Namespace) -> CheckpointSizes:

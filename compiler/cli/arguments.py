@@ -203,6 +203,12 @@ Stream = Annotated[
         "models over a quarter of the free memory.",
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on behind the parts that an interrupted run with --stream has finished."
+    ),
+]
 Gate = Annotated[
     bool, typer.Option("--gate/--no-gate", help="Measure int8 against float, keep what is faster.")
 ]

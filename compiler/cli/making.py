@@ -155,6 +155,7 @@ def quantize_verb(
     output: arg.OutputModel = None,
     gate: arg.Gate = True,
     stream: arg.Stream = "auto",
+    resume: arg.Resume = False,
     kv_cache: arg.KVCache = None,
     report: arg.Page = None,
     dry_run: arg.DryRun = False,
@@ -169,6 +170,7 @@ def quantize_verb(
         output=output,
         gate=gate,
         stream=stream,
+        resume=resume,
         kv_cache=kv_cache,
         **quantization.values(),
     )
@@ -177,6 +179,15 @@ def quantize_verb(
         return
     _check_files(options, report)
     _quantize(out, options, report)
+
+
+def _tell_of_parts(out: Output, options: Options) -> None:
+    from bitwright.compiler.streaming.kept import KeptParts, place_of
+
+    assert options.output is not None
+    kept = KeptParts(place_of(options.output))
+    if kept.count:
+        out.say(f"{kept.folder} holds {kept.count} finished parts: the same command with --resume goes on")
 
 
 def _stem(recipe: str) -> str:
@@ -202,8 +213,12 @@ def _quantize(out: Output, options: Options, page: Path | None) -> None:
     from bitwright.compiler.deploy import quantize
     from bitwright.compiler.report.page import render_page
 
-    with TerminalProgress(out) as progress:
-        made = quantize(options, progress)
+    try:
+        with TerminalProgress(out) as progress:
+            made = quantize(options, progress)
+    except KeyboardInterrupt:
+        _tell_of_parts(out, options)
+        raise
     if page is not None:
         write_atomically(page, render_page(made.report).encode())
     print_report(out, made.report)

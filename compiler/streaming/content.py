@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,13 +30,29 @@ class Content:
         self._reports: list[Plain] = []
         self._plans: list[Plain] = []
         self._phases: dict[str, PhaseRecord] = {}
+        self._taken: Plain = {}
 
     def add(self, c: Compilation) -> None:
         """Take what is to be said about a finished part."""
         assert c.plan is not None, "the part is planned"
-        self._reports.append(report_content(c))
-        self._plans.append(plan_to_dict(c.plan, {}))
-        for phase in c.phases:
+        said = {
+            "report": report_content(c),
+            "plan": plan_to_dict(c.plan, {}),
+            "phases": [asdict(p) for p in c.phases],
+        }
+        self.take(json.loads(json.dumps(said)))
+
+    @property
+    def last(self) -> Plain:
+        """What was taken last, as JSON values."""
+        return self._taken
+
+    def take(self, said: Plain) -> None:
+        """Take what :attr:`last` said in an earlier run."""
+        self._taken = said
+        self._reports.append(said["report"])
+        self._plans.append(said["plan"])
+        for phase in (PhaseRecord(p["name"], p["seconds"], tuple(p["notes"])) for p in said["phases"]):
             known = self._phases.get(phase.name, PhaseRecord(phase.name, 0.0))
             notes = tuple(dict.fromkeys((*known.notes, *phase.notes)))
             self._phases[phase.name] = PhaseRecord(phase.name, known.seconds + phase.seconds, notes)

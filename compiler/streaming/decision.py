@@ -30,6 +30,11 @@ def way_of(c: Compilation) -> str:
     """
     assert c.source is not None, "ingest is done"
     asked = c.options.stream
+    if c.options.resume:
+        if asked == "off":
+            what = "a model that is quantized at once has no finished parts"
+            raise UsageError(what, where="--resume", fix="leave it out, or name a way: --stream quantized")
+        asked = "quantized" if asked == "auto" else asked  # whatever memory is free this time
     if asked in STREAMED:
         found = obstacle(c)
         if found is not None:

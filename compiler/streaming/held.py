@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
@@ -57,6 +57,10 @@ class HeldArrays:
         self._file.seek(place)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return np.frombuffer(self._file.read(size), dtype).reshape(shape)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield one after the other."""
+        return (self[k] for k in range(len(self)))
 
     def close(self) -> None:
         """Let go of everything."""
@@ -156,6 +160,12 @@ class Stream:
             self.first = _computing(model, self.later)  # without the table of embeddings
         self.close()
         self.held = following
+
+    def restore(self, passed: Iterable[np.ndarray], first: ir.Model | None) -> None:
+        """Go on from what a part passed on in an earlier run."""
+        self.held, self.first = HeldArrays(self.memory_bytes), first
+        for array in passed:
+            self.held.append(array)
 
     def close(self) -> None:
         """Let go of what is held."""

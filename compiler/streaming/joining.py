@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -26,26 +27,68 @@ class PartWriter:
     """Takes quantized parts one after the other, writes their weights, and joins what is left of them.
 
     Args:
-        folder: Where the data file is written.
-        name: Its name, which the model will state.
+        data: The data file; its name is what the model will state.
+        end: Bytes of it that are finished parts' of an earlier run; what is behind them is cut off.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
+    def __init__(self, data: Path, end: int = 0) -> None:
+        self.data = data
         self._parts: list[ir.Model] = []
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._stream: BinaryIO = (folder / name).open("wb")
+        self._stream: BinaryIO = data.open("r+b" if end else "wb")
+        self._stream.truncate(end)
+        self._stream.seek(end)
 
-    def add(self, model: ir.Model) -> None:
-        """Write a part's weights; its constants are references into the file afterwards."""
+    @property
+    def end(self) -> int:
+        """Bytes that were written."""
+        return self._stream.tell()
+
+    def add(self, model: ir.Model) -> dict[str, str]:
+        """Write a part's weights; its constants are references into the file afterwards.
+
+        Returns:
+            SHA-256 of each of them, by name.
+        """
+        digests: dict[str, str] = {}
         for value in model.graph.initializers.values():
-            tensor = value.const_value
+            tensor, name = value.const_value, value.name or ""
             if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= INLINE_BYTES:
                 continue
-            value.const_value = self._written(tensor, value.name or "")
+            value.const_value, digests[name] = self._written(tensor, name)
+        self._parts.append(model)
+        return digests
+
+    def take(self, model: ir.Model, digests: Mapping[str, str]) -> None:
+        """Take a part of an earlier run, whose weights are in the file.
+
+        Args:
+            model: The part.
+            digests: What :meth:`add` returned.
+
+        Raises:
+            ValueError: The file does not hold them.
+        """
+        for name, digest in digests.items():
+            value = model.graph.initializers.get(name)
+            tensor = None if value is None else value.const_value
+            if not isinstance(tensor, ir.ExternalTensor) or tensor.location != self.data.name:
+                msg = f"'{name}' is not in the file"
+                raise ValueError(msg)
+            place = tensor.offset or 0, tensor.length or 0
+            content = self._read(*place)
+            if hashlib.sha256(content).hexdigest() != digest:
+                msg = f"'{name}' is not what was written"
+                raise ValueError(msg)
+            self._places[bytes.fromhex(digest)] = place
         self._parts.append(model)
 
-    def _written(self, tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+    def _read(self, offset: int, length: int) -> bytes:
+        with self.data.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(length)
+
+    def _written(self, tensor: ir.TensorProtocol, name: str) -> tuple[ir.ExternalTensor, str]:
         """Write a tensor unless the same bytes are there already (a table that two parts read)."""
         content = tensor.tobytes()
         digest = hashlib.sha256(content).digest()
@@ -56,19 +99,21 @@ class PartWriter:
             self._stream.write(content)
             self._places[digest] = (place, len(content))
         place, length = self._places[digest]
-        return ir.ExternalTensor(
-            self._name,
+        reference = ir.ExternalTensor(
+            self.data.name,
             place,
             length,
             tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()),
             name=name,
-            base_dir=self._folder,
+            base_dir=self.data.parent,
         )
+        return reference, digest.hex()
 
     def flush(self) -> None:
-        """Make what was written so far readable through the references."""
+        """Make what was written so far readable through the references, and safe on the disk."""
         self._stream.flush()
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -29,9 +29,10 @@ from bitwright.compiler.streaming.extraction import part_model, prepared
 from bitwright.compiler.streaming.heap import give_back, keep_heap_small
 from bitwright.compiler.streaming.held import PartData, Stream
 from bitwright.compiler.streaming.joining import PartWriter
+from bitwright.compiler.streaming.kept import TIED, KeptParts, damaged, kept_parts, settings_of
 from bitwright.compiler.streaming.noise import measure_noise
 from bitwright.compiler.streaming.part import RUNTIME, part_compilation, plan_part, round_part
-from bitwright.compiler.streaming.tying import tied_tables, with_tied_scales
+from bitwright.compiler.streaming.tying import tied_as_plain, tied_from_plain, tied_tables, with_tied_scales
 from bitwright.passes.block_tables import TiedTable
 
 # Samples that both streams follow, to say how far the quantized model is from the float one.
@@ -56,7 +57,9 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
 
     Raises:
         ModelError: The model is no chain of parts.
-        UsageError: The recipe has no format that the target runs, or an option names what the model lacks.
+        UsageError: The recipe has no format that the target runs, or an option names what the model lacks; there are
+            no finished parts of an earlier run to go on from, or they were made with other settings.
+        DataError: They are damaged.
     """
     assert c.source is not None and c.dataset is not None, "ingest is done"
     keep_heap_small()
@@ -66,20 +69,17 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
         parts = chain_of(whole)
         frontend.check_known_nodes(c, whole)
         notes.append(f"{len(parts)} parts; {way} values pass between them")
-    with files_appearing_whole(output) as folder:
-        writer = PartWriter(folder, f"{output.name}.data")
-        try:
-            run_ = _Run(c, whole, parts, way, writer)
-            with c.recorded("parts"):
-                for number, part in enumerate(parts):
-                    run_.step(part, number, len(parts))
-                    give_back()
-        finally:
-            writer.close()
+    with (
+        kept_parts(output, settings_of(c, way), c.options.resume) as kept,
+        files_appearing_whole(output) as folder,
+    ):
+        run_ = _Run(c, whole, parts, way, kept)
+        with c.recorded("parts") as notes:
+            run_.through(notes)
         with c.recorded("join") as notes:
-            c.model, c.quantized = whole, writer.joined(whole, parts)
-            ir.save(c.quantized, folder / output.name)
-            run_.check(folder / output.name, notes)
+            c.model, c.quantized = whole, run_.writer.joined(whole, parts)
+            ir.save(c.quantized, kept.folder / output.name)
+            run_.check(kept.folder / output.name, notes)
             notes.append(f"not measured part by part: {'; '.join(LEFT_OUT)}")
             joined = c.quantized
         with c.recorded("fuse") as notes:
@@ -87,8 +87,12 @@ def stream(c: Compilation, way: str, output: Path, config: SessionConfig) -> dic
         with c.recorded("compact") as notes:
             if run_.compact:
                 quantizing.compact_weights(c.quantized, notes)
-            if run_.compact or c.quantized is not joined:
-                _save_again(c.quantized, folder / output.name)
+        if run_.compact or c.quantized is not joined:
+            # Constants that stayed the same included: the file holds nothing that the model does not read.
+            ir.save(c.quantized, folder / output.name, external_data=kept.data.name)
+        else:
+            for file in (kept.data, kept.folder / output.name):
+                file.replace(folder / file.name)
         report = run_.content.report(c, way, len(run_.main.data), weight_bytes(c.quantized))
         _write_beside(run_.content, c, folder, output, config, report)
     return report
@@ -101,16 +105,6 @@ def _fuse(c: Compilation, config: SessionConfig, notes: list[str]) -> None:
         fusion.fuse(c, config, notes)
     else:
         fusion.leave(c, notes)
-
-
-def _save_again(model: ir.Model, path: Path) -> None:
-    """Write a changed model, constants that stayed the same included: the file holds nothing that it does not read."""
-    folder = path.with_name("again")
-    folder.mkdir()
-    ir.save(model, folder / path.name, external_data=f"{path.name}.data")
-    for new in list(folder.iterdir()):
-        new.replace(path.with_name(new.name))
-    folder.rmdir()
 
 
 def _write_beside(
@@ -134,9 +128,10 @@ class _Run:
     """The loop's state: two streams of samples, what is written, what is to be reported."""
 
     def __init__(
-        self, c: Compilation, whole: ir.Model, parts: Sequence[Part], way: str, writer: PartWriter
+        self, c: Compilation, whole: ir.Model, parts: Sequence[Part], way: str, kept: KeptParts
     ) -> None:
-        self._c, self._whole, self._parts, self._writer = c, whole, parts, writer
+        self._c, self._whole, self._parts, self._kept = c, whole, parts, kept
+        self.writer = PartWriter(kept.data, kept.end)
         # Outputs are kept from part to part: in an arena each would keep the weights of the session that made it.
         self._config = replace(
             local_config(c.profile.runtimes.onnxruntime, threads=c.options.threads), arena=False
@@ -154,7 +149,19 @@ class _Run:
         self.content = Content()
         self.compact = False
 
-    def step(self, part: Part, number: int, total: int) -> None:
+    def through(self, notes: list[str]) -> None:
+        """Quantize all parts that are not finished yet."""
+        try:
+            if self._kept.count:
+                self._take_over()
+                notes.append(f"{self._kept.count} finished parts were taken over from an interrupted run")
+            for number in range(self._kept.count, len(self._parts)):
+                self._step(self._parts[number], number, len(self._parts))
+                give_back()
+        finally:
+            self.writer.close()
+
+    def _step(self, part: Part, number: int, total: int) -> None:
         """Quantize one part, write it, and take both streams through it."""
         c = self._c
         c.progress.step(number, total, "parts")
@@ -171,15 +178,61 @@ class _Run:
             measure_noise(state, islice(exact, COMPARED), islice(actual, COMPARED), self._config)
         assert state.quantized is not None and state.normalized is not None
         with state.recorded("pass on"):
-            self._remember(part, state.quantized)
+            outputs = self._outputs(part, state.quantized)
             self._quantized.advance(part, state.quantized)
             self._float.advance(part, state.normalized)
         assert state.plan is not None
         self.compact = self.compact or quantizing.is_compact_plan(state.plan, c.profile)
         self.content.add(state)
-        self._writer.add(state.quantized)
-        self._writer.flush()
+        self._keep(state.quantized, outputs)
         release_pages(self._whole)
+
+    def _keep(self, quantized: ir.Model, outputs: dict[str, np.ndarray]) -> None:
+        """Write a finished part, and what a later run needs to go on behind it."""
+        kept, streams = self._kept, {"float": self._float, "quantized": self._quantized}
+        self._last |= outputs
+        weights = self.writer.add(quantized)
+        self.writer.flush()
+        tied, arrays = tied_as_plain(self._tied)
+        beside = [] if kept.count else [TIED]
+        if not kept.count:
+            kept.write_arrays(TIED, arrays)
+            for name, each in streams.items():
+                if each.first is not None:
+                    beside.append(f"first.{name}.onnx")
+                    kept.write_model(beside[-1], each.first)
+        record = {
+            "said": self.content.last,
+            "weights": weights,
+            "end": self.writer.end,
+            "entry": None if self._entry is None else [_plain_dim(d) for d in self._entry],
+            "tied": tied,
+            "compact": self.compact,
+        }
+        passed = {name: each.held for name, each in streams.items()}
+        kept.write(record, quantized, outputs, passed, beside)
+
+    def _take_over(self) -> None:
+        """Stand where an interrupted run stood behind its last finished part.
+
+        Raises:
+            DataError: What it left is damaged.
+        """
+        kept = self._kept
+        try:
+            kept.check()
+            for number in range(kept.count):
+                record = kept.record(number)
+                self.writer.take(kept.model(number), record["weights"])
+                self.content.take(record["said"])
+                self._last |= kept.outputs(number)
+            self.compact = record["compact"]
+            self._tied = tied_from_plain(record["tied"], kept.arrays(TIED))
+            self._entry = None if record["entry"] is None else ir.Shape(record["entry"])
+            for name, each in {"float": self._float, "quantized": self._quantized}.items():
+                each.restore(kept.passed(name), kept.read_model(f"first.{name}.onnx"))
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise damaged(kept.folder) from error
 
     def _begun(self, part: Part, stream: Stream, progress: Progress) -> Compilation:
         """Return what a part begins with, calibrated on a stream that has reached it."""
@@ -196,13 +249,14 @@ class _Run:
             first, self._parts, exact, lambda part, stream: self._begun(part, stream, progress)
         )
 
-    def _remember(self, part: Part, quantized: ir.Model) -> None:
-        """Keep what the parts make of the first sample's outputs, for the check of the joined model."""
+    def _outputs(self, part: Part, quantized: ir.Model) -> dict[str, np.ndarray]:
+        """Return what a part makes of the first sample's outputs, for the check of the joined model."""
         names = [v.name or "" for v in part.outputs if v.is_graph_output()]
-        if names:
-            sample = next(iter(PartData(self._quantized, part)))
-            found = run(open_session(quantized, self._config), sample)
-            self._last |= {name: found[name] for name in names}
+        if not names:
+            return {}
+        sample = next(iter(PartData(self._quantized, part)))
+        found = run(open_session(quantized, self._config), sample)
+        return {name: found[name] for name in names}
 
     def check(self, path: Path, notes: list[str]) -> None:
         """Run the joined model on the first sample and compare it with what its parts made."""
@@ -223,6 +277,10 @@ def _agreed(shape: ir.Shape | None, sizes: tuple[int, ...]) -> ir.Shape | None:
         return None
     fits = all(not isinstance(d, int) or d == n for d, n in zip(shape, sizes, strict=True))
     return shape if fits else None
+
+
+def _plain_dim(dim: int | ir.SymbolicDim) -> int | str | None:
+    return dim if isinstance(dim, int) else dim.value
 
 
 @dataclass

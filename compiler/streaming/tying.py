@@ -7,8 +7,9 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -72,6 +73,31 @@ def with_tied_scales(c: Compilation) -> None:
             elif weight is not None and _alike(entry, tied.quant) and tied.is_equal(weight_array(weight).T):
                 weights[decision.weight] = with_scales_of(entry, tied.quant)
     c.plan = replace(c.plan, weights=weights)
+
+
+def tied_as_plain(tied: Sequence[TiedTable]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """Return tables as JSON values and as arrays."""
+    rows: list[dict[str, Any]] = []
+    arrays: list[np.ndarray] = []
+    for table in tied:
+        quant = {f.name: getattr(table.quant, f.name) for f in fields(WeightQuant)}
+        kept = {name: quant.pop(name) for name in ("scale", "zero_point")}
+        places = {name: len(arrays) + k for k, name in enumerate(n for n, a in kept.items() if a is not None)}
+        arrays.extend(a for a in kept.values() if a is not None)
+        row = {"name": table.name, "shape": list(table.shape), "digest": table.digest.hex()}
+        rows.append({**row, "quant": quant, "arrays": places})
+    return rows, arrays
+
+
+def tied_from_plain(rows: Sequence[Mapping[str, Any]], arrays: Sequence[np.ndarray]) -> tuple[TiedTable, ...]:
+    """Return what :func:`tied_as_plain` was given."""
+    found = []
+    for row in rows:
+        kept = {name: arrays[place] for name, place in row["arrays"].items()}
+        quant = WeightQuant(**{**row["quant"], "menu": tuple(row["quant"]["menu"])}, **kept)
+        shape = (int(row["shape"][0]), int(row["shape"][1]))
+        found.append(TiedTable(row["name"], shape, bytes.fromhex(row["digest"]), quant))
+    return tuple(found)
 
 
 def _alike(product: WeightQuant, table: WeightQuant) -> bool:

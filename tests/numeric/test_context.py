@@ -124,6 +124,15 @@ def test_data_and_metrics_are_refused_before_any_work(path: Path) -> None:
     assert caught.value.fix == f"{tokens},window=32"
     with pytest.raises(DataError, match="a window has 256 tokens, the model takes 32"):
         ingested(path, evaluate=f"perplexity:{tokens}")
+    caches = {
+        v.name: np.zeros((1, 2, 4, 16), np.float32) for v in ir.load(path).graph.inputs if len(v.shape) == 4
+    }
+    samples = [{_tokens(path): np.ones((1, 33 - 4 * bool(caches)), np.int64), **caches}]
+    for given in {"data": samples}, {"validation": _written(path, samples)}:
+        with pytest.raises(
+            DataError, match="33 tokens, those in the cache included, where the model takes 32"
+        ):
+            ingested(path, unpadded=_takes_masks(path), **given)
     c = ingested(path)
     assert c.source is not None and context_of(c.source.model) == POSITIONS
 
@@ -202,3 +211,16 @@ def test_caches_of_more_positions_are_refused(path: Path) -> None:
 def _tokens(path: Path) -> str:
     graph = ir.load(path).graph
     return find_interface(ports_of(graph.inputs), ports_of(graph.outputs)).tokens.name
+
+
+def _takes_masks(path: Path) -> bool:
+    return any(v.name == "attention_mask" for v in ir.load(path).graph.inputs)
+
+
+def _written(path: Path, samples: list[dict[str, np.ndarray]]) -> str:
+    """Write samples as a folder of files; return its name."""
+    folder = path.with_name("samples")
+    folder.mkdir()
+    for number, sample in enumerate(samples):
+        np.savez(folder / f"{number}.npz", **sample)  # type: ignore[arg-type]
+    return str(folder)
