@@ -53,6 +53,12 @@ def quantized_model(c: Compilation, plan: Plan, notes: list[str] | None = None) 
     return _run((*_rounding(c, plan), *_finishing(c, plan)), c.model, plan, notes)
 
 
+def rounded_model(c: Compilation, plan: Plan) -> ir.Model:
+    """Return a copy of the float model with rounded weights and corrected biases, and no other change."""
+    assert c.model is not None
+    return _run(_rounding(c, plan), c.model, plan, None)
+
+
 def draft_model(c: Compilation, plan: Plan) -> ir.Model:
     """Return a quantized copy with weights rounded to nearest: as fast as the real one, made in no time."""
     assert c.model is not None

@@ -66,6 +66,14 @@ class Objective:
     temperature: Annotated[
         float, typer.Option("--temperature", rich_help_panel=OBJECTIVE, help="Of the distillation.")
     ] = 1.0
+    hidden: Annotated[
+        float,
+        typer.Option(
+            "--hidden",
+            rich_help_panel=OBJECTIVE,
+            help="Weight of the hidden layers' differences, beside the outputs'.",
+        ),
+    ] = 0.0
     labels: Annotated[
         Path | None,
         typer.Option("--labels", rich_help_panel=OBJECTIVE, metavar="FILE.npz", help="Classes, if known."),
@@ -181,6 +189,7 @@ def _training(widths: Widths, objective: Objective, length: Length, runtime: arg
         objective.label_share,
         objective.loss,  # type: ignore[arg-type]
         objective.temperature,
+        objective.hidden,
         widths.scaling,  # type: ignore[arg-type]
         objective.mix,
         objective.hold,

@@ -6,6 +6,7 @@ Knowledge in a Neural Network"), and any input has them: no labels are needed, a
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,20 @@ from torch.nn import functional
 
 from bitwright.compiler.errors import DataError, ModelError
 from bitwright.compiler.graph.model import is_op
+from bitwright.compiler.plan.units import Unit
 
 LossName = Literal["kl", "mse"]
+
+
+def hidden_values(units: Iterable[Unit], outputs: Collection[str]) -> tuple[str, ...]:
+    """Return what the units compute that is no output: the values that hidden layers are compared by.
+
+    Args:
+        units: Of the float model; those that only move data compute nothing.
+        outputs: The graph's outputs and those that are compared.
+    """
+    found = dict.fromkeys(u.output.name or "" for u in units if u.role != "carrier")
+    return tuple(name for name in found if name not in outputs)
 
 
 def compared_values(model: ir.Model, loss: LossName) -> tuple[str, ...]:
@@ -53,17 +66,32 @@ class Distillation:
             difference in shares of the teacher's mean square.
         temperature: Logits are divided by it; above 1 unlikely classes count more.
         label_share: Share of the cross entropy with the labels, where there are any.
+        hidden: Weight of the hidden layers: of the mean, over them, of squared differences in shares of the teacher's
+            mean square (Romero et al. 2015, "FitNets", section 2.2, without their regressor: both have the same
+            layers). A sample's outputs are a handful of numbers, its hidden layers are thousands: where samples are
+            few, they keep training from learning these by heart.
+        layers: Names of the hidden values.
     """
 
     loss: LossName = "kl"
     temperature: float = 1.0
     label_share: float = 0.5
+    hidden: float = 0.0
+    layers: tuple[str, ...] = ()
 
     def __call__(
         self, student: dict[str, Tensor], teacher: dict[str, Tensor], labels: Tensor | None
     ) -> Tensor:
-        """Return the loss, a scalar."""
-        pairs = [(student[name], teacher[name]) for name in teacher]
+        """Return the loss that is minimized, a scalar."""
+        found = self.judged(student, teacher, labels)
+        if not self.hidden or not self.layers:
+            return found
+        between = [_relative(student[name], teacher[name]) for name in self.layers]
+        return found + self.hidden * torch.stack(between).mean()
+
+    def judged(self, student: dict[str, Tensor], teacher: dict[str, Tensor], labels: Tensor | None) -> Tensor:
+        """Return the part of the loss that says how good a model is, a scalar: of the outputs alone."""
+        pairs = [(student[name], teacher[name]) for name in teacher if name not in self.layers]
         if self.loss == "mse":
             return torch.stack([_relative(s, t) for s, t in pairs]).mean()
         found = torch.stack([self._divergence(s, t) for s, t in pairs]).mean()

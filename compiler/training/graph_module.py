@@ -45,6 +45,7 @@ class GraphModule(nn.Module):
         model: Normalized; constants are initializers.
         points: Where to round, None for the float model.
         outputs: Names of the values to compute; None: the graph's outputs.
+        hidden: Names of further values to return, as they are before their readers round them.
 
     Attributes:
         trained: Names of the initializers that are parameters, in the order of the graph.
@@ -54,11 +55,16 @@ class GraphModule(nn.Module):
     """
 
     def __init__(
-        self, model: ir.Model, points: RoundingPoints | None = None, outputs: Iterable[str] | None = None
+        self,
+        model: ir.Model,
+        points: RoundingPoints | None = None,
+        outputs: Iterable[str] | None = None,
+        hidden: Iterable[str] = (),
     ) -> None:
         super().__init__()
         graph = model.graph
         self.outputs = tuple(outputs) if outputs is not None else tuple(o.name or "" for o in graph.outputs)
+        self.hidden = tuple(hidden)
         self.points = points
         arrays = {name: array for name, v in graph.initializers.items() if _is_read(v, array := _array(v))}
         self.trained = tuple(name for name in trained_names(model) if name in arrays)
@@ -69,7 +75,9 @@ class GraphModule(nn.Module):
         self._constants = {
             name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name not in self._place
         }
-        self._steps = _steps(model, frozenset(self.outputs))
+        self._steps = _steps(model, frozenset((*self.outputs, *self.hidden)))
+        made = {name for step in self._steps for name in step.outputs}
+        self._rounded = tuple(name for name in self.outputs if name in made)
 
     def weight(self, name: str) -> Tensor:
         """Return the parameter of an initializer."""
@@ -86,12 +94,11 @@ class GraphModule(nn.Module):
             feeds: Input -> tensor of the model's shape and type.
 
         Returns:
-            Output -> tensor.
+            Output or hidden value -> tensor.
         """
         values: dict[str, Tensor] = {**self._constants, **feeds}
         values.update({name: self.weights[k] for name, k in self._place.items()})
         rounded: dict[str, Tensor] = {}
-        found: dict[str, Tensor] = {}
         for step in self._steps:
             inputs = [None if name is None else values[name] for name in step.inputs]
             if self.points is not None:
@@ -99,14 +106,13 @@ class GraphModule(nn.Module):
             results = OPERATORS[step.node.op_type](step.node, inputs)
             for name, result in zip(step.outputs, results, strict=False):
                 values[name] = result
-                if name in self.outputs:
-                    found[name] = result
             for name in step.done:
                 del values[name]
                 rounded.pop(name, None)
+        found = {name: values[name] for name in (*self.outputs, *self.hidden)}
         if self.points is not None:
-            found = {name: self.points.round_output(name, value) for name, value in found.items()}
-        return {name: found[name] if name in found else values[name] for name in self.outputs}
+            found |= {name: self.points.round_output(name, found[name]) for name in self._rounded}
+        return found
 
 
 def _array(value: ir.Value) -> np.ndarray:

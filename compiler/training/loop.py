@@ -171,7 +171,7 @@ class Loop:
         with torch.no_grad():
             for batch in self.data.held_out():
                 count = len(next(iter(batch.feeds.values())))
-                found = self.loss(self.student(batch.feeds), self.teacher(batch.feeds), batch.labels)
+                found = self.loss.judged(self.student(batch.feeds), self.teacher(batch.feeds), batch.labels)
                 losses, rows = losses + float(found) * count, rows + count
         loss = losses / max(1, rows)
         self.state.history.append((self.state.step, loss))

@@ -56,6 +56,7 @@ class Training:
         label_share: Share of the labels in the loss, 0 to 1.
         loss: ``kl`` for logits and probabilities, ``mse`` for other outputs.
         temperature: Of the distillation.
+        hidden: Weight of the hidden layers' differences in the loss, beside that of the outputs; 0: outputs alone.
         scaling: Scales of two or three values: ``learned``, or ``mean``, the mean magnitude of the weights.
         mixture: Share of the batches that are mixtures of two samples each.
         held: Share of the samples that judge and are not trained on.
@@ -75,6 +76,7 @@ class Training:
     label_share: float = 0.5
     loss: Literal["kl", "mse"] = "kl"
     temperature: float = 1.0
+    hidden: float = 0.0
     scaling: Literal["learned", "mean"] = "learned"
     mixture: float = 0.0
     held: float = 0.1
@@ -90,6 +92,7 @@ class Training:
             if not 0 < value < float("inf"):
                 what = f"{value:g} is not positive"
                 raise UsageError(what, where=option, fix="pass a positive number")
+        _check(0 <= self.hidden < float("inf"), f"{self.hidden:g} is no weight", "--hidden", "pass 0 or more")
         for option, share in {"--mix": self.mixture, "--label-share": self.label_share}.items():
             _check(0 <= share <= 1, f"{share:g} is no share", option, "pass 0 to 1")
         _check(0 < self.held < 1, f"{self.held:g} is no share", "--hold", "pass more than 0, less than 1")

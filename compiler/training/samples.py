@@ -16,6 +16,8 @@ from bitwright.compiler.ingest.dataset import Dataset
 from bitwright.compiler.ingest.limits import DEFAULT_LIMITS
 
 FEWEST_SAMPLES = 2
+SHORTEST_CUT = 4  # positions of an axis that is cut; three are more often colours than places
+MOST_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,50 @@ class TrainingData:
         return Batch(feeds, labels)
 
     def _mixed(self, chosen: np.ndarray, random: np.random.Generator) -> Batch:
-        """Return convex combinations of samples with others of the batch; they have no labels."""
+        """Return samples mixed with others of the batch, blended or pasted; they have no labels."""
         others = random.permutation(chosen)
         shares = random.uniform(0.0, 1.0, len(chosen))
+        pastes = random.random() < 0.5
+        corners = random.uniform(0.0, 1.0, (len(chosen), MOST_AXES))
         feeds = {}
         for name, array in self.arrays.items():
-            share = shares.reshape(-1, *(1,) * (array.ndim - 1)).astype(array.dtype)
-            feeds[name] = torch.from_numpy(share * array[chosen] + (1 - share) * array[others])
+            first, second = array[chosen], array[others]
+            pasted = pastes and max(array.shape[1:], default=1) >= SHORTEST_CUT
+            mixed = _pasted(first, second, shares, corners) if pasted else _blended(first, second, shares)
+            feeds[name] = torch.from_numpy(mixed)
         return Batch(feeds)
+
+
+def _blended(first: np.ndarray, second: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return convex combinations (Zhang et al. 2018, "mixup")."""
+    share = shares.reshape(-1, *(1,) * (first.ndim - 1)).astype(first.dtype)
+    found: np.ndarray = share * first + (1 - share) * second
+    return found
+
+
+def _pasted(first: np.ndarray, second: np.ndarray, shares: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Return samples with a box of another in them (Yun et al. 2019, "CutMix").
+
+    A box covers ``1 - share`` of the sample, as far as whole positions allow. Axes too short to be cut (colours) are
+    covered whole.
+
+    Args:
+        first: Samples along the first axis.
+        second: What the boxes are cut from, of the same shape.
+        shares: What stays of each first sample.
+        corners: Where the box lies, for each sample and axis: 0 at the beginning, 1 at the end.
+    """
+    found = first.copy()
+    cut = [k for k, size in enumerate(first.shape[1:]) if size >= SHORTEST_CUT]
+    for k, share in enumerate(shares):
+        box = [slice(None)] * (first.ndim - 1)
+        for axis in cut:
+            size = first.shape[1 + axis]
+            length = round(size * float(1 - share) ** (1 / len(cut)))
+            start = round((size - length) * float(corners[k, axis % MOST_AXES]))
+            box[axis] = slice(start, start + length)
+        found[k][tuple(box)] = second[k][tuple(box)]
+    return found
 
 
 def load(

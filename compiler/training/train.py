@@ -22,12 +22,13 @@ from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import observed_tensors
 from bitwright.compiler.training import precision as widths
 from bitwright.compiler.training.checkpoint import read_checkpoint
-from bitwright.compiler.training.distillation import Distillation, compared_values
+from bitwright.compiler.training.distillation import Distillation, compared_values, hidden_values
 from bitwright.compiler.training.graph_module import GraphModule
 from bitwright.compiler.training.loop import Loop, Outcome, Schedule
 from bitwright.compiler.training.request import MOST, Training, checkpoint_of
 from bitwright.compiler.training.rounding_points import RoundingPoints
 from bitwright.compiler.training.samples import TrainingData, load, read_labels
+from bitwright.compiler.training.start import rounded_start
 from bitwright.compiler.training.write_back import trained_plan, with_trained_weights
 from bitwright.passes.saturate_activations import SaturateActivations
 from bitwright.targets.loader import load_profile
@@ -157,7 +158,7 @@ def _modules(
     c: Compilation, training: Training, tensors: frozenset[str]
 ) -> tuple[GraphModule, GraphModule, float]:
     """Return student and teacher; the float module was compared with ONNX Runtime."""
-    assert c.model is not None and c.plan is not None
+    assert c.model is not None and c.plan is not None and c.selection is not None
     with c.recorded("module") as notes:
         difference = float_difference(c)
         notes.append(f"largest relative difference of the float module to ONNX Runtime: {difference:.2e}")
@@ -165,9 +166,12 @@ def _modules(
             what = f"the PyTorch module's outputs differ by {difference:.2e} (allowed {FLOAT_BOUND:.0e})"
             raise InternalError(what, where=str(c.options.model), fix="please report this model")
         compared = compared_values(c.model, training.loss)
+        outputs = {*compared, *(o.name or "" for o in c.model.graph.outputs)}
+        hidden = hidden_values(c.selection.units, outputs) if training.hidden else ()
         points = RoundingPoints(c.plan, c.model, _levels(c, training, tensors), training.scaling)
-        student = GraphModule(c.model, points, compared)
-        return student, GraphModule(c.model, None, compared), difference
+        start = rounded_start(c.model, quantizing.rounded_model(c, c.plan), points)
+        student = GraphModule(start, points, compared, hidden)
+        return student, GraphModule(c.model, None, compared, hidden), difference
 
 
 def float_difference(c: Compilation) -> float:
@@ -203,7 +207,9 @@ def _trained(c: Compilation, training: Training, student: GraphModule, teacher: 
     schedule = Schedule(
         training.epochs, training.minutes, training.rate, training.scale_rate, training.save_every
     )
-    loss = Distillation(training.loss, training.temperature, training.label_share)
+    loss = Distillation(
+        training.loss, training.temperature, training.label_share, training.hidden, student.hidden
+    )
     loop = Loop(student, teacher, data, loss, schedule, settings, place, c.progress.step)
     return loop.run(resume)
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 torch.set_num_threads(1)
 
 import bitwright  # noqa: E402
+from bitwright.compiler import quantizing  # noqa: E402
 from bitwright.compiler.cli.app import main  # noqa: E402
 from bitwright.compiler.compilation import Compilation, Silent  # noqa: E402
 from bitwright.compiler.errors import DataError, ToolchainError, UsageError  # noqa: E402
@@ -21,8 +22,10 @@ from bitwright.compiler.ort.session import SessionConfig, config_for, open_sessi
 from bitwright.compiler.pipeline import compile_model  # noqa: E402
 from bitwright.compiler.training import entry  # noqa: E402
 from bitwright.compiler.training import train as verb  # noqa: E402
+from bitwright.compiler.training.distillation import Distillation  # noqa: E402
 from bitwright.compiler.training.graph_module import GraphModule  # noqa: E402
 from bitwright.compiler.training.request import checkpoint_of  # noqa: E402
+from bitwright.passes.dequantized import dequantized_array  # noqa: E402
 from bitwright.targets.loader import load_profile  # noqa: E402
 
 OPTIONS, TRAINING = training_models.options, training_models.training
@@ -89,6 +92,74 @@ def test_the_file_computes_what_the_module_computed(folder):
     # Sums in another order tip a rounding here and there: a step of an 8-bit tensor, not a different function.
     assert np.mean(np.abs(found - expected) > 1e-4 * np.abs(expected).max()) < 0.05
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_training_starts_at_the_weights_that_rounding_with_feedback_finds(folder):
+    options, training = OPTIONS(folder, "start.onnx"), TRAINING()
+    c = Compilation(options, load_profile(options.target), Silent())
+    tensors = verb.start_plan(c, training)
+    student, _, _ = verb._modules(c, training, tensors)
+    rounded = quantizing.rounded_model(c, c.plan)
+    reads = {n.name: n.inputs for n in rounded.graph}
+    moved = 0
+    for node in c.model.graph:
+        decision = c.plan.nodes.get(node.name)
+        if decision is None or not decision.weight:
+            continue
+        key = decision.weight
+        before = torch.from_numpy(np.array(node.inputs[1].const_value.numpy()))
+        start = student.weight(student.points.weight_names[key][0])
+        with torch.no_grad():
+            found, nearest = student.points.weight(key)(start), student.points.weight(key)(before)
+        np.testing.assert_allclose(found, dequantized_array(reads[node.name][1]), rtol=1e-6, atol=1e-7)
+        moved += int((found != nearest).sum())
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            np.testing.assert_array_equal(
+                student.weight(bias.name).detach(), reads[node.name][2].const_value.numpy()
+            )
+    assert moved > 10  # some weights are rounded another way than to nearest
+
+
+def hidden_differences(folder, weight):
+    """Return the mean relative difference of the hidden layers before and after training."""
+    options, training = OPTIONS(folder, "hidden.onnx"), TRAINING(hidden=weight)
+    c = Compilation(options, load_profile(options.target), Silent())
+    tensors = verb.start_plan(c, training)
+    student, teacher, _ = verb._modules(c, dataclasses.replace(training, hidden=1.0), tensors)
+    assert student.hidden == teacher.hidden == ("r0", "r1", "c2", "r2", "p")
+    x = torch.from_numpy(np.load(folder / "x.npz")["x"])
+
+    def differences():
+        with torch.no_grad():
+            found, wanted = student({"x": x}), teacher({"x": x})
+        assert float(found["r0"].max()) > student.points.activation("r0").learned().high  # not yet rounded
+        return np.mean(
+            [
+                float((found[n] - wanted[n]).square().mean() / wanted[n].square().mean())
+                for n in student.hidden
+            ]
+        )
+
+    before = differences()
+    verb._trained(c, training, student, teacher)
+    return before, differences()
+
+
+def test_hidden_layers_come_nearer_where_they_are_compared(folder):
+    before, compared = hidden_differences(folder, 3.0)
+    again, alone = hidden_differences(folder, 0.0)
+    assert before == again
+    assert compared < alone
+    assert compared < before
+
+
+def test_the_hidden_layers_part_of_the_loss():
+    student = {"y": torch.tensor([[0.0, 1.0]]), "h": torch.tensor([2.0, 0.0])}
+    teacher = {"y": torch.tensor([[0.0, 1.0]]), "h": torch.tensor([1.0, 1.0])}
+    loss = Distillation(hidden=0.5, layers=("h",))
+    assert float(loss.judged(student, teacher, None)) == 0.0
+    assert float(loss(student, teacher, None)) == 0.5  # squared differences 1 and 1, mean square 1
 
 
 def test_the_same_seed_gives_the_same_file(trained, folder):
@@ -234,7 +305,8 @@ def test_widths_need_layers_of_8_bits(folder):
 @pytest.mark.parametrize(
     ("changes", "option"),
     [({"rate": 0.0}, "--rate"), ({"mixture": 2.0}, "--mix"), ({"held": 1.0}, "--hold"), ({"loss": "l1"}, "--loss"),
-     ({"weights": 9}, "--weights"), ({"weights": "trinary"}, "--weights"), ({"activations": 0}, "--activations")],
+     ({"hidden": -1.0}, "--hidden"), ({"weights": 9}, "--weights"), ({"weights": "trinary"}, "--weights"),
+     ({"activations": 0}, "--activations")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(changes, option):
     with pytest.raises(UsageError) as found:

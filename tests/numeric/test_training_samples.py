@@ -14,6 +14,7 @@ from bitwright.compiler.training.samples import load  # noqa: E402
 
 BATCHED = "net (float[N, 2] x) => (float[N, 2] y) { y = Relu (x) }"
 FIXED = "net (float[3, 2] x) => (float[3, 2] y) { y = Relu (x) }"
+PICTURES = "net (float[N, 3, 8, 9] x) => (float[N, 3, 8, 9] y) { y = Relu (x) }"
 INDICES = "net (int64[N, 2] x) => (int64[N, 2] y) { y = Abs (x) }"
 X = np.stack([np.arange(20), np.arange(20) * 10], axis=1).astype(np.float32)
 DEFAULTS = {"batch": 4, "seed": 3, "mixture": 0.0, "held": 0.2}
@@ -53,6 +54,27 @@ def test_labels_go_with_their_samples_and_mixtures_have_none():
     found = mixed.feeds["x"]
     torch.testing.assert_close(found[:, 1], 10 * found[:, 0])  # a convex combination keeps what is linear
     assert not bool((found[:, 0] == found[:, 0].round()).all())
+
+
+def is_box(mask):
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return int(mask.sum()) == int(rows[-1] - rows[0] + 1) * int(columns[-1] - columns[0] + 1)
+
+
+def test_half_of_the_mixtures_have_a_box_of_another_sample():
+    """Samples of one value each: a blend has one value, too, with a pasted box there are two of the originals."""
+    x = np.broadcast_to(np.arange(20, dtype=np.float32)[:, None, None, None], (20, 3, 8, 9)).copy()
+    data = data_of(PICTURES, {"x": x}, mixture=1.0)
+    samples = [sample for step in range(40) for sample in data.at(step).feeds["x"]]
+    pasted = [sample for sample in samples if len(sample.unique()) > 1]
+    assert 20 < len(pasted) < 120  # about half of 160, less those that were mixed with themselves
+    for sample in pasted:
+        values = sample.unique().tolist()
+        assert len(values) == 2
+        assert set(values) <= set(range(20))
+        assert bool((sample == sample[0]).all())  # three colours are cut alike
+        inside = sample[0] == values[0]
+        assert is_box(inside) or is_box(~inside)
 
 
 def test_a_model_of_a_fixed_batch_gets_its_samples_one_by_one():
