@@ -10,31 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice, product
+from itertools import islice
 from math import prod
 
 import numpy as np
-import onnx_ir as ir
 
 from bitwright.compiler.compilation import Compilation
-from bitwright.compiler.errors import DataError, UsageError, VerificationError, nearest
+from bitwright.compiler.errors import DataError, UsageError, VerificationError
 from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.lengths import length_dims, length_samples, try_longest
 from bitwright.compiler.ort.equality import largest_difference
 from bitwright.compiler.ort.mixing import first_mixing_node
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
-from bitwright.compiler.shape_choice import EXAMINED_SAMPLES, is_batch, static_shapes
+from bitwright.compiler.served_shapes import option_of, shape_rules
+from bitwright.compiler.shape_choice import EXAMINED_SAMPLES
 from bitwright.targets.toolchain.shape_rules import (
     MAIN,
     Dispatch,
     FunctionRule,
-    PortRule,
     ShapeRules,
 )
 
 # Sums in another order through a few dozen layers differ by some 1e-6; a position that leaks, by 1e-2 and more.
 ROUNDING_BOUND = 1e-4
-MOST_FUNCTIONS = 64
 TRIED_SAMPLES = 6
 # Sizes of a dynamic dimension that its function is verified with: each way to cut them into blocks occurs.
 VERIFIED_SIZES = (2, 3, 7, 17, 33, 100)
@@ -62,7 +60,7 @@ def plan_shapes(c: Compilation, notes: list[str]) -> None:
         msg = f"an artifact for {c.profile.name} has no runtime that could choose among shapes"
         option = "--dynamic" if asked.dynamic else "--bucket" if asked.buckets else "--loop"
         raise UsageError(msg, where=option, fix="compile it for one shape, with --dim")
-    c.rules = _rules(c)
+    c.rules = shape_rules(c)
     if c.rules.has_lengths:
         # The function computes what the model does at that length: there is nothing to prove.
         try_longest(c, c.rules)
@@ -77,7 +75,7 @@ def plan_shapes(c: Compilation, notes: list[str]) -> None:
         worst = max(worst, difference)
         if difference > ROUNDING_BOUND:
             by = f"by {difference:.2g} of their largest value (allowed {ROUNDING_BOUND:g})"
-            _refuse(what, by, _option(c), _mixing_node(c, tried, dispatch))
+            _refuse(what, by, option_of(c), _mixing_node(c, tried, dispatch))
     functions = "; ".join(map(c.rules.words, c.rules.functions))
     looped = f"{c.rules.loop} one at a time" if c.rules.loop else ""
     notes.append("shapes: " + "; ".join(filter(None, (functions, looped))))
@@ -104,7 +102,7 @@ def check_quantized(c: Compilation, notes: list[str]) -> None:
         share = _share_of_noise(expected, found, _computed(tried, dispatch, exact))
         worst = max(worst, share)
         if share > 1.0:
-            _refuse(what, f"in the quantized model by {share:.2g} of what quantization changed", _option(c))
+            _refuse(what, f"in the quantized model by {share:.2g} of what quantization changed", option_of(c))
     notes.append(
         f"padding and looping change the quantized outputs by at most {worst:.2f} of what quantization changed"
     )
@@ -184,16 +182,17 @@ def _batch_sizes(c: Compilation, rules: ShapeRules, function: FunctionRule, coun
     computed = [value.name or "" for node in c.model.graph for value in node.outputs]
     of_one = sum(prod(c.shapes.get(name, ())) for name in computed) // c.dims[rules.dynamic]
     most = max(VERIFIED_SIZES[1], MOST_VERIFIED_VALUES // max(1, of_one))
-    return [n for n in VERIFIED_SIZES if n not in rules.buckets[rules.dynamic] and n <= most]
+    sizes: tuple[int, ...] = VERIFIED_SIZES
+    if rules.longest is not None:
+        sizes = (*(n for n in sizes if n < rules.longest), rules.longest)
+    served = [n for n in sizes if n not in rules.buckets[rules.dynamic]]
+    # At least one: the smallest may be more values than that.
+    return [n for n in served if n <= most] or served[:1]
 
 
 def _tried_rules(rules: ShapeRules) -> ShapeRules:
     """Return the rules that a trial compares with the model: elements apart, sizes padded."""
     return rules if rules.dynamic is None else rules.one_at_a_time()
-
-
-def _option(c: Compilation) -> str:
-    return "--dynamic" if c.options.dynamic is not None else "--loop"
 
 
 def _mixing_node(c: Compilation, rules: ShapeRules, dispatch: Dispatch) -> str:
@@ -314,132 +313,3 @@ def _share_of_noise(expected: Outputs, found: Outputs, exact: Outputs) -> float:
         floor = ROUNDING_BOUND * np.linalg.norm(before) + np.finfo(np.float32).tiny
         shares.append(float(change / max(noise, floor)))
     return max(shares)
-
-
-def _rules(c: Compilation) -> ShapeRules:
-    assert c.model is not None
-    buckets, loop = {n: tuple(s) for n, s in c.options.buckets.items()}, c.options.loop
-    dynamic = c.options.dynamic
-    if dynamic is not None:
-        buckets.setdefault(dynamic, (c.dims[dynamic],))
-    combinations = [dict(zip(buckets, sizes, strict=True)) for sizes in product(*buckets.values())]
-    if len(combinations) > MOST_FUNCTIONS:
-        msg = f"the buckets make {len(combinations)} functions, at most {MOST_FUNCTIONS} are compiled"
-        raise UsageError(msg, where="--bucket", fix="name fewer sizes")
-    main = {name: c.dims[name] for name in buckets}
-    others = [sizes for sizes in combinations if sizes != main]
-    if dynamic is not None:
-        others += [_without(s, dynamic) for s in combinations if s[dynamic] == buckets[dynamic][0]]
-    functions = [FunctionRule(name=MAIN, sizes=main)]
-    functions += [FunctionRule(name=f"{MAIN}_{k}", sizes=sizes) for k, sizes in enumerate(others, 1)]
-    free = [*buckets, *([loop] if loop else [])]
-    inputs = tuple(_input_rule(c, value, free) for value in c.model.graph.inputs)
-    outputs = _output_rules(c, free)
-    if dynamic is not None and is_batch(c.model, dynamic):
-        _check_outermost(dynamic, outputs)
-    elif dynamic is not None and set(buckets) != {dynamic}:
-        other = next(name for name in buckets if name != dynamic)
-        msg = f"'{dynamic}' is a length, and '{other}' is to have several sizes, too"
-        raise UsageError(msg, where="--bucket", fix=f"fix '{other}' with --dim, or bucket both")
-    _check_pads(c, inputs)
-    return ShapeRules(
-        buckets=buckets,
-        loop=loop,
-        dynamic=dynamic,
-        longest=c.options.longest,
-        fixed={name: size for name, size in c.dims.items() if name not in buckets},
-        inputs=inputs,
-        outputs=outputs,
-        functions=tuple(functions),
-        cache=c.cache,
-    )
-
-
-def _without(sizes: Mapping[str, int], name: str) -> dict[str, int]:
-    return {dim: size for dim, size in sizes.items() if dim != name}
-
-
-def _check_outermost(dim: str, ports: Sequence[PortRule]) -> None:
-    """Refuse inputs and outputs whose elements do not lie one behind the other."""
-    for port in ports:
-        if dim in port.dims and (port.dims[0] != dim or port.dims.count(dim) > 1):
-            shape = ", ".join(map(str, port.dims))
-            msg = f"'{dim}' is not the outermost dimension of '{port.name}' [{shape}]"
-            fix = "only a batch can be dynamic: name sizes with --bucket, or transpose the model's inputs and outputs"
-            raise UsageError(msg, where="--dynamic", fix=fix)
-
-
-def _padded_dims(c: Compilation) -> set[str]:
-    return set(c.options.buckets) - {c.options.dynamic}
-
-
-def _input_rule(c: Compilation, value: ir.Value, free: Sequence[str]) -> PortRule:
-    name = value.name or ""
-    assert value.dtype is not None and value.shape is not None
-    dims: list[int | str] = []
-    for axis, dim in enumerate(value.shape):
-        label = (dim.value or f"{name}:{axis}") if isinstance(dim, ir.SymbolicDim) else dim
-        dims.append(label if label in free else c.dims[label] if isinstance(label, str) else label)
-    pad = c.options.pad.get(name) if set(dims) & _padded_dims(c) else None
-    return PortRule(name=name, dtype=value.dtype.numpy().name, dims=tuple(dims), pad=pad)
-
-
-def _check_pads(c: Compilation, inputs: Sequence[PortRule]) -> None:
-    bucketed = [p for p in inputs if set(p.dims) & _padded_dims(c)]
-    for name in c.options.pad:
-        if name not in [p.name for p in bucketed]:
-            msg = f"no input '{name}' has a bucketed dimension"
-            raise UsageError(msg, where="--pad", fix=nearest(name, [p.name for p in bucketed]))
-    for port in bucketed:
-        if port.pad is None:
-            msg = f"nothing says what fills input '{port.name}' up to a bucket's size"
-            fix = f"e.g. --pad {port.name}=0 (a mask: the value that hides a position)"
-            raise UsageError(msg, where="--pad", fix=fix)
-        if float(np.asarray(port.pad).astype(port.dtype)) != port.pad:
-            msg = f"{port.pad:g} is no value of type {port.dtype}"
-            raise UsageError(msg, where=f"--pad {port.name}", fix="choose a value of the input's type")
-
-
-def _output_rules(c: Compilation, free: Sequence[str]) -> tuple[PortRule, ...]:
-    """Return the outputs; which axes follow which dimension is seen by changing one dimension after the other."""
-    assert c.model is not None
-    names = [value.name or "" for value in c.model.graph.outputs]
-    dims: dict[str, list[int | str]] = {name: list(c.shapes[name]) for name in names}
-    for dim in free:
-        other = _another_size(c, dim)
-        shapes = static_shapes(c.model, c.dims | {dim: other})
-        for name in names:
-            for axis, (old, new) in enumerate(zip(c.shapes[name], shapes[name], strict=True)):
-                if old == new:
-                    continue
-                if (old, new) != (c.dims[dim], other):
-                    msg = f"axis {axis} of output '{name}' is {old} for {dim}={c.dims[dim]} and {new} for {other}"
-                    fix = "only axes that have the dimension's own size can be cut back: use --dim for it"
-                    raise UsageError(
-                        msg, where="--dynamic" if dim == c.options.dynamic else "--bucket", fix=fix
-                    )
-                dims[name][axis] = dim
-        elements = dim == c.options.loop or (dim == c.options.dynamic and is_batch(c.model, dim))
-        if elements and any(dim not in dims[name] for name in names):
-            lacking = next(name for name in names if dim not in dims[name])
-            msg = (
-                f"output '{lacking}' has no dimension '{dim}', so results of single elements cannot be joined"
-            )
-            raise UsageError(msg, where=_option(c), fix="compile for a fixed size with --dim")
-    return tuple(
-        PortRule(name=value.name or "", dtype=_dtype(value), dims=tuple(dims[value.name or ""]))
-        for value in c.model.graph.outputs
-    )
-
-
-def _another_size(c: Compilation, dim: str) -> int:
-    others = [size for size in c.options.buckets.get(dim, ()) if size != c.dims[dim]]
-    if others:
-        return others[0]
-    joined = dim in (c.options.loop, c.options.dynamic) and c.dims[dim] != c.options.longest
-    return c.dims[dim] + 1 if joined else max(1, c.dims[dim] - 1)
-
-
-def _dtype(value: ir.Value) -> str:
-    assert value.dtype is not None
-    return value.dtype.numpy().name

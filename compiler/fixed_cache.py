@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from bitwright.compiler.decoding.context import stated_context
 from bitwright.compiler.decoding.interface import Interface, find_interface
 from bitwright.compiler.decoding.ports import ports_of
 from bitwright.compiler.errors import DataError, InternalError, ModelError, UsageError
+from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.ingest.dataset import Dataset
 from bitwright.compiler.ingest.samples import Sample, input_specs
 from bitwright.compiler.ingest.unpadded import open_unpadded
@@ -26,6 +28,7 @@ from bitwright.targets.toolchain.shape_rules import CacheRule
 # New tokens of one call: a single one while text is generated; a prompt is cut into the larger pieces.
 PIECES = (1, 16, 64)
 FEWEST_PIECES = 2
+QUANTIZED = ("MatMulNBits", "DequantizeLinear", "MatMulInteger")
 # Positions that the logits are compared at: far enough that a window of attention would be seen.
 PROVEN = 512
 # Rows of the data that are also cut into small pieces, so that every function gets samples, with caches behind them.
@@ -147,7 +150,11 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
     rows = _open_rows(c, interface)
     model = c.source.model.clone()
     normalize(model, opset)
-    FixCache(c.options.context).run(model)
+    try:
+        FixCache(c.options.context).run(model)
+    except ModelError as error:
+        _refuse_quantized(original, c.options.model, error)
+        raise
     decoder = _described(model, interface, c.options.context)
     pieces = _pieces(c, decoder, rows)
     c.source, c.masked = replace(c.source, model=model), None
@@ -169,6 +176,15 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
         msg = f"fixed caches changed the logits by {difference:.2g} of the largest (allowed {BOUND:g})"
         fix = "its attention may mask more than what follows; please report this model"
         raise InternalError(msg, where=str(c.options.model), fix=fix)
+
+
+def _refuse_quantized(model: ir.Model, path: Path, error: ModelError) -> None:
+    """Say so if what hides a decoder is that it is quantized, e.g. by 'bitwright quantize'."""
+    found = next((node for node in model.graph if node.op_type in QUANTIZED), None)
+    if found is not None:
+        msg = f"its weights are quantized already: '{node_label(found)}' ({found.op_type})"
+        fix = "compile the float model that it was made of, with the same --recipe"
+        raise ModelError(msg, where=str(path), fix=fix) from error
 
 
 def _open_rows(c: Compilation, interface: Interface) -> Dataset:
@@ -215,6 +231,8 @@ def _pieces(c: Compilation, decoder: FixedDecoder, rows: Dataset) -> tuple[int, 
     most = min(longest, decoder.context)
     if decoder.length not in asked:
         pieces = tuple(n for n in PIECES if n <= most)
+        while not leave_room(pieces, decoder.context):
+            pieces = pieces[:-1]
         if len(pieces) < FEWEST_PIECES:
             msg = f"sequences of at most {most} tokens"
             raise DataError(
@@ -229,7 +247,16 @@ def _pieces(c: Compilation, decoder: FixedDecoder, rows: Dataset) -> tuple[int, 
         if pieces[-1] > decoder.context:
             msg = f"caches of {decoder.context} positions do not hold {pieces[-1]} tokens"
         raise DataError(msg, where="--bucket", fix="name smaller sizes, or give longer sequences")
+    if not leave_room(pieces, decoder.context):
+        msg = f"calls of {pieces[-1]} tokens leave caches of {decoder.context} positions no room to try the others in"
+        fix = f"name smaller sizes, or --context {pieces[-1] + sum(pieces[1:-1])}"
+        raise UsageError(msg, where="--bucket", fix=fix)
     return pieces
+
+
+def leave_room(pieces: tuple[int, ...], context: int) -> bool:
+    """Tell whether the smaller pieces fit behind each other and, padded to the largest, each behind those before it."""
+    return pieces[-1] + sum(pieces[1:-1]) <= context
 
 
 def _difference(original: ir.Model, interface: Interface, decoder: FixedDecoder, row: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -127,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of stdout has gone; what it wanted, it has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BUG
+    except OSError as error:
+        # Only a name that was typed can be so long, and every path of a command line is one.
+        return _too_long(out) if error.errno == errno.ENAMETOOLONG else _bug(out, error)
     except Exception as error:
         return _bug(out, error)
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into an exit code
@@ -136,6 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interrupted(out: Output) -> int:
     return out.failure("Interrupted", "interrupted; nothing was left behind", "", "", INTERRUPTED)
+
+
+def _too_long(out: Output) -> int:
+    return out.failure("UsageError", "a file's name is too long", "", "name files by shorter paths", USAGE)
 
 
 def _usage(out: Output, error: Exception) -> int:

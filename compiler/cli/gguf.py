@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from bitwright.compiler.to_gguf.restore import Listing
 
 ENDING = ".gguf"
+Budget = Annotated[
+    list[str] | None,
+    typer.Option("--budget", metavar="bits=BITS", help="Choose types by layer, so many bits a weight."),
+]
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,7 @@ def gguf_verb(
     kind: Annotated[
         str, typer.Option("--type", help="F16, Q8_0, q4_K_M, q5_K_S, ...: a mixture of llama.cpp's.")
     ] = "q4_K_M",
-    budget: Annotated[
-        list[str] | None,
-        typer.Option("--budget", metavar="bits=BITS", help="Choose types by layer, so many bits a weight."),
-    ] = None,
+    budget: Budget = None,
     pure: Annotated[
         bool, typer.Option("--pure", help="Every matrix gets the type that the mixture usually has.")
     ] = False,
@@ -85,14 +86,16 @@ def gguf_verb(
 ) -> None:
     """Write an ONNX decoder of the llama family as a GGUF file; or list one, or put its weights back."""
     from bitwright.compiler.to_gguf.export import Request, export_gguf
-    from bitwright.compiler.to_gguf.restore import listing, restore
+    from bitwright.compiler.to_gguf.restore import listing
 
     if model.suffix == ENDING:
+        _refuse_others("only listed", {"--output": output, "--weights": weights, "--data": data})
         _print_listing(out, listing(model))
         return
     place = _place(output, ".onnx" if weights is not None else ENDING)
     if weights is not None:
-        _restored(out, place, restore(model, weights, place, threads=threads))
+        _refuse_others("made of its weights as they are", {"--data": data, "--budget": budget})
+        _put_back(out, model, weights, place, threads)
         return
     request = Request(
         model,
@@ -114,9 +117,20 @@ def gguf_verb(
     _result(out, written.to_dict(), place)
 
 
-def _restored(out: Output, place: Path, difference: float) -> None:
-    out.say(f"recognised; logits of its parts within {difference:.2g} of the graph's")
-    _result(out, {"model": place, "logits_difference": difference}, place)
+def _refuse_others(why: str, given: dict[str, object]) -> None:
+    """Refuse options that would mean nothing for a GGUF file that is there."""
+    for option, value in given.items():
+        if value:
+            what = f"a GGUF file that is given is {why}"
+            raise UsageError(what, where=option, fix=f"leave {option} out")
+
+
+def _put_back(out: Output, model: Path, weights: Path, place: Path, threads: int) -> None:
+    from bitwright.compiler.to_gguf.restore import restore
+
+    proof = restore(model, weights, place, threads=threads)
+    out.say(f"recognised; logits of its parts within {proof:.2g} of the graph's")
+    _result(out, {"model": place, "logits_difference": proof}, place)
 
 
 def _place(output: Path | None, ending: str) -> Path:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from bitwright.compiler.errors import UsageError, nearest
+
+# Of a name's 255 bytes, what the names of files beside it leave: .NAME.plan.yaml.tmp-1234567.
+LONGEST_NAME = 200
 
 
 def parse_drop(text: str | None) -> float | None:
@@ -166,7 +170,7 @@ def check_place(path: Path, option: str) -> None:
     """Check that something can be created at ``path``, before hours of work and without creating anything.
 
     Raises:
-        UsageError: A part of the path is a file, or its folder cannot be written.
+        UsageError: A part of the path is a file, its folder cannot be written, or the name is too long.
     """
     place = Path(os.path.abspath(path)).parent  # noqa: PTH100 - not resolved: messages show what was typed
     while not os.path.lexists(place):
@@ -174,8 +178,14 @@ def check_place(path: Path, option: str) -> None:
     if not place.is_dir():
         what = f"'{place}' is not a folder"
         raise UsageError(what, where=f"{option} {path}", fix="choose another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        what = f"'{place}' cannot be written"
-        raise UsageError(
-            what, where=f"{option} {path}", fix="choose another place, or ask for the permission"
-        )
+    if max(len(os.fsencode(part)) for part in (*path.parts, "")) > LONGEST_NAME:
+        what = f"a name has more than {LONGEST_NAME} bytes, and files beside it have longer ones"
+        raise UsageError(what, where=f"{option} {str(path)[:LONGEST_NAME]}...", fix="choose a shorter name")
+    try:
+        # A file without a name. What os.access says is not true of every file system.
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        what = f"'{place}' cannot be written: {error.strerror}"
+        fix = "choose another place, or ask for the permission"
+        raise UsageError(what, where=f"{option} {path}", fix=fix) from error

@@ -17,7 +17,7 @@ from tvm.runtime.vm import VirtualMachine
 
 from bitwright.compiler.bundle.bundle import Bundle
 from bitwright.compiler.bundle.verify import verify
-from bitwright.compiler.errors import ToolchainError, UsageError, VerificationError
+from bitwright.compiler.errors import DataError, ToolchainError, UsageError, VerificationError
 from bitwright.compiler.interpret.run import run_step
 from bitwright.compiler.lower.compile import compile_module
 from bitwright.compiler.lower.dynamic.blocks import BLOCKS, call_costs, dot_blocks
@@ -217,6 +217,22 @@ def test_axes_of_the_batch_may_be_folded_and_moved_inside(tmp_path: Path) -> Non
         expected = made.run(feeds, "ort")["y"]
         # The integer product is exact; Softmax is float code of two runtimes.
         np.testing.assert_allclose(made.run(feeds)["y"], expected, atol=1e-6)
+
+
+PLAIN = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[N, 16] x) => (float[N, 16] y) { y = MatMul (x, w) }
+"""
+
+
+def test_nothing_beyond_the_largest_size_is_verified(tmp_path: Path) -> None:
+    model = written(PLAIN, tmp_path / "plain.onnx")
+    data = rows(lambda _: (1, 16))
+    made = compile_model(options(model, tmp_path / "out", data=data, longest=5, buckets={"N": (1, 2)}))
+    assert made is not None and verify(made.path).passed
+    assert sorted(g.inputs["x"].shape[0] for g in made.golden()) == [1, 2, 3, 5]
+    with pytest.raises(DataError, match="N=6 is larger than 5, the largest that is served"):
+        made.run(rows(lambda _: (6, 16), 1)[0])
 
 
 def test_elements_that_influence_each_other_are_refused_and_the_node_named(tmp_path: Path) -> None:

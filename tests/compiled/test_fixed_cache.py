@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from bitwright.compiler.bundle.native import NativeModel
 from bitwright.compiler.bundle.verify import verify
 from bitwright.compiler.decoding.perplexity import negative_log_likelihood
 from bitwright.compiler.errors import BitwrightError, DataError, ModelError, UsageError
+from bitwright.compiler.fixed_cache import leave_room
 from bitwright.compiler.interpret.attention import allowed_difference, cached_attention
 from bitwright.compiler.lower.compile import compile_module
 from bitwright.compiler.lower.relax_module import build_module
@@ -255,6 +257,7 @@ def test_options_that_mean_nothing_for_such_a_decoder_are_refused(tmp_path: Path
         ({"context": 65}, UsageError, "table holds 64 positions"),
         ({"buckets": {"N": (2,)}}, UsageError, "varies in 'T' alone"),
         ({"buckets": {"T": (31,)}}, DataError, "no sequence of the data has 31 tokens"),
+        ({"buckets": {"T": (8, 30)}, "context": 34}, UsageError, "34 positions no room to try the others"),
         ({"buckets": {}, "data": sequences(2, 9)}, DataError, "sequences of at most 9 tokens"),
         ({"data": {"ids": sequences()["ids"] + 40}}, DataError, "is none of the model's 48 tokens"),
         ({"target": "cortex-m7"}, UsageError, "no runtime that could choose"),
@@ -262,6 +265,22 @@ def test_options_that_mean_nothing_for_such_a_decoder_are_refused(tmp_path: Path
     ):
         with pytest.raises(error, match=message):
             compile_model(decoder_options(tmp_path, **changes))
+
+
+def test_pieces_leave_room_to_try_each_of_them() -> None:
+    # 16 tokens, then one behind them that is padded to the largest piece.
+    assert not leave_room((1, 16, 64), 79) and leave_room((1, 16, 64), 80)
+    assert leave_room((1, 64), 64) and leave_room((1,), 1)
+
+
+def test_what_quantize_has_written_is_refused(tmp_path: Path) -> None:
+    options = decoder_options(tmp_path)
+    file, data = tmp_path / "quantized.onnx", tmp_path / "tokens.npz"
+    np.savez(data, ids=sequences()["ids"].ravel())
+    words = f"{data}:ids,window=16"
+    bitwright.quantize(options.model, target="host", data=words, recipe="w4-nearest", output=file, gate=False)
+    with pytest.raises(ModelError, match=r"quantized already: '.*' \(DequantizeLinear\)"):
+        compile_model(replace(options, model=file))
 
 
 def test_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:

@@ -98,6 +98,10 @@ CASES = {
     "output is a file": (f"compile {GOOD} -o file.txt", 2, "is not a bitwright output folder"),
     "output is a foreign folder": (f"compile {GOOD} -o full", 2, "is not a bitwright output folder"),
     "output below a file": (f"compile {GOOD} -o file.txt/out", 2, "is not a folder"),
+    "output with a long name": (f"compile {GOOD} -o {'o' * 210}", 2, "choose a shorter name"),
+    "output where nothing can be": (f"compile {GOOD} -o /proc/out", 2, "cannot be written"),
+    "data with a long name": (f"compile {{i}}/m.onnx -t x86-avx2 -d {'d' * 300} -o out", 2, "too long"),
+    "report of a long name": (f"explain {'o' * 300}", 2, "no readable manifest"),
     "dump below a file": (f"compile {GOOD} -o out --dump file.txt/dump", 2, "--dump"),
     "a target twice": ("compile {i}/m.onnx -t x86-avx2 -t x86-avx2 -d {i}/data.npz -o out", 2, "named twice"),
     "second target unknown": (
@@ -136,6 +140,16 @@ CASES = {
     ),
     "padding with nothing": (f"compile {GOOD} -o out --bucket N=1,2 --pad x=nan", 2, "--pad"),
     "two paddings": (f"compile {GOOD} -o out --bucket N=1,2 --pad x=1 --pad x=2", 2, "two values"),
+    "dynamic below a bucket": (
+        f"compile {GOOD} -o out --dynamic N=4 --bucket N=1,8",
+        2,
+        "the bucket N=8 is larger than 4",
+    ),
+    "dynamic without a size left": (
+        f"compile {GOOD} -o out --dynamic N=2 --bucket N=1,2",
+        2,
+        "each has a function of its own",
+    ),
     "loop over nothing": (f"compile {GOOD} -o out --loop M", 2, "no dynamic dimension 'M'"),
     "loop and bucket": (f"compile {GOOD} -o out --loop N --bucket N=1,2", 2, "--bucket and by --loop"),
     "loop and dim": (f"compile {GOOD} -o out --loop N --dim N=4", 2, "--dim and by --loop"),

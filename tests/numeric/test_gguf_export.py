@@ -186,6 +186,8 @@ def test_the_command_line_writes_lists_and_puts_back(
         == 0
     )
     assert capsys.readouterr().out.strip() == str(target)
+    assert main(["gguf", str(target), "-o", str(tmp_path / "other.gguf")]) == 2
+    assert "--output: a GGUF file that is given is only listed" in capsys.readouterr().err
     assert main(["gguf", str(target), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["metadata"]["general.file_type"] == "15"
@@ -203,6 +205,7 @@ def test_the_command_line_writes_lists_and_puts_back(
         (["-o", "a.gguf", "--budget", "latency=3ms"], 2, "bits=4.5"),
         (["-o", "a.gguf", "--tokenizer", "none.json"], 2, "--no-tokenizer"),
         (["-o", "a.gguf", "--weights", "a.gguf"], 2, "must end in .onnx"),
+        (["-o", "b.onnx", "--weights", "a.gguf", "-d", "x.npz"], 2, "--data"),
     ],
 )
 def test_wrong_options_are_refused(
