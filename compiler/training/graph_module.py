@@ -41,10 +41,6 @@ class _Step:
 class GraphModule(nn.Module):
     """Computes what the graph computes; weights, tables, biases and gains are its parameters.
 
-    A parameter holds its initializer in units of its size, for weights that of each output channel, so that one rate
-    fits all: a layer that reads pixels has weights a thousandth of another's, and folding and equalizing leave channels
-    of very different sizes in one layer.
-
     Args:
         model: Normalized; constants are initializers.
         points: Where to round, None for the float model.
@@ -73,12 +69,8 @@ class GraphModule(nn.Module):
         arrays = {name: array for name, v in graph.initializers.items() if _is_read(v, array := _array(v))}
         self.trained = tuple(name for name in trained_names(model) if name in arrays)
         self._place = {name: k for k, name in enumerate(self.trained)}
-        axes = {} if points is None else points.channel_axes()
-        units = [torch.from_numpy(_units(arrays[n], axes.get(n))) for n in self.trained]
-        self._units = tuple(units)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.from_numpy(arrays[n].copy()) / unit)
-            for n, unit in zip(self.trained, units, strict=True)
+            nn.Parameter(torch.from_numpy(arrays[n].copy())) for n in self.trained
         )
         self._constants = {
             name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name not in self._place
@@ -88,10 +80,8 @@ class GraphModule(nn.Module):
         self._rounded = tuple(name for name in self.outputs if name in made)
 
     def weight(self, name: str) -> Tensor:
-        """Return the value of an initializer that is trained."""
-        place = self._place[name]
-        value: Tensor = self.weights[place] * self._units[place]
-        return value
+        """Return the parameter of an initializer."""
+        return self.weights[self._place[name]]
 
     def trains(self, name: str) -> bool:
         """Tell whether an initializer is a parameter."""
@@ -107,7 +97,7 @@ class GraphModule(nn.Module):
             Output or hidden value -> tensor.
         """
         values: dict[str, Tensor] = {**self._constants, **feeds}
-        values.update({name: self.weight(name) for name in self.trained})
+        values.update({name: self.weights[k] for name, k in self._place.items()})
         rounded: dict[str, Tensor] = {}
         for step in self._steps:
             inputs = [None if name is None else values[name] for name in step.inputs]
@@ -123,17 +113,6 @@ class GraphModule(nn.Module):
         if self.points is not None:
             found |= {name: self.points.round_output(name, found[name]) for name in self._rounded}
         return found
-
-
-def _units(array: np.ndarray, axis: int | None) -> np.ndarray:
-    """Return the root mean square, of all or along an axis, in a shape that broadcasts to the array's.
-
-    Rounded to powers of two: a value divided by its unit and multiplied by it again is the same value.
-    """
-    others = tuple(k for k in range(array.ndim) if k != axis)
-    size = np.sqrt(np.square(array.astype(np.float64)).mean(axis=others, keepdims=True))
-    found: np.ndarray = np.exp2(np.rint(np.log2(np.where(size > 0, size, 1.0)))).astype(array.dtype)
-    return found
 
 
 def _array(value: ir.Value) -> np.ndarray:

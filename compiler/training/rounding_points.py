@@ -89,15 +89,6 @@ class RoundingPoints(nn.Module):
         found: WeightQuantizer = self.weights[self._weight_place[key]]
         return found
 
-    def channel_axes(self) -> dict[str, int]:
-        """Return, by initializer, the axis along which each slice of a weight has a scale of its own."""
-        found = {}
-        for key, (name, order) in self.weight_names.items():
-            quant = self.plan.weights[key]
-            if quant.axis is not None and not quant.group:
-                found[name] = quant.axis if order is None else order[quant.axis]
-        return found
-
     def round_inputs(
         self, node: ir.Node, inputs: Sequence[Tensor | None], known: dict[str, Tensor]
     ) -> list[Tensor | None]:
