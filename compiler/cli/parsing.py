@@ -133,7 +133,7 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:[eE]-[0-9]+)?\s*([A-Za-z]*)")
 
 
 def parse_budget(entries: Iterable[str]) -> dict[str, float]:
-    """Return the bounds of ``latency=8ms,size=2MB,ram=512KB,energy=1mJ`` in seconds, bytes and joules.
+    """Return the bounds of e.g. ``latency=8ms,size=2MB,ram=512KB,energy=1mJ`` in seconds, bytes, joules and numbers.
 
     Raises:
         UsageError: An unknown quantity or unit, no number, or a quantity that comes twice.
@@ -142,7 +142,10 @@ def parse_budget(entries: Iterable[str]) -> dict[str, float]:
     for entry in (part.strip() for text in entries for part in text.split(",")):
         name, equals, amount = entry.partition("=")
         if not equals or name not in _UNITS:
-            what = f"'{entry}' is not one of latency=8ms, size=2MB, ram=512KB, energy=1mJ"
+            what = (
+                f"'{entry}' is not one of latency=8ms, size=2MB, ram=512KB, energy=1mJ, bits=4.5, loss=0.1, fps=100, "
+                "luts=30000, ffs=30000, dsps=100, brams=100"
+            )
             raise UsageError(what, where="--budget", fix=nearest(name, tuple(_UNITS)))
         if name in budget:
             what = f"'{name}' comes twice"

@@ -146,7 +146,7 @@ def train_verb(
         Path | None,
         typer.Option("-o", "--output", help="The file to write; MODEL.trained.onnx unless named."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that compute.")] = 1,
+    threads: arg.ComputingThreads = 1,
 ) -> None:
     """Train a model as it will be rounded, and write it as a Q/DQ model that the other verbs take as it is."""
     place = output or model.with_name(f"{model.name.removesuffix('.onnx')}.trained.onnx")

@@ -12,7 +12,7 @@ from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.model import constant_array, is_op, node_label
 
 CONTRIB = "com.microsoft"
-FIX = "only decoders of the llama family (RMSNorm, rotary positions, SwiGLU) can be written as GGUF"
+FIX = "give a decoder of the llama family (RMSNorm, rotary positions, SwiGLU)"
 
 
 def refuse(what: str, value: ir.Value | None) -> NoReturn:
