@@ -151,7 +151,7 @@ def kws(minutes: float) -> list[Task]:
     x, y = ((data["x"].astype(np.float32) - data["zp"]) * data["scale"]), data["y"]
     training = Training(
         Precision(2, 4),
-        epochs=24.0,
+        epochs=13.0,
         minutes=minutes,
         rate=1e-3,
         scale_rate=3e-3,
