@@ -14,6 +14,21 @@ from onnx import numpy_helper
 from bitwright.compiler.options import Options
 
 SIZES = Sizes(layers=2, cache=True, tied=False, positions=48)
+# A table that is worth quantizing (65536 elements) and is the head, too.
+TIED = replace(SIZES, layers=1, tied=True, vocabulary=1024)
+SHARED = """
+schema: 1
+name: shared
+formats: [w4]
+tables: [w4]
+migrate: {equalize: false, smooth: false, disassemble: 0.0}
+rounding: {scales: mse, method: METHOD, refine: false, correct_bias: falseSTORED}
+"""
+
+
+def shared_recipe(method: str, stored: str | None = None) -> str:
+    """Return a recipe of one format for the table and all else, rounded by ``method``, with scales ``stored`` so."""
+    return SHARED.replace("METHOD", method).replace("STORED", f", stored_scales: {stored}" if stored else "")
 
 
 def tokens_of(sizes: Sizes, folder: Path) -> str:

@@ -12,24 +12,13 @@ import onnx
 import pytest
 import yaml
 from llama_models import llama_model
-from streaming_cases import SIZES, arrays, options, tokens_of
+from streaming_cases import TIED, arrays, options, shared_recipe, tokens_of
 
 from bitwright.compiler.deploy import Deployment, quantize
 from bitwright.compiler.errors import BitwrightError, DataError, UsageError
 from bitwright.compiler.options import Options
 from bitwright.compiler.streaming import run
 from bitwright.compiler.streaming.joining import PartWriter
-
-# The table is worth quantizing and shared with the head, whose scales must be known in the first part: 4 parts.
-TIED = replace(SIZES, layers=1, tied=True, vocabulary=1024)
-SHARED = """
-schema: 1
-name: shared
-formats: [w4]
-tables: [w4]
-migrate: {equalize: false, smooth: false, disassemble: 0.0}
-rounding: {scales: mse, method: nearest, refine: false, correct_bias: false, stored_scales: integer}
-"""
 
 
 class Interrupt:
@@ -52,7 +41,7 @@ class Interrupt:
 
 def asked_in(folder: Path, **changes: object) -> Options:
     folder.mkdir(exist_ok=True)
-    (folder / "shared.yaml").write_text(SHARED)
+    (folder / "shared.yaml").write_text(shared_recipe("nearest", "integer"))
     recipe = str(folder / "shared.yaml")
     return options(folder, llama_model(TIED), TIED, recipe=recipe, **{"stream": "quantized", **changes})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,27 +9,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 from llama_models import llama_model
-from streaming_cases import SIZES, arrays, feeds_of, logits, options
+from streaming_cases import TIED, arrays, feeds_of, logits, options, shared_recipe
 
 from bitwright.compiler.deploy import quantize
-
-# A table that is worth quantizing has 65536 elements.
-TIED = replace(SIZES, layers=1, tied=True, vocabulary=1024)
-SHARED = """
-schema: 1
-name: shared
-formats: [w4]
-tables: [w4]
-migrate: {equalize: false, smooth: false, disassemble: 0.0}
-rounding: {scales: mse, method: METHOD, refine: false, correct_bias: false}
-"""
 
 
 def recipe_in(folder: Path, name: str) -> str:
     """Return a recipe: one of ours, or groups of four bits for all, rounded in some way."""
     if name.startswith("w"):
         return name
-    (folder / "shared.yaml").write_text(SHARED.replace("METHOD", name))
+    (folder / "shared.yaml").write_text(shared_recipe(name))
     return str(folder / "shared.yaml")
 
 
