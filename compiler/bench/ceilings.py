@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bitwright.compiler.bench.quiet import SPARE_LOAD
 from bitwright.compiler.bundle.atomic import write_atomically
+from bitwright.compiler.child import CHILD
 from bitwright.compiler.errors import ToolchainError, UsageError
 from bitwright.targets.backend import backend_for
 from bitwright.targets.loader import HOST, load_profile
@@ -152,7 +153,7 @@ def _measured(module: str, key: _Key) -> Ceilings:
     load = psutil.getloadavg()[0]
     wanted = json.dumps({"target": key.target, "threads": key.threads})
     printed = run_tool(
-        [sys.executable, "-m", module, wanted],
+        [sys.executable, *CHILD, module, wanted],
         what="measuring the machine's ceilings",
         timeout_s=LIMIT_S,
         environment={"TVM_NUM_THREADS": str(key.threads)},

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bitwright.compiler.child import CHILD
 from bitwright.compiler.ort.session import SessionConfig
 
 Kind = Literal["artifact", "onnxruntime"]
@@ -46,7 +47,7 @@ class Entry:
 
     def command(self) -> list[str]:
         """Return the process to start."""
-        return [sys.executable, "-m", "bitwright.compiler.bench.child"]
+        return [sys.executable, *CHILD, "bitwright.compiler.bench.child"]
 
     def environment(self) -> Mapping[str, str]:
         """Return what must be set before the process starts."""

@@ -1,6 +1,6 @@
 """The command line: parsing and printing only."""
 
-from bitwright.compiler.cli.deferred import defer_imports
+from bitwright.compiler.deferred import defer_imports
 
 # Before anything imports onnx_ir. Only in our own process: a program that uses bitwright keeps its own import system.
 defer_imports()

@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import onnx_ir as ir
 
+from bitwright.compiler.child import CHILD
 from bitwright.compiler.errors import InternalError, ToolchainError, from_record
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.lower.kernel_table import KernelCall, load_table
@@ -36,7 +37,7 @@ from bitwright.targets.backend import KernelChoice
 from bitwright.targets.schema import Profile
 
 MAIN = "main"  # the library's function for the model's own shape
-WORKER = ("-P", "-m", "bitwright.compiler.lower.worker")
+WORKER = (*CHILD, "bitwright.compiler.lower.worker")
 DEFAULT_TIMEOUT_S = 1800.0
 POLL_S = 0.1  # how often the child's memory plan is looked for
 

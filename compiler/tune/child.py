@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bitwright.compiler.child import CHILD
 from bitwright.compiler.errors import BitwrightError, ToolchainError, from_record
 from bitwright.compiler.graph.saving import save_model
 from bitwright.compiler.tune.farm import Farm
@@ -25,7 +26,7 @@ from bitwright.targets.backend import KernelChoice
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.process import LineReader
 
-WORKER = ("-P", "-m", "bitwright.compiler.tune.worker")
+WORKER = (*CHILD, "bitwright.compiler.tune.worker")
 MODELS, PROFILE_FILE, FARM_FILE, LOG_FILE = "model_*.onnx", "profile.json", "farm.json", "log.txt"
 START_S = 300.0
 # Building a batch and executing it; whoever takes longer is stopped, and costs what was in flight.
