@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from bitwright.compiler.errors import ToolchainError
 from bitwright.targets.backend import Execution
+from bitwright.targets.toolchain import linker
+from bitwright.targets.toolchain.cache import cache_folder
 from bitwright.targets.toolchain.interface import ROLES_FILE, Interface
-from bitwright.targets.toolchain.linker import build_program, build_shared
+from bitwright.targets.toolchain.linker import build_program, build_shared, machine_of
 from bitwright.targets.toolchain.process import run_tool
 from bitwright.targets.toolchain.runtime_libraries import (
     LIBRARY_NAMES,
+    cached_folder,
     cuda_library,
     header_folder,
     runtime_libraries,
@@ -26,6 +31,7 @@ from bitwright.targets.toolchain.shape_rules import MAIN
 LIBRARY_FILE = "model.so"
 RUNNER_FILE = "runner"
 RUNTIME_LIBRARY = "libbitwright_runtime.so"
+RUNTIME_SOURCE, RUNNER_SOURCE = "bitwright_runtime.cc", "runner.cc"
 PUBLIC_HEADER = "bitwright_runtime.h"
 HEADERS = ("tvm/ffi/c_api.h", "dlpack/dlpack.h")
 
@@ -69,6 +75,8 @@ def copy_sources(sources: Path, folder: Path) -> None:
 def build_runner(folder: Path, triple: str, *, cuda: bool = False) -> str:
     """Add TVM's runtime libraries, the runner and the C runtime to a folder that holds their sources.
 
+    They are the same for every model: they are compiled (1 to 2 s) only where these sources never were.
+
     Args:
         folder: The folder.
         triple: The machine they are for.
@@ -82,15 +90,45 @@ def build_runner(folder: Path, triple: str, *, cuda: bool = False) -> str:
     """
     for library in (*runtime_libraries(triple), *([cuda_library(triple)] if cuda else [])):
         shutil.copyfile(library, folder / library.name)
-    include = folder / "include"
-    for build, source, made in (
-        (build_shared, "bitwright_runtime.cc", RUNTIME_LIBRARY),
-        (build_program, "runner.cc", RUNNER_FILE),
-    ):
-        compiler = build(
-            folder / source, folder / made, triple, include=include, libraries=folder, names=LIBRARY_NAMES
-        )
+    compiler = linker.find_driver(triple, "c++").version()
+    built = _built_once(folder, triple, compiler)
+    for made in (RUNTIME_LIBRARY, RUNNER_FILE):
+        shutil.copy(built / made, folder / made)
     return compiler
+
+
+def _built_once(folder: Path, triple: str, compiler: str) -> Path:
+    """Return the folder that keeps what was built from these sources; it is built the first time."""
+    place = cache_folder("runner") / _label(folder, triple, compiler)
+    if not place.exists():
+        with tempfile.TemporaryDirectory(dir=place.parent) as work:
+            built = Path(work, "built")
+            built.mkdir()
+            _build(folder, built, triple)
+            if not place.exists():  # another process may have been faster
+                built.replace(place)
+    return place
+
+
+def _label(folder: Path, triple: str, compiler: str) -> str:
+    """Return what tells builds apart: sources, the compiler, how it is called, and what is linked with."""
+    headers = [folder / "include" / name for name in (PUBLIC_HEADER, *HEADERS)]
+    sources = [folder / RUNTIME_SOURCE, folder / RUNNER_SOURCE, *sorted(folder.glob("*.h")), *headers]
+    parts = [*linker.find_driver(triple, "c++").command, compiler, cached_folder(triple).name]
+    digest = sha256(json.dumps(parts).encode())
+    for path in (*sources, Path(linker.__file__)):
+        digest.update(sha256(path.read_bytes()).digest())
+    return f"{machine_of(triple)}-{digest.hexdigest()[:24]}"
+
+
+def _build(folder: Path, built: Path, triple: str) -> None:
+    """Compile the sources in ``folder`` into ``built``."""
+    for build, source, made in (
+        (build_shared, RUNTIME_SOURCE, RUNTIME_LIBRARY),
+        (build_program, RUNNER_SOURCE, RUNNER_FILE),
+    ):
+        include = folder / "include"
+        build(folder / source, built / made, triple, include=include, libraries=folder, names=LIBRARY_NAMES)
 
 
 def execute(

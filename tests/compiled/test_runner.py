@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bitwright.targets.backend import backend_for
 from bitwright.targets.schema import Profile
 from bitwright.targets.toolchain.interface import Interface, Port
 from bitwright.targets.toolchain.linker import Driver, find_driver
+from bitwright.targets.toolchain.runner import build_runner
 
 BUILDER = Path(__file__).with_name("build_tiny_module.py")
 PROFILE = {
@@ -175,6 +177,28 @@ def test_a_failing_linker_passes_its_message_on(tmp_path: Path) -> None:
     (tmp_path / "bad.o").write_text("no object file")
     with pytest.raises(ToolchainError, match=r"linking model\.so"):
         backend_for("x86_cpu").link([tmp_path / "bad.o"], tmp_path / "model.so", load_profile())
+
+
+def test_the_runner_is_compiled_once_for_the_same_sources(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # A short source in the place of the runner's: what is built does not matter, that it is built does.
+    folders = [tmp_path / name for name in ("first", "again", "other")]
+    for folder, text in zip(
+        folders, ("int main() {}", "int main() {}", "int main() { return 3; }"), strict=True
+    ):
+        shutil.copytree(bundle / "lib/include", folder / "include")
+        (folder / "runner.cc").write_text(text)
+        (folder / "bitwright_runtime.cc").write_text("")
+    kept = tmp_path / "cache/bitwright/runner"
+    builds = []
+    for folder in folders:
+        build_runner(folder, "x86_64-linux-gnu")
+        builds.append(len(list(kept.iterdir())))
+    assert builds == [1, 1, 2]
+    assert (folders[0] / "runner").read_bytes() == (folders[1] / "runner").read_bytes()
+    assert [subprocess.run([folder / "runner"], check=False).returncode for folder in folders] == [0, 0, 3]
 
 
 def test_a_missing_compiler_leaves_a_bundle_without_runner_and_a_reason(tmp_path: Path, monkeypatch) -> None:
