@@ -93,6 +93,7 @@ def allocate_placed(
         InfeasibleBudgetError: No assignment meets the budget.
     """
     limit, limits = budget.latency_s, budget
+    seconds = _asked_once(seconds)
     best: Allocation | None = None
     for _ in range(TRIES):
         try:
@@ -118,6 +119,19 @@ def allocate_placed(
         )
         raise InfeasibleBudgetError(what, where="--budget latency", fix=f"allow latency={exact * 1e6:.0f}us")
     return best if limit is None or objective != "loss" else _polished(problem, budget, best, seconds)
+
+
+def _asked_once(seconds: Callable[[Mapping[str, str]], float]) -> Callable[[Mapping[str, str]], float]:
+    """Return ``seconds`` with a memory: a target's own compiler answers, and searches meet at the same assignments."""
+    known: dict[frozenset[tuple[str, str]], float] = {}
+
+    def remembered(formats: Mapping[str, str]) -> float:
+        key = frozenset(formats.items())
+        if key not in known:
+            known[key] = seconds(formats)
+        return known[key]
+
+    return remembered
 
 
 def polish(

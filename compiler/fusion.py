@@ -19,7 +19,7 @@ from bitwright.compiler.graph.model import static_shape
 from bitwright.compiler.ort.equality import rms_difference
 from bitwright.compiler.ort.no_regret import WORTHWHILE
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
-from bitwright.compiler.ort.timing import time_reopened
+from bitwright.compiler.ort.timing import ROUND_S, time_reopened
 from bitwright.passes.contract import Pass
 from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention
 from bitwright.passes.fuse_skip_norms import FuseSkipNorms
@@ -212,7 +212,9 @@ def _adopted(
     if c.options.kv_cache is not None or not c.options.gate:
         return True
     before, (what, samples) = c.quantized, _timed_on(c, decoder)
-    timing = time_reopened(lambda: open_session(fused, config), lambda: open_session(before, config), samples)
+    timing = time_reopened(
+        lambda: open_session(fused, config), lambda: open_session(before, config), samples, round_s=ROUND_S
+    )
     adopted = timing.ratio < WORTHWHILE
     notes.append(f"fused attention takes {timing.ratio:.2f} of the time of {what}")
     if not adopted:

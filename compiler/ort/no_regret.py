@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from bitwright.compiler.graph.operands import weight_array, weight_of
 from bitwright.compiler.ort.session import SessionConfig, open_session
-from bitwright.compiler.ort.timing import time_paired, time_reopened
+from bitwright.compiler.ort.timing import ROUND_S, time_paired, time_reopened
 from bitwright.compiler.plan.selection import Selection
 from bitwright.compiler.plan.units import Unit
 
@@ -131,7 +131,10 @@ def no_regret(
         chosen = build(keep)
         plain = SessionConfig(threads=config.threads)
         ratio = time_reopened(
-            lambda: open_session(chosen, config), lambda: open_session(float_model, plain), feeds
+            lambda: open_session(chosen, config),
+            lambda: open_session(float_model, plain),
+            feeds,
+            round_s=ROUND_S,
         ).ratio
     worth = not everything and ratio < WORTHWHILE
     trials.append(Trial("the chosen integer model instead of float", ratio, worth))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +31,30 @@ def runner(path: Path) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray
     return lambda feeds: run(session, feeds)
 
 
+@cache
+def float_metric(name: str) -> float:
+    import zoo  # reads BITWRIGHT_ZOO
+
+    entry = zoo.model_named(name)
+    return entry.evaluate(runner(entry.path))
+
+
 def reaches(name: str, model: Path) -> None:
     """Check the model's task metric against what eight bits must keep."""
     import zoo  # reads BITWRIGHT_ZOO
 
     entry = zoo.model_named(name)
-    before, after = (entry.evaluate(runner(path)) for path in (entry.path, model))
+    before, after = float_metric(name), entry.evaluate(runner(model))
     bound = entry.bound(before)
     assert after >= bound if entry.higher_is_better else after <= bound, (name, before, after, bound)
 
 
-def options(name: str, target: str, output: Path, **changes: object) -> Options:
+def options(name: str, target: str, output: Path, most: int | None = None, **changes: object) -> Options:
     import zoo
 
     entry = zoo.model_named(name)
-    return Options(model=entry.path, target=target, data=list(entry.samples()), output=output, **changes)  # type: ignore[arg-type]
+    data = list(islice(entry.samples(), most))
+    return Options(model=entry.path, target=target, data=data, output=output, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", ["host", "arm-cortex-a76"])
@@ -64,7 +75,8 @@ def test_the_artifact_is_exact_and_accurate(name: str, target: str, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tinylm", "ppocr_rec"])
 def test_models_with_float_islands_compile_exactly(name: str, tmp_path: Path) -> None:
-    bundle = compile_model(options(name, "host", tmp_path / "out"))
+    # 16 samples are enough for their accuracy; what is examined here is the artifact.
+    bundle = compile_model(options(name, "host", tmp_path / "out", most=16))
     assert bundle is not None
     found = bundle.report["verification"]
     assert found["passed"] and found["executed"] == "native" and found["calls"] > 100

@@ -11,7 +11,7 @@ from plan_models import CNN, CONCAT, build
 
 from bitwright.compiler.ort import no_regret as gate
 from bitwright.compiler.ort.session import SessionConfig, open_session
-from bitwright.compiler.ort.timing import PairedTiming, time_paired, time_reopened
+from bitwright.compiler.ort.timing import ROUND_S, PairedTiming, time_paired, time_reopened
 from bitwright.compiler.plan.planner import plan_selection
 from bitwright.targets.loader import load_profile
 
@@ -100,7 +100,12 @@ def test_paired_timing_sees_which_model_does_more_work(reopened: bool) -> None:
     light, weighty = heavy(1), heavy(16)
     if reopened:
         found = time_reopened(
-            lambda: open_session(light), lambda: open_session(weighty), feeds, sessions=2, rounds=3
+            lambda: open_session(light),
+            lambda: open_session(weighty),
+            feeds,
+            sessions=2,
+            rounds=3,
+            round_s=ROUND_S,
         )
     else:
         found = time_paired(open_session(light), open_session(weighty), feeds, rounds=5)
