@@ -22,6 +22,7 @@ from bitwright.passes.rewriting import add_initializer, fresh_names, graph_of
 
 DOMAIN, OPERATOR = "com.microsoft", "GroupQueryAttention"
 PAST_LENGTH = "past_length"
+SIGHT = "fix_cache.sight"
 WIDTH_MULTIPLE = 16
 
 
@@ -68,6 +69,15 @@ class FixCache:
         _drop_unread_inputs(model.graph)
         InferShapes().run(model)
         return PassResult(model, len(decoder.layers))
+
+
+def telling_length(model: ir.Model) -> int:
+    """Return how long sequences must be to show whether masks hid more than what follows, in a rewritten model.
+
+    Windows that were understood do not count: they are longer than the caches, or the model was refused.
+    """
+    found = [node.meta[SIGHT] for node in model.graph if SIGHT in node.meta]
+    return max((sight.largest + 2 for sight in found if sight.window is None), default=0)
 
 
 def _check_attention(model: ir.Model, decoder: Decoder, context: int) -> None:
@@ -193,6 +203,7 @@ class _Rewriter:
         name = self.names(f"attention_{number}")
         operands = [*rows, *caches, *counts, *tables]
         node = ir.node(OPERATOR, operands, attributes, domain=DOMAIN, num_outputs=3, name=name)
+        node.meta[SIGHT] = found.sight
         output, *presents = node.outputs
         output.name, output.type = f"{name}_out", ir.TensorType(ir.DataType.FLOAT)
         output.shape = ir.Shape([1, self.length, found.heads * found.width])
@@ -202,7 +213,6 @@ class _Rewriter:
         self.new_outputs += presents
         graph_of(reader).insert_before(reader, node)
         reader.replace_input_with(0, output)
-
 
     def rows(self, linear: Linear, norm: Norm | None, reader: ir.Node) -> ir.Value:
         """Return the queries, keys or values of all heads, normalized if they are."""

@@ -41,8 +41,8 @@ class FuseDecoderAttention:
     what reads the result, may be anything, so quantized models are rewritten like float ones. Inputs and outputs of the
     graph stay as they are. The pass sees that masks depend on sizes alone; that they are causal, and that positions
     count from the cache's length, is for its caller to prove by running both models; ``sights`` tells how far. Norms of
-    query and key heads stay in front of the operator, windows of attention become its own. Layers are rewritten all or none:
-    half a rewrite would keep the masks and the tables, too.
+    query and key heads stay in front of the operator, windows of attention become its own. Layers are rewritten all or
+    none: half a rewrite would keep the masks and the tables, too.
     """
 
     name: ClassVar[str] = "fuse_decoder_attention"

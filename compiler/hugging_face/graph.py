@@ -10,7 +10,14 @@ import onnx_ir as ir
 from bitwright.compiler.hugging_face.checkpoint import Checkpoint
 from bitwright.compiler.hugging_face.config import check_context
 from bitwright.compiler.hugging_face.graph_writer import GraphWriter
-from bitwright.compiler.hugging_face.names import EMBEDDING, HEAD, HEAD_NORMS, LAYER_LINEARS, LAYER_NORMS, NORM
+from bitwright.compiler.hugging_face.names import (
+    EMBEDDING,
+    HEAD,
+    HEAD_NORMS,
+    LAYER_LINEARS,
+    LAYER_NORMS,
+    NORM,
+)
 from bitwright.compiler.llama.decoder import HyperParameters
 
 Form = Literal["plain", "cache"]

@@ -38,7 +38,7 @@ class Core:
         query: What is cut into query heads, shape (batch, length, heads * width).
         key, value: What is cut into key and value heads, shape (batch, length, key heads * width).
         result: The mixed values, shape (batch, length, heads * width).
-        query_norm, key_norm: Normalize each head between ``query`` or ``key`` and the rotation; None where nothing does.
+        query_norm, key_norm: Normalize each head before it is rotated; None where nothing does.
         heads: Query heads.
         key_heads: Key and value heads.
         width: Elements of a head.

@@ -178,7 +178,12 @@ def _fused(value: ir.Value | None, last: int) -> Norm | None:
         return None
     source, data = node.inputs[2 if skip else 1], node.inputs[0]
     gains = constant_array(source)
-    if gains is None or source is None or data is None or node.attributes.get_int("axis", -1) not in (-1, last):
+    if (
+        gains is None
+        or source is None
+        or data is None
+        or node.attributes.get_int("axis", -1) not in (-1, last)
+    ):
         return None
     epsilon = node.attributes.get_float("epsilon", DEFAULT_EPSILON)
     if skip and node.inputs[1] is data:

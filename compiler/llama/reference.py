@@ -1,4 +1,4 @@
-"""The llama decoder in numpy, as llama.cpp computes llama and qwen3 from GGUF's tensors: what recognition is proven against."""
+"""Decoders in numpy, as llama.cpp computes llama and qwen3 from GGUF's tensors: what recognition is proven against."""
 
 from __future__ import annotations
 

@@ -94,10 +94,7 @@ def _window(node: ir.Node) -> int | None:
         shift = plus - minus
         below, above = (below + shift, above) if second is None else (below, above + shift)
     distance, nonstrict = above - below, node.op_type.endswith("OrEqual")
-    if distance > 0:
-        window = distance + nonstrict
-    else:
-        window = -distance + (not nonstrict)
+    window = distance + nonstrict if distance > 0 else -distance + (not nonstrict)
     return window if window >= SHORTEST and distance else None
 
 

@@ -67,7 +67,8 @@ def test_masks_that_only_hide_what_follows_have_none() -> None:
 def test_numbers_that_may_limit_are_found() -> None:
     unread = "t = Mod (q, c) mask = Less (t, k)"
     assert sight_of(mask(unread)) == Sight(None, 7)
-    two = "d = Constant <value_int = 9> () a = Sub (q, c) b = Sub (q, d) x = Less (a, k) y = Less (b, k) mask = And (x, y)"
+    two = """d = Constant <value_int = 9> () a = Sub (q, c) b = Sub (q, d)
+        x = Less (a, k) y = Less (b, k) mask = And (x, y)"""
     assert sight_of(mask(two)) == Sight(None, 9)
     endless = "e = Constant <value_ints = [9223372036854775807]> () mask = Slice (causal, axis, e)"
     assert sight_of(mask(endless)) == Sight(None, 1)

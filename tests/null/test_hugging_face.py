@@ -124,7 +124,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "layers of sliding_attention where no window",
     ),
-    "kinds of layers": ({"layer_types": ["full_attention", "chunked_attention"]}, "layers of chunked_attention"),
+    "kinds of layers": (
+        {"layer_types": ["full_attention", "chunked_attention"]},
+        "layers of chunked_attention",
+    ),
     "kinds of too few layers": ({"layer_types": ["full_attention"]}, "1 'layer_types' for 2 layers"),
     "qwen3's default width": ({"architectures": ["Qwen3ForCausalLM"]}, "no 'head_dim'"),
 }

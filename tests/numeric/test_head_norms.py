@@ -98,7 +98,11 @@ def test_fused_decoders_are_found_again(case: str, tmp_path: Path) -> None:
     FuseSkipNorms().run(model)
     after = recognise(model).hyper
     assert (after.head_norms, after.windows) == (before.head_norms, before.windows)
-    assert (after.heads, after.key_heads, after.head_width) == (before.heads, before.key_heads, before.head_width)
+    assert (after.heads, after.key_heads, after.head_width) == (
+        before.heads,
+        before.key_heads,
+        before.head_width,
+    )
     assert after.epsilon == pytest.approx(before.epsilon, rel=1e-6)
 
 
@@ -131,7 +135,9 @@ def in_pieces(model: ir.Model, tokens: np.ndarray, pieces: tuple[int, ...]) -> n
     """Return the logits of calls behind each other, caches of fixed capacity handed on."""
     session = open_session(model)
     names = [v.name or "" for v in model.graph.inputs[2:]]
-    caches = [np.full(v.shape.numpy(), 7.0, np.float32) for v in model.graph.inputs[2:] if v.shape is not None]
+    caches = [
+        np.full(v.shape.numpy(), 7.0, np.float32) for v in model.graph.inputs[2:] if v.shape is not None
+    ]
     found, past = [], 0
     for size in pieces:
         given = {"input_ids": tokens[:, past : past + size], "past_length": np.array([past], np.int32)}
@@ -174,7 +180,9 @@ def described(window: int, form: Form, tmp_path: Path) -> object:
     return fusion._described(model)
 
 
-@pytest.mark.parametrize(("window", "form"), [(511, "plain"), (2000, "plain"), (510, "plain"), (4000, "cache")])
+@pytest.mark.parametrize(
+    ("window", "form"), [(511, "plain"), (2000, "plain"), (510, "plain"), (4000, "cache")]
+)
 def test_windows_are_only_fused_where_they_can_be_seen(window: int, form: Form, tmp_path: Path) -> None:
     found = described(window, form, tmp_path)
     if form == "plain" and window > 510:
