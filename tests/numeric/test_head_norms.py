@@ -21,6 +21,7 @@ from bitwright.passes.fix_cache import FixCache
 from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention, sights
 from bitwright.passes.fuse_skip_norms import FuseSkipNorms
 from bitwright.passes.join_attention_inputs import JoinAttentionInputs
+from bitwright.passes.narrow_cache import NarrowCache, cache_type
 from bitwright.passes.normalize import normalize
 from bitwright.passes.rotate_residual import RotateResidual
 
@@ -191,3 +192,32 @@ def test_windows_are_only_fused_where_they_can_be_seen(window: int, form: Form, 
     assert isinstance(found, fusion._Decoder)
     assert found.longest > window + 1
     assert sum(max(found.lengths(), key=sum)) == found.longest
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("float16", CLOSE_IN_HALF), ("int8", 2e-2)])
+def test_windows_hold_for_narrow_caches(kind: str, bound: float, tmp_path: Path) -> None:
+    """Beyond a window nothing is seen, however the cache is stored; without one outputs differ by their own size."""
+    model = decoder(tmp_path, COMPARED["qwen3, a window in the first layer"][0])
+    after = model.clone()
+    FuseDecoderAttention().run(after)
+    given = feeds(model, 40)
+    expected = run(open_session(model), given)
+    largest = {
+        name: np.abs(expected[name.replace("past", "present")]).max(axis=(0, 2))
+        for name in given
+        if name.startswith("past")
+    }
+    NarrowCache(cache_type(kind), largest).run(after)
+    session = open_session(after)
+    empty = {v.name or "": v for v in after.graph.inputs[1:]}
+    caches: dict[str, np.ndarray] = {}
+    for name, value in empty.items():
+        assert value.shape is not None and value.dtype is not None
+        caches[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), value.dtype.numpy())  # type: ignore[arg-type]
+    logits = []
+    for start, end in ((0, 30), (30, 31), (31, 40)):
+        found = run(session, {"input_ids": given["input_ids"][:, start:end], **caches})
+        logits.append(found.pop("logits"))
+        caches = {name.replace("present", "past"): value for name, value in found.items()}
+    whole = {"logits": np.concatenate(logits, axis=1)}
+    assert rms_difference({"logits": expected["logits"]}, whole) < bound
