@@ -60,6 +60,7 @@ class Task:
         training: How to train.
         recipe: Formats where ``training`` names no width.
         judging: Samples that choose among the states of training, where a share of ``samples`` would be copies.
+        calibrating: So many of ``samples`` calibrate before training, those that are no copies; None: all.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task:
     training: Training
     recipe: str = "int8"
     judging: dict[str, np.ndarray] | None = None
+    calibrating: int | None = None
 
 
 def zoo(name: str) -> Path:
@@ -151,7 +153,7 @@ def kws(minutes: float) -> list[Task]:
     x, y = ((data["x"].astype(np.float32) - data["zp"]) * data["scale"]), data["y"]
     training = Training(
         Precision(2, 4),
-        epochs=5.0,
+        epochs=10.0,
         minutes=minutes,
         rate=1e-3,
         scale_rate=3e-3,
@@ -163,10 +165,11 @@ def kws(minutes: float) -> list[Task]:
             f"kws W2A4, part {k + 1}",
             place / "model.onnx",
             {"input": x[own]},
-            {"input": spoken(x[own], 40, 1)},
+            {"input": spoken(x[own], 20, 1)},
             correct(x[other], y[other]),
             training,
             judging={"input": x[own][:CHOOSING]},
+            calibrating=len(own),
         )
         for k, (own, other) in enumerate(parts(len(x), 10))
     ]
@@ -194,6 +197,7 @@ def resnet8(minutes: float) -> list[Task]:
             correct(x[other], y[other]),
             training,
             judging={"input": plain[-CHOOSING:]},
+            calibrating=len(plain) - CHOOSING + len(own),
         )
         for k, (own, other) in enumerate(parts(len(x), 2))
     ]
@@ -247,6 +251,8 @@ def measure(task: Task, output: Path, threads: int) -> None:
     before = without_training(task)
     cpu, wall = time.process_time(), time.perf_counter()
     options = Options(task.model, TARGET, task.samples, output=output, recipe=task.recipe, threads=threads)
+    if task.calibrating is not None:
+        options = replace(options, samples=task.calibrating)
     if task.judging is not None:
         place = output.with_suffix(".judging.npz")
         np.savez(place, **task.judging)  # type: ignore[arg-type]
