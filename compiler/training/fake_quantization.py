@@ -45,15 +45,12 @@ class _LearnedStep(torch.autograd.Function):
         passed = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.bounds)
         learned = None
         if ctx.needs_input_grad[1]:
-            learned = _summed(gradient, rounded, scale) / scale - _summed(passed, steps, scale)
+            whole, inside = (
+                (gradient * rounded).sum_to_size(scale.shape),
+                (passed * steps).sum_to_size(scale.shape),
+            )
+            learned = whole / scale - inside
         return passed, learned, None, None
-
-
-def _summed(one: Tensor, other: Tensor, like: Tensor) -> Tensor:
-    """Return the sums of products over the elements that share a scale."""
-    if like.numel() == 1:
-        return torch.dot(one.reshape(-1), other.reshape(-1)).reshape(like.shape)
-    return (one * other).sum_to_size(like.shape)
 
 
 class _Sign(torch.autograd.Function):
