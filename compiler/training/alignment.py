@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bitwright.compiler.graph.model import node_label
 from bitwright.compiler.plan.model import WeightQuant
@@ -124,7 +123,8 @@ class Alignment(nn.Module):
         if not torch.is_grad_enabled():
             self._found[name] = _Moments.of(value)
         factor, offset, epsilon = self._by_output[name].affine(self._wanted[name])
-        return functional.batch_norm(value, None, None, factor, offset, True, 0.0, epsilon)
+        # Not of torch.nn.functional, which refuses one value a channel: the last batch of an epoch may be so small.
+        return torch.batch_norm(value, factor, offset, None, None, True, 0.0, epsilon, False)
 
     @contextmanager
     def inactive(self) -> Iterator[None]:

@@ -135,7 +135,9 @@ class Loop:
             if self.place is not None and (last or self.state.step % self.schedule.save_every == 0):
                 self._save(self.place)
             self.progress(self.state.step, self.state.total, f"steps, loss {self.state.best_loss:.4g}")
-        self._load(self.best)
+        self._load(self.best)  # folded
+        if self.alignment is not None:
+            self.alignment.active = False
         history = tuple(self.state.history)
         return Outcome(self.state.step, history[0][1], self.state.best_loss, self.state.best_step, history)
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import training_models
 
@@ -10,11 +12,15 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 torch.set_num_threads(1)
 
 from bitwright.compiler.compilation import Compilation, Silent  # noqa: E402
+from bitwright.compiler.ingest.dataset import dataset_from_memory  # noqa: E402
+from bitwright.compiler.ort.session import SessionConfig, open_session, run  # noqa: E402
 from bitwright.compiler.training import entry  # noqa: E402
 from bitwright.compiler.training import train as verb  # noqa: E402
 from bitwright.compiler.training.alignment import FEWEST_VALUES, Alignment  # noqa: E402
+from bitwright.compiler.training.samples import load  # noqa: E402
 from bitwright.targets.loader import load_profile  # noqa: E402
 
+PLAIN = SessionConfig(optimize=False)
 OPTIONS, TRAINING = training_models.options, training_models.training
 
 
@@ -133,6 +139,13 @@ def test_a_channel_that_never_varies_stays_finite(folder):
         assert bool(torch.isfinite(it.student.points.weight(layer.source.key).scale(None)).all())
 
 
+def test_one_value_of_a_channel_becomes_the_float_model_s(folder):
+    found = case(folder).alignment
+    wanted = torch.arange(8.0).reshape(1, 8, 1, 1)
+    found.observe("c0", wanted)
+    assert torch.equal(found.align("c0", torch.randn(1, 8, 1, 1)), wanted)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"weights": 8}, {"batch": FEWEST_VALUES // 64 - 1}, {"weights": "ternary", "scaling": "mean"}],
@@ -147,4 +160,19 @@ def test_what_is_judged_is_what_is_written(folder):
     again = entry.train(OPTIONS(folder, "again.onnx"), TRAINING(epochs=2.0))
     first, second = (onnx.load(t.model).graph.initializer for t in (trained, again))
     assert all(a == b for a, b in zip(first, second, strict=True))
-    assert trained.outcome.best_loss == min(loss for _, loss in trained.outcome.history)
+    x = np.load(folder / "x.npz")["x"]
+    data = load(
+        dataset_from_memory({"x": x}, ir.load(folder / "model.onnx")),
+        None,
+        batch=8,
+        seed=0,
+        mixture=0.0,
+        held=0.2,
+    )
+    floating, rounded = (
+        np.concatenate([run(open_session(ir.load(m), PLAIN), {"x": x[data.held]})["y"]])
+        for m in (folder / "model.onnx", trained.model)
+    )
+    divergence = (floating * np.log(floating / rounded)).sum(-1).mean()
+    # The file has its outputs in 8 bits, training judged the logits before them.
+    assert divergence == pytest.approx(trained.outcome.best_loss, rel=0.2)
