@@ -74,6 +74,14 @@ class Objective:
             help="Weight of the hidden layers' differences, beside the outputs'.",
         ),
     ] = 0.0
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align/--no-align",
+            rich_help_panel=OBJECTIVE,
+            help="Hold narrow convolutions at the float model's means and variances while they are trained.",
+        ),
+    ] = True
     labels: Annotated[
         Path | None,
         typer.Option("--labels", rich_help_panel=OBJECTIVE, metavar="FILE.npz", help="Classes, if known."),
@@ -191,6 +199,7 @@ def _training(widths: Widths, objective: Objective, length: Length, runtime: arg
         objective.temperature,
         objective.hidden,
         widths.scaling,  # type: ignore[arg-type]
+        objective.align,
         objective.mix,
         objective.hold,
         length.save_every,

@@ -3,7 +3,7 @@
 Learned step sizes (Esser et al. 2020, "Learned Step Size Quantization", section 2.1): a value ``v`` becomes
 ``q = round(clip(v / s, low, high)) * s``. Gradients pass the rounding as if it were not there, and the scale gets
 
-    dq/ds = round(v / s) - v / s   where low <= v / s <= high,   low or high where it was clipped,
+    dq/ds = round(v / s) - v / s   where low < v / s < high,   low or high where it was clipped,
 
 multiplied by ``1 / sqrt(N * high)`` for the N values that share the scale (section 2.2), so that scales and weights
 move at comparable speeds.
@@ -24,24 +24,33 @@ SMALLEST_SCALE = 2.0**-100
 
 
 class _LearnedStep(torch.autograd.Function):
-    """``round(clip(v / s, low, high)) * s`` with the gradients of the module's docstring."""
+    """``round(clip(v / s, low, high)) * s`` with the gradients of the module's docstring.
+
+    Passes over the tensor are most of the time of a step, and those that make or read truth values the slowest. So one
+    is made in place of another where nobody looks, and the scale's gradient comes of what is kept anyway: it is
+    ``sum(g * round(v / s)) - sum(g * v / s where not clipped)``.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-        # What backward needs is made here, where its parts are at hand: passes over the tensor are most of the time.
-        steps = value / scale
-        clipped = steps.clamp(low, high)
-        outside = clipped != steps
-        rounded = clipped.round()
-        by_scale = torch.where(outside, rounded, rounded - clipped) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(outside, by_scale, scale)
-        return rounded * scale
+        rounded = (value / scale).clamp_(low, high).round_().mul_(scale)
+        ctx.save_for_backward(value, rounded, scale)
+        ctx.bounds = low, high
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        outside, by_scale, scale = ctx.saved_tensors
-        learned = None if by_scale is None else (gradient * by_scale).sum_to_size(scale.shape)
-        return gradient.masked_fill(outside, 0.0), learned, None, None
+        value, rounded, scale = ctx.saved_tensors
+        steps = value / scale
+        passed = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.bounds)
+        learned = None
+        if ctx.needs_input_grad[1]:
+            whole, inside = (
+                (gradient * rounded).sum_to_size(scale.shape),
+                (passed * steps).sum_to_size(scale.shape),
+            )
+            learned = whole / scale - inside
+        return passed, learned, None, None
 
 
 class _Sign(torch.autograd.Function):

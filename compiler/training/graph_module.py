@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,8 @@ from bitwright.compiler.training.rounding_points import RoundingPoints
 # Operators whose constant vectors (gains, biases) are trained beside weights and tables.
 _GAINS = {"Add": (0, 1), "Mul": (0, 1), "Gemm": (2,), "Conv": (2,), "LayerNormalization": (1, 2)}
 _GAINS |= {"RMSNormalization": (1,), "BatchNormalization": (1, 2)}
+
+Watch = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class GraphModule(nn.Module):
 
     Attributes:
         trained: Names of the initializers that are parameters, in the order of the graph.
+        watch: Called with the name and the value of every node's first output; what it returns is passed on.
 
     Raises:
         ModelError: An operator cannot be trained; the message names the node.
@@ -66,6 +69,7 @@ class GraphModule(nn.Module):
         self.outputs = tuple(outputs) if outputs is not None else tuple(o.name or "" for o in graph.outputs)
         self.hidden = tuple(hidden)
         self.points = points
+        self.watch: Watch = _pass_on
         arrays = {name: array for name, v in graph.initializers.items() if _is_read(v, array := _array(v))}
         self.trained = tuple(name for name in trained_names(model) if name in arrays)
         self._place = {name: k for k, name in enumerate(self.trained)}
@@ -104,8 +108,8 @@ class GraphModule(nn.Module):
             if self.points is not None:
                 inputs = self.points.round_inputs(step.node, inputs, rounded)
             results = OPERATORS[step.node.op_type](step.node, inputs)
-            for name, result in zip(step.outputs, results, strict=False):
-                values[name] = result
+            values.update(zip(step.outputs, results, strict=False))
+            values[step.outputs[0]] = self.watch(step.outputs[0], values[step.outputs[0]])
             for name in step.done:
                 del values[name]
                 rounded.pop(name, None)
@@ -113,6 +117,11 @@ class GraphModule(nn.Module):
         if self.points is not None:
             found |= {name: self.points.round_output(name, found[name]) for name in self._rounded}
         return found
+
+
+def _pass_on(name: str, value: Tensor) -> Tensor:
+    del name
+    return value
 
 
 def _array(value: ir.Value) -> np.ndarray:

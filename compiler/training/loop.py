@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bitwright.compiler.errors import DataError, UsageError
+from bitwright.compiler.training.alignment import Alignment
 from bitwright.compiler.training.checkpoint import Checkpoint
 from bitwright.compiler.training.distillation import Distillation
 from bitwright.compiler.training.graph_module import GraphModule
@@ -24,7 +25,8 @@ GRADIENT_NORM = 1.0
 TIMED_STEPS = 4
 JUDGEMENTS = 12  # of a run
 SLOWEST = 0.01  # of the rate, at the end of the schedule
-SCALE_PARTS = ("log_scale",)
+SCALE_PARTS = ("log_scale", "log_gain", "shift")
+FOLDED_SAMPLES = 512  # those that say what alignment comes to, outside training
 
 Progress = Callable[[int, int, str], None]
 
@@ -78,6 +80,7 @@ class Loop:
         settings: Written to checkpoints, which fit only a run of the same.
         place: Checkpoint file, None for no checkpoints.
         progress: Told about every step.
+        alignment: Of the student's layers with the teacher's, None for none.
     """
 
     def __init__(
@@ -90,10 +93,15 @@ class Loop:
         settings: dict[str, Any],
         place: Path | None,
         progress: Progress,
+        alignment: Alignment | None = None,
     ) -> None:
         self.student, self.teacher, self.data, self.loss = student, teacher, data, loss
         self.schedule, self.settings, self.place, self.progress = schedule, settings, place, progress
+        self.alignment = alignment
         self.named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
+        if alignment is not None:
+            self.named += [(f"alignment.{n}", p) for n, p in alignment.named_parameters()]
+            student.watch, teacher.watch = alignment.align, alignment.observe
         scales = [p for n, p in self.named if n.endswith(SCALE_PARTS)]
         weights = [p for n, p in self.named if not n.endswith(SCALE_PARTS)]
         parts = [(weights, schedule.rate), (scales, schedule.scale_rate)]
@@ -127,7 +135,9 @@ class Loop:
             if self.place is not None and (last or self.state.step % self.schedule.save_every == 0):
                 self._save(self.place)
             self.progress(self.state.step, self.state.total, f"steps, loss {self.state.best_loss:.4g}")
-        self._load(self.best)
+        self._load(self.best)  # folded
+        if self.alignment is not None:
+            self.alignment.active = False
         history = tuple(self.state.history)
         return Outcome(self.state.step, history[0][1], self.state.best_loss, self.state.best_step, history)
 
@@ -166,7 +176,17 @@ class Loop:
         self.optimizer.step()
 
     def _judge(self) -> None:
-        """Measure the held-out loss; keep the state if it is the best."""
+        """Measure the held-out loss of the state as it would be written; keep it if it is the best."""
+        if self.alignment is None:
+            self._measure()
+            return
+        before = self._snapshot()
+        self.alignment.fold(self.student, self.teacher, (b.feeds for b in self.data.some(FOLDED_SAMPLES)))
+        with self.alignment.inactive():
+            self._measure()
+        self._load(before)
+
+    def _measure(self) -> None:
         losses, rows = 0.0, 0
         with torch.no_grad():
             for batch in self.data.held_out():

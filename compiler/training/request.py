@@ -58,6 +58,7 @@ class Training:
         temperature: Of the distillation.
         hidden: Weight of the hidden layers' differences in the loss, beside that of the outputs; 0: outputs alone.
         scaling: Scales of two or three values: ``learned``, or ``mean``, the mean magnitude of the weights.
+        align: Narrow convolutions are held at the float model's means and variances while they are trained.
         mixture: Share of the batches that are mixtures of two samples each.
         held: Share of the samples that judge and are not trained on.
         save_every: Steps between checkpoints.
@@ -78,6 +79,7 @@ class Training:
     temperature: float = 1.0
     hidden: float = 0.0
     scaling: Literal["learned", "mean"] = "learned"
+    align: bool = True
     mixture: float = 0.0
     held: float = 0.1
     save_every: int = 100

@@ -70,6 +70,13 @@ class TrainingData:
             return self._mixed(chosen, random)
         return self._batch(chosen)
 
+    def some(self, count: int) -> Iterator[Batch]:
+        """Yield up to ``count`` samples that are trained on, always the same, in whole batches; none are mixtures."""
+        chosen = np.random.default_rng(self.seed).permutation(self.train)[:count]
+        whole = len(chosen) // self.batch * self.batch
+        for start in range(0, whole, self.batch):
+            yield self._batch(chosen[start : start + self.batch])
+
     def held_out(self) -> Iterator[Batch]:
         """Yield the samples that judge, in order."""
         for start in range(0, len(self.held), self.batch):

@@ -21,6 +21,7 @@ from bitwright.compiler.plan.model import Plan
 from bitwright.compiler.plan.plan_file import plan_to_yaml
 from bitwright.compiler.plan.planner import observed_tensors
 from bitwright.compiler.training import precision as widths
+from bitwright.compiler.training.alignment import Alignment, alignment_of
 from bitwright.compiler.training.checkpoint import read_checkpoint
 from bitwright.compiler.training.distillation import Distillation, compared_values, hidden_values
 from bitwright.compiler.training.graph_module import GraphModule
@@ -193,7 +194,7 @@ def float_difference(c: Compilation) -> float:
 
 
 def _trained(c: Compilation, training: Training, student: GraphModule, teacher: GraphModule) -> Outcome:
-    assert c.dataset is not None and c.options.output is not None
+    assert c.model is not None and c.dataset is not None and c.options.output is not None
     data = _data(c, training)
     place = checkpoint_of(c.options.output)
     settings = {
@@ -210,8 +211,16 @@ def _trained(c: Compilation, training: Training, student: GraphModule, teacher: 
     loss = Distillation(
         training.loss, training.temperature, training.label_share, training.hidden, student.hidden
     )
-    loop = Loop(student, teacher, data, loss, schedule, settings, place, c.progress.step)
+    alignment = _alignment(c.model, student, teacher, data) if training.align else None
+    loop = Loop(student, teacher, data, loss, schedule, settings, place, c.progress.step, alignment)
     return loop.run(resume)
+
+
+def _alignment(
+    model: ir.Model, student: GraphModule, teacher: GraphModule, data: TrainingData
+) -> Alignment | None:
+    assert student.points is not None, "the student rounds"
+    return alignment_of(model, student.points, teacher, next(data.some(data.batch)).feeds)
 
 
 def _data(c: Compilation, training: Training) -> TrainingData:

@@ -56,6 +56,14 @@ def test_labels_go_with_their_samples_and_mixtures_have_none():
     assert not bool((found[:, 0] == found[:, 0].round()).all())
 
 
+def test_some_samples_train_are_whole_batches_and_no_mixtures():
+    data = data_of(BATCHED, {"x": X}, mixture=1.0)
+    few, all_of_them = numbers(data.some(10)), numbers(data.some(100))
+    assert [len(b.feeds["x"]) for b in data.some(10)] == [4, 4]
+    assert few == numbers(data.some(10)) == all_of_them[:8]
+    assert sorted(all_of_them) == sorted(set(range(20)) - set(numbers(data.held_out())))
+
+
 def is_box(mask):
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     return int(mask.sum()) == int(rows[-1] - rows[0] + 1) * int(columns[-1] - columns[0] + 1)
