@@ -24,6 +24,8 @@ LARGEST_COMPANION = 64 << 20
 # layer by tenths.
 BOUNDS = {"float32": 1e-3, "float16": 5e-2}
 CHECKED_TOKENS = 12
+# A window of attention is looked behind up to here: the numpy decoder holds all scores of a layer at once.
+MOST_CHECKED = 512
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def _difference(model: ir.Model, checkpoint: Checkpoint, dtype: FloatName, threa
         InternalError: Further than float sums in another order explain: the graph is wrong.
     """
     hyper = checkpoint.hyper
-    count = min(CHECKED_TOKENS, int(model.metadata_props["context_length"]))
+    longest = CHECKED_TOKENS if hyper.window is None else min(CHECKED_TOKENS + hyper.window, MOST_CHECKED)
+    count = min(longest, int(model.metadata_props["context_length"]))
     tokens = np.arange(count) * 7919 % hyper.vocabulary
     expected = logits(tokens, hyper, checkpoint.weight)
     feeds = {TOKENS: tokens[None]}

@@ -21,7 +21,7 @@ from bitwright.compiler.ingest.dataset import Dataset
 from bitwright.compiler.ingest.samples import Sample, input_specs
 from bitwright.compiler.ingest.unpadded import open_unpadded
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
-from bitwright.passes.fix_cache import PAST_LENGTH, FixCache
+from bitwright.passes.fix_cache import PAST_LENGTH, FixCache, telling_length
 from bitwright.passes.normalize import normalize
 from bitwright.targets.toolchain.shape_rules import CacheRule
 
@@ -29,8 +29,9 @@ from bitwright.targets.toolchain.shape_rules import CacheRule
 PIECES = (1, 16, 64)
 FEWEST_PIECES = 2
 QUANTIZED = ("MatMulNBits", "DequantizeLinear", "MatMulInteger")
-# Positions that the logits are compared at: far enough that a window of attention would be seen.
-PROVEN = 512
+# Positions that the logits are compared at, and how many where masks are computed with such a number, which may be a
+# window of attention.
+PROVEN, MOST_PROVEN = 512, 2048
 # Rows of the data that are also cut into small pieces, so that every function gets samples, with caches behind them.
 CUT_ROWS = 4
 # Logits of the model with and without fixed caches, both float32: sums over positions in another order.
@@ -165,7 +166,7 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
     )
     c.options = replace(c.options, buckets={decoder.length: pieces}, pad={decoder.tokens: 0.0})
     known = next(_sequences(rows, decoder.tokens))
-    row = np.resize(known, (1, min(decoder.context, PROVEN)))
+    row = np.resize(known, (1, min(decoder.context, _proven(model, decoder))))
     difference = _difference(original, interface, decoder, row)
     room = sum(array.nbytes for array in decoder.empty().values())
     notes.append(
@@ -176,6 +177,20 @@ def open_decoder(c: Compilation, opset: int, notes: list[str]) -> None:
         msg = f"fixed caches changed the logits by {difference:.2g} of the largest (allowed {BOUND:g})"
         fix = "its attention may mask more than what follows; please report this model"
         raise InternalError(msg, where=str(c.options.model), fix=fix)
+
+
+def _proven(model: ir.Model, decoder: FixedDecoder) -> int:
+    """Return at how many positions the logits are compared.
+
+    Raises:
+        UsageError: Masks may hide something further back.
+    """
+    needed = telling_length(model)
+    if needed > MOST_PROVEN and needed <= decoder.context:
+        msg = f"masks are computed with the number {needed - 2}, which may limit what is seen"
+        fix = f"--context {MOST_PROVEN} or less, for which it is proven that nothing is"
+        raise UsageError(msg, where="--context", fix=fix)
+    return max(PROVEN, min(needed, MOST_PROVEN))
 
 
 def _refuse_quantized(model: ir.Model, path: Path, error: ModelError) -> None:

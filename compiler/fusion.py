@@ -21,7 +21,7 @@ from bitwright.compiler.ort.no_regret import WORTHWHILE
 from bitwright.compiler.ort.session import SessionConfig, open_session, run
 from bitwright.compiler.ort.timing import time_reopened
 from bitwright.passes.contract import Pass
-from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention
+from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention, sights
 from bitwright.passes.fuse_skip_norms import FuseSkipNorms
 from bitwright.passes.join_attention_inputs import JoinAttentionInputs
 from bitwright.passes.narrow_cache import STORED, NarrowCache, cache_type
@@ -34,7 +34,8 @@ FUSED_BOUND = 1e-2
 # New tokens and tokens in the cache that both forms are compared with. The longest reaches as far as the tables of
 # positions, so that a window of attention would be seen: in the cache, where one token costs little, or as one prompt.
 COMPARED = ((5, 0), (1, 5), (3, 4))
-LONGEST_CACHE, LONGEST_PROMPT = 8191, 512
+LONGEST_CACHE, LONGEST_PROMPT = 8192, 512
+MOST_CACHE = 1 << 16  # where a mask is computed with such a number
 CACHE_SAMPLES = 32
 TIMED_SAMPLES, TIMED_PAST = 4, 64
 TOKEN_TYPES = (ir.DataType.INT64, ir.DataType.INT32)
@@ -49,20 +50,33 @@ class _Decoder:
         tokens: The input of token numbers.
         caches: Inputs that hold keys and values of earlier tokens, each with heads, width and element type.
         positions: Rows of the tables of positions, or None.
+        told_apart: Tokens of a sequence that would show any window or other limit of its masks.
     """
 
     tokens: ir.Value
     caches: Mapping[str, tuple[int, int, ir.DataType]]
     positions: int | None
+    told_apart: int
 
     def lengths(self) -> Iterator[tuple[int, int]]:
         """Yield numbers of new tokens and of those in the cache."""
-        limit = self.positions or LONGEST_CACHE
+        longest = self.longest
         if self.caches:
             yield from COMPARED
-            yield 1, min(limit - 1, LONGEST_CACHE)
+            yield 1, longest - 1
         else:
-            yield from ((1, 0), (5, 0), (min(limit, LONGEST_PROMPT), 0))
+            yield from ((1, 0), (5, 0), (longest, 0))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that both forms are compared with."""
+        usual, most = (LONGEST_CACHE, MOST_CACHE) if self.caches else (LONGEST_PROMPT, LONGEST_PROMPT)
+        return min(self.positions or usual, max(usual, min(self.told_apart, most)))
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether that is long enough for all that masks may hide."""
+        return self.longest >= min(self.told_apart, self.positions or self.told_apart)
 
     def feeds(self, new: int, past: int, known: NDArray[np.integer]) -> dict[str, np.ndarray]:
         """Return random inputs, tokens drawn from those that are known to be valid."""
@@ -173,7 +187,14 @@ def _described(model: ir.Model) -> _Decoder | str:
         names = ", ".join(f"'{v.name}'" for v in others)
         return f"one input of token numbers is expected beside the caches, not {names}"
     shape = static_shape(nodes[0].inputs[TABLE])
-    return _Decoder(others[0], caches, None if shape is None else shape[0])
+    told_apart = max((s.largest + 2 for s in sights(model)), default=0)
+    found = _Decoder(others[0], caches, None if shape is None else shape[0], told_apart)
+    if not found.is_seen:
+        return (
+            f"masks are computed with the number {told_apart - 2}, which may limit what is seen, and both forms are "
+            f"compared with sequences of {found.longest} tokens"
+        )
+    return found
 
 
 def _refuted(c: Compilation, decoder: _Decoder, fused: ir.Model, config: SessionConfig) -> str:

@@ -11,16 +11,18 @@ import onnx_ir as ir
 from bitwright.compiler.errors import ModelError, UsageError
 from bitwright.compiler.graph.model import FreshNames, consumers, is_op, node_label
 from bitwright.compiler.llama.decoder import Attention, Decoder
-from bitwright.compiler.llama.parts import Linear
+from bitwright.compiler.llama.parts import Linear, Norm
 from bitwright.compiler.llama.recognise import recognise
 from bitwright.passes.contract import PassResult
 from bitwright.passes.fix_dims import FixDims
+from bitwright.passes.head_norms import FIRST_OPSET, normalized_heads
 from bitwright.passes.infer_shapes import InferShapes
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.rewriting import add_initializer, fresh_names, graph_of
 
 DOMAIN, OPERATOR = "com.microsoft", "GroupQueryAttention"
 PAST_LENGTH = "past_length"
+SIGHT = "fix_cache.sight"
 WIDTH_MULTIPLE = 16
 
 
@@ -45,7 +47,7 @@ class FixCache:
 
         Raises:
             ModelError: The model is no llama decoder in float32.
-            UsageError: The context is longer than the model's table of positions.
+            UsageError: The context is longer than the model's table of positions, or than a window of its attention.
         """
         if any(value.name == PAST_LENGTH for value in model.graph.inputs):
             return PassResult(model, 0)
@@ -60,12 +62,34 @@ class FixCache:
             raise ModelError(
                 msg, where="--context", fix="compile it with the caches that it has, without --context"
             )
+        _check_attention(model, decoder, self.context)
         _one_sequence(model, decoder)
         _Rewriter(model, decoder, self.context).rewrite()
         RemoveUnused().run(model)
         _drop_unread_inputs(model.graph)
         InferShapes().run(model)
         return PassResult(model, len(decoder.layers))
+
+
+def telling_length(model: ir.Model) -> int:
+    """Return how long sequences must be to show whether masks hid more than what follows, in a rewritten model.
+
+    Windows that were understood do not count: they are longer than the caches, or the model was refused.
+    """
+    found = [node.meta[SIGHT] for node in model.graph if SIGHT in node.meta]
+    return max((sight.largest + 2 for sight in found if sight.window is None), default=0)
+
+
+def _check_attention(model: ir.Model, decoder: Decoder, context: int) -> None:
+    """Refuse attention that the operator, with caches that are never moved, does not compute."""
+    window = decoder.hyper.window
+    if window is not None and window < context:
+        msg = f"attention sees {window} positions, fewer than {context}"
+        raise UsageError(msg, where="--context", fix=f"--context {window} is the longest")
+    opset = model.opset_imports.get("", 0)
+    if decoder.hyper.head_norms and opset < FIRST_OPSET:
+        msg = f"heads are normalized, which is written in opset {FIRST_OPSET} and later"
+        raise ModelError(msg, where=f"opset {opset}", fix=f"export the decoder with opset {FIRST_OPSET}")
 
 
 def _one_sequence(model: ir.Model, decoder: Decoder) -> None:
@@ -172,11 +196,14 @@ class _Rewriter:
         """Replace one attention."""
         shape = (1, found.key_heads, self.context, found.width)
         caches = [self.input(f"past_{part}_{number}", ir.DataType.FLOAT, shape) for part in ("key", "value")]
-        rows = [_result(linear) for linear in (found.query, found.key, found.value)]
+        reader = found.output.node
+        parts = ((found.query, found.query_norm), (found.key, found.key_norm), (found.value, None))
+        rows = [self.rows(linear, norm, reader) for linear, norm in parts]
         attributes = {"num_heads": found.heads, "kv_num_heads": found.key_heads, "do_rotary": 1}
         name = self.names(f"attention_{number}")
         operands = [*rows, *caches, *counts, *tables]
         node = ir.node(OPERATOR, operands, attributes, domain=DOMAIN, num_outputs=3, name=name)
+        node.meta[SIGHT] = found.sight
         output, *presents = node.outputs
         output.name, output.type = f"{name}_out", ir.TensorType(ir.DataType.FLOAT)
         output.shape = ir.Shape([1, self.length, found.heads * found.width])
@@ -184,9 +211,13 @@ class _Rewriter:
             value.name = self.names(f"present_{part}_{number}")
             value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
         self.new_outputs += presents
-        reader = found.output.node
         graph_of(reader).insert_before(reader, node)
         reader.replace_input_with(0, output)
+
+    def rows(self, linear: Linear, norm: Norm | None, reader: ir.Node) -> ir.Value:
+        """Return the queries, keys or values of all heads, normalized if they are."""
+        found = _result(linear)
+        return found if norm is None else normalized_heads(self.graph, self.names, reader, found, norm)
 
 
 def _result(linear: Linear) -> ir.Value:

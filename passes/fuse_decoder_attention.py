@@ -16,14 +16,17 @@ from bitwright.compiler.graph.model import FreshNames, constant_array, is_op, ra
 from bitwright.compiler.llama.attention import Core, core_of
 from bitwright.compiler.llama.following import through
 from bitwright.compiler.llama.rotary import check_alike, frequencies, source_of
+from bitwright.compiler.llama.window import Sight
 from bitwright.passes.contract import PassResult
+from bitwright.passes.head_norms import FIRST_OPSET, normalized_heads
 from bitwright.passes.narrow_cache import compute_in_half
 from bitwright.passes.remove_unused import RemoveUnused
 from bitwright.passes.rewriting import add_initializer, fresh_names, take_over
 
 DOMAIN = "com.microsoft"
+SIGHT = "fuse_decoder_attention.sight"
 # ONNX Runtime refuses heads of other widths once it rotates them itself.
-WIDTH_STEP = 8
+WIDTH_STEP = 16
 # Bytes of both tables together. Without tables the angles of all positions are computed for every token.
 LARGEST_TABLES = 32 << 20
 FUNCTIONS = {"Cos": np.cos, "Sin": np.sin}
@@ -37,8 +40,9 @@ class FuseDecoderAttention:
     They may be spelled out, or be opset 23's Attention behind a rotation. What makes queries, keys and values, and
     what reads the result, may be anything, so quantized models are rewritten like float ones. Inputs and outputs of the
     graph stay as they are. The pass sees that masks depend on sizes alone; that they are causal, and that positions
-    count from the cache's length, is for its caller to prove by running both models. Layers are rewritten all or none:
-    half a rewrite would keep the masks and the tables, too.
+    count from the cache's length, is for its caller to prove by running both models; ``sights`` tells how far. Norms of
+    query and key heads stay in front of the operator, windows of attention become its own. Layers are rewritten all or
+    none: half a rewrite would keep the masks and the tables, too.
     """
 
     name: ClassVar[str] = "fuse_decoder_attention"
@@ -50,7 +54,7 @@ class FuseDecoderAttention:
             return PassResult(model, 0)
         try:
             cores = [core_of(n.outputs[0]) for n in ends]
-            obstacle = next(_obstacles(cores), None)
+            obstacle = next(_obstacles(cores, model.opset_imports.get("", 0)), None)
         except ModelError as error:
             obstacle = f"{error.where}: {error.what}"
             cores = []
@@ -62,6 +66,11 @@ class FuseDecoderAttention:
         model.opset_imports.setdefault(DOMAIN, 1)
         RemoveUnused().run(model)
         return PassResult(model, len(cores))
+
+
+def sights(model: ir.Model) -> list[Sight]:
+    """Return what the masks of the attentions that the pass rewrote let a position see."""
+    return [node.meta[SIGHT] for node in model.graph if SIGHT in node.meta]
 
 
 def _ends_attention(node: ir.Node) -> bool:
@@ -86,7 +95,7 @@ def _are_shares(value: ir.Value | None) -> bool:
     return _maker(value, "Softmax") is not None
 
 
-def _obstacles(cores: list[Core]) -> Iterator[str]:
+def _obstacles(cores: list[Core], opset: int) -> Iterator[str]:
     """Yield why the operator does not compute these attentions.
 
     Raises:
@@ -94,6 +103,8 @@ def _obstacles(cores: list[Core]) -> Iterator[str]:
     """
     if len({c.cache is None for c in cores}) > 1:
         yield "some layers have a cache and some have none"
+    if opset < FIRST_OPSET and any(c.query_norm is not None for c in cores):
+        yield f"heads are normalized, which is written in opset {FIRST_OPSET} and later, not {opset}"
     first = frequencies(cores[0].query_turn)
     for number, core in enumerate(cores):
         check_alike(first, frequencies(core.query_turn), number)
@@ -177,17 +188,25 @@ class _Writer:
         """Replace one layer's attention."""
         cache, s = core.cache, self._shared
         past = [None, None] if cache is None else [cache.past_key, cache.past_value]
-        inputs = [core.query, core.key, core.value, *past, s.last, s.total, s.cos, s.sin]
+        end = core.result.producer()
+        assert end is not None, "an operator makes it"
+        parts = ((core.query, core.query_norm), (core.key, core.key_norm), (core.value, None))
+        rows = [
+            v if norm is None else normalized_heads(self._graph, self._names, end, v, norm)
+            for v, norm in parts
+        ]
+        inputs = [*rows, *past, s.last, s.total, s.cos, s.sin]
         attributes = {
             "num_heads": core.heads,
             "kv_num_heads": core.key_heads,
             "do_rotary": 1,
             "scale": core.scale,
         }
-        end = core.result.producer()
-        assert end is not None, "an operator makes it"
+        if core.sight.window is not None:
+            attributes["local_window_size"] = core.sight.window
         name = self._names(f"{end.name or core.result.name}_attention")
         node = ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=name)
+        node.meta[SIGHT] = core.sight
         self._graph.insert_before(end, node)
         take_over(core.result, node.outputs[0])
         present = [None, None] if cache is None else [cache.present_key, cache.present_value]

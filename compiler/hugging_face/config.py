@@ -18,8 +18,9 @@ CONFIG_FILE = "config.json"
 LARGEST_CONFIG = 1 << 20
 # Tables of positions are made for the whole context; beyond this they are no longer made by accident.
 LARGEST_TABLE = 1 << 27
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-FULL_ATTENTION = "full_attention"
+LLAMA, MISTRAL, QWEN2, QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
+SUPPORTED = (LLAMA, MISTRAL, QWEN2, QWEN3)
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False, le=1e12)]
@@ -57,8 +58,9 @@ class Config(BaseModel):
         head_dim: Elements of a head; by default the width over the heads.
         num_key_value_heads: By default as many as query heads.
         attention_bias, mlp_bias: Linear layers add a vector.
-        sliding_window: Positions that a token sees.
-        use_sliding_window: Whether they limit anything (Qwen2).
+        sliding_window: Positions that a token sees, its own included.
+        use_sliding_window: Whether they limit anything (Qwen2, Qwen3).
+        max_window_layers: So many layers in front see everything all the same, unless ``layer_types`` is given.
         layer_types: Kind of attention of each layer.
         rope_theta, rope_scaling, rope_parameters: Older and newer keys of the same things.
         quantization_config: Of checkpoints that are already quantized.
@@ -86,6 +88,7 @@ class Config(BaseModel):
     partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
     sliding_window: Annotated[int, Field(ge=1)] | None = None
     use_sliding_window: bool = False
+    max_window_layers: Annotated[int, Field(ge=0)] = 28
     layer_types: list[str] | None = None
     quantization_config: None = None
 
@@ -111,7 +114,7 @@ class Config(BaseModel):
 
     @property
     def tied(self) -> bool:
-        """Whether the head multiplies with the embedding; all three architectures default to an own head."""
+        """Whether the head multiplies with the embedding; all architectures default to an own head."""
         return bool(self.tie_word_embeddings)
 
     @property
@@ -128,12 +131,31 @@ class Config(BaseModel):
     def biased(self) -> frozenset[str]:
         """The linear layers that add a vector, by GGUF's names."""
         attention = frozenset({"attn_q", "attn_k", "attn_v"})
-        if self.architecture == "Qwen2ForCausalLM":
+        if self.architecture == QWEN2:
             return attention
-        if self.architecture != "LlamaForCausalLM":
+        if self.architecture == MISTRAL:
             return frozenset()
         found = attention | {"attn_output"} if self.attention_bias else frozenset[str]()
-        return found | {"ffn_gate", "ffn_up", "ffn_down"} if self.mlp_bias else found
+        feed_forward = self.mlp_bias and self.architecture == LLAMA
+        return found | {"ffn_gate", "ffn_up", "ffn_down"} if feed_forward else found
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether query and key heads are normalized before they are rotated."""
+        return self.architecture == QWEN3
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many positions each layer sees, None where all; ``layer_types`` counts for the Qwen models alone."""
+        layers = self.num_hidden_layers
+        if self.architecture == MISTRAL:
+            return (self.sliding_window,) * layers
+        if self.architecture == LLAMA or not self.use_sliding_window or self.sliding_window is None:
+            return (None,) * layers
+        kinds = self.layer_types or [
+            SLIDING_ATTENTION if n >= self.max_window_layers else FULL_ATTENTION for n in range(layers)
+        ]
+        return tuple(self.sliding_window if kind == SLIDING_ATTENTION else None for kind in kinds)
 
     def hyper(self, context: int | None = None) -> HyperParameters:
         """Return the numbers that a decoder is built from.
@@ -141,6 +163,7 @@ class Config(BaseModel):
         Args:
             context: Longest sequence; by default ``max_position_embeddings``.
         """
+        positions = context or self.max_position_embeddings
         return HyperParameters(
             vocabulary=self.vocab_size,
             layers=self.num_hidden_layers,
@@ -149,10 +172,13 @@ class Config(BaseModel):
             heads=self.heads,
             key_heads=self.key_heads,
             head_width=self.head_width,
-            context=context or self.max_position_embeddings,
+            context=positions,
             base=self.base,
             epsilon=self.rms_norm_eps,
             factors=_factors(self.rope, self.base, self.head_width),
+            head_norms=self.head_norms,
+            # One that is no shorter than the longest sequence changes nothing.
+            windows=tuple(None if w is None or w >= positions else w for w in self.windows),
         )
 
 
@@ -201,29 +227,36 @@ def _rope(found: object, where: str) -> object:
 
 
 def _check(config: Config, path: Path) -> None:
-    """Refuse numbers that do not fit together, and attention that does not see everything."""
+    """Refuse numbers that do not fit together, and attention of other kinds."""
     if config.heads % config.key_heads:
         _refuse(f"{config.heads} heads cannot share {config.key_heads} key heads", path)
     if config.head_dim is None and config.hidden_size % (2 * config.heads):
         _refuse(f"hidden_size {config.hidden_size} is no even multiple of {config.heads} heads", path)
-    if config.architecture != "LlamaForCausalLM" and config.num_key_value_heads is None:
+    if config.architecture != LLAMA and config.num_key_value_heads is None:
         _refuse("no 'num_key_value_heads'", path)
+    if config.architecture == QWEN3 and config.head_dim is None:
+        _refuse("no 'head_dim'", path)
     _check_window(config, path)
     _check_rope(config, path)
 
 
 def _check_window(config: Config, path: Path) -> None:
-    """Refuse attention that does not see all positions before."""
-    window = config.sliding_window
-    if config.architecture == "MistralForCausalLM" and "sliding_window" not in config.model_fields_set:
+    """Refuse kinds of attention that are not known, and windows that are not stated."""
+    if config.architecture == MISTRAL and "sliding_window" not in config.model_fields_set:
         _refuse("no 'sliding_window'; null where there is none", path)
-    limits = config.use_sliding_window if config.architecture == "Qwen2ForCausalLM" else True
-    limits = limits and config.architecture != "LlamaForCausalLM"
-    if window is not None and limits and window < config.max_position_embeddings:
-        _refuse(f"a sliding window of {window} positions is not supported", path)
-    others = set(config.layer_types or ()) - {FULL_ATTENTION}
-    if others and not (others == {"sliding_attention"} and (window or 0) >= config.max_position_embeddings):
+    if config.use_sliding_window and "sliding_window" not in config.model_fields_set:
+        _refuse("'use_sliding_window' without a 'sliding_window'", path)
+    kinds = config.layer_types
+    if kinds is None:
+        return
+    others = set(kinds) - {FULL_ATTENTION, SLIDING_ATTENTION}
+    if others:
         _refuse(f"layers of {', '.join(sorted(others))[:80]} are not supported", path)
+    if len(kinds) != config.num_hidden_layers:
+        _refuse(f"{len(kinds)} 'layer_types' for {config.num_hidden_layers} layers", path)
+    stated = [SLIDING_ATTENTION if window is not None else FULL_ATTENTION for window in config.windows]
+    if SLIDING_ATTENTION in kinds and stated != kinds:
+        _refuse("layers of sliding_attention where no window is stated", path)
 
 
 def _check_rope(config: Config, path: Path) -> None:

@@ -10,7 +10,14 @@ import onnx_ir as ir
 from bitwright.compiler.hugging_face.checkpoint import Checkpoint
 from bitwright.compiler.hugging_face.config import check_context
 from bitwright.compiler.hugging_face.graph_writer import GraphWriter
-from bitwright.compiler.hugging_face.names import EMBEDDING, HEAD, LAYER_LINEARS, LAYER_NORMS, NORM
+from bitwright.compiler.hugging_face.names import (
+    EMBEDDING,
+    HEAD,
+    HEAD_NORMS,
+    LAYER_LINEARS,
+    LAYER_NORMS,
+    NORM,
+)
 from bitwright.compiler.llama.decoder import HyperParameters
 
 Form = Literal["plain", "cache"]
@@ -125,11 +132,27 @@ class _Decoder:
             "Range", w.constant("zero", np.array(0, np.int64)), last, one, name="positions.columns"
         )
         rows = w.op("Unsqueeze", rows, w.constant("last", np.array([-1], np.int64)), name="mask.rows")
-        allowed = w.op("LessOrEqual", columns, rows, name="mask.allowed")
+        self._masks = {
+            window: self._mask(rows, columns, window) for window in dict.fromkeys(self._hyper.windows)
+        }
+
+    def _mask(self, rows: ir.Value, columns: ir.Value, window: int | None) -> ir.Value:
+        """Write what is added to scores: nothing where a position (row) sees another (column).
+
+        A window of w positions holds the row's own and the w - 1 before it.
+        """
+        w = self._w
+        name = "mask" if window is None else f"mask.window_{window}"
+        allowed = w.op("LessOrEqual", columns, rows, name=f"{name}.allowed")
+        if window is not None:
+            size = w.constant(f"window_{window}", np.array(window, np.int64))
+            first = w.op("Sub", rows, size, name=f"{name}.before_first")
+            near = w.op("Greater", columns, first, name=f"{name}.near")
+            allowed = w.op("And", allowed, near, name=f"{name}.seen")
         nothing, masked = (
             w.constant(n, np.array(v, np.float32)) for n, v in (("nothing", 0.0), ("masked", MASKED))
         )
-        self._mask = w.op("Where", allowed, nothing, masked, name="mask")
+        return w.op("Where", allowed, nothing, masked, name=name)
 
     def _tables(self) -> tuple[ir.Value, ir.Value]:
         """Return cosines and sines of all positions, each frequency twice, float32 [context, head width]."""
@@ -170,9 +193,7 @@ class _Decoder:
         w, hyper = self._w, self._hyper
         name = f"{stem}.self_attn"
         counts = {"attn_q": hyper.heads, "attn_k": hyper.key_heads, "attn_v": hyper.key_heads}
-        q, k, v = (
-            self._heads(self._linear(x, stem, part), n, f"{name}.{part[-1]}") for part, n in counts.items()
-        )
+        q, k, v = (self._heads(x, stem, part, n) for part, n in counts.items())
         q, k = self._rotated(q, f"{name}.q"), self._rotated(k, f"{name}.k")
         if self._cached:
             k, v = self._appended(k, layer, "k"), self._appended(v, layer, "v")
@@ -181,8 +202,9 @@ class _Decoder:
         scores = w.single(w.op("MatMul", q, swapped, name=f"{name}.scores"), f"{name}.scores.float32")
         scale = w.constant("scale", np.array(hyper.head_width**-0.5, np.float32))
         scores = w.op("Mul", scores, scale, name=f"{name}.scaled")
+        mask = self._masks[hyper.windows[layer]]
         shares = w.op(
-            "Softmax", w.op("Add", scores, self._mask, name=f"{name}.masked"), name=f"{name}.shares", axis=-1
+            "Softmax", w.op("Add", scores, mask, name=f"{name}.masked"), name=f"{name}.shares", axis=-1
         )
         mixed = w.op("MatMul", w.working(shares, f"{name}.shares.cast"), v, name=f"{name}.mixed")
         mixed = w.op("Transpose", mixed, name=f"{name}.positions_first", perm=[0, 2, 1, 3])
@@ -190,16 +212,14 @@ class _Decoder:
         mixed = w.op("Reshape", mixed, flat, name=f"{name}.flat")
         return self._linear(mixed, stem, "attn_output")
 
-    def _heads(self, x: ir.Value, count: int, name: str) -> ir.Value:
-        """Cut [N, T, count * width] into [N, count, T, width]."""
-        w = self._w
+    def _heads(self, x: ir.Value, stem: str, part: str, count: int) -> ir.Value:
+        """Write a linear layer, its result cut into heads [N, count, T, width] that may be normalized."""
+        w, name = self._w, f"{stem}.self_attn.{part[-1]}"
         shape = w.constant(f"heads_{count}", np.array([0, 0, count, self._hyper.head_width], np.int64))
-        return w.op(
-            "Transpose",
-            w.op("Reshape", x, shape, name=f"{name}.split"),
-            name=f"{name}.heads",
-            perm=[0, 2, 1, 3],
-        )
+        x = w.op("Reshape", self._linear(x, stem, part), shape, name=f"{name}.split")
+        if self._hyper.head_norms and f"{part}_norm" in HEAD_NORMS:
+            x = self._norm(x, f"{stem}.{HEAD_NORMS[f'{part}_norm']}")
+        return w.op("Transpose", x, name=f"{name}.heads", perm=[0, 2, 1, 3])
 
     def _rotated(self, x: ir.Value, name: str) -> ir.Value:
         """Write ``x * cos + concat(-x2, x1) * sin``."""

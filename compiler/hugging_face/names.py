@@ -19,6 +19,8 @@ LAYER_LINEARS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Of query and key heads, one gain an element of a head.
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 # Buffers that older versions saved; they follow from the configuration.
 DERIVED = ".rotary_emb.inv_freq"
 
@@ -31,7 +33,7 @@ class Part:
         gguf: GGUF's name.
         name: The checkpoint's name.
         shape: (outputs, inputs) or (elements,).
-        heads: Its rows belong to so many rotated heads, which GGUF orders otherwise; 0 if they are not rotated.
+        heads: Its rows belong to so many rotated heads, which GGUF orders otherwise; 0 if it does not.
     """
 
     gguf: str
@@ -56,7 +58,10 @@ def _of_layer(config: Config, layer: int) -> Iterator[Part]:
     ours, theirs = f"blk.{layer}.", f"model.layers.{layer}."
     for gguf, name in LAYER_NORMS.items():
         yield Part(f"{ours}{gguf}.weight", f"{theirs}{name}.weight", (config.hidden_size,))
-    heads = {"attn_q": config.heads, "attn_k": config.key_heads}
+    for gguf, name in HEAD_NORMS.items() if config.head_norms else ():
+        yield Part(f"{ours}{gguf}.weight", f"{theirs}{name}.weight", (config.head_width,))
+    # GGUF's qwen3 turns heads as checkpoints do.
+    heads = {} if config.head_norms else {"attn_q": config.heads, "attn_k": config.key_heads}
     for gguf, (outputs, inputs) in _matrices(config).items():
         name, rotated = f"{theirs}{LAYER_LINEARS[gguf]}", heads.get(gguf, 0)
         yield Part(f"{ours}{gguf}.weight", f"{name}.weight", (outputs, inputs), rotated)

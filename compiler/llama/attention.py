@@ -20,12 +20,14 @@ from bitwright.compiler.llama.following import (
     through,
     unscaled,
 )
-from bitwright.compiler.llama.parts import linear
+from bitwright.compiler.llama.parts import Norm, linear, norm_of
 from bitwright.compiler.llama.rotary import Rotation, rotation
+from bitwright.compiler.llama.window import Sight, sight_of
 
 HEADS_FIRST = (0, 2, 1, 3)
 LAST_TWO_SWAPPED = (0, 1, 3, 2)
 LAST_TWO_OF_THREE = (0, 2, 1)
+HEADS_LAST_AXIS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +38,14 @@ class Core:
         query: What is cut into query heads, shape (batch, length, heads * width).
         key, value: What is cut into key and value heads, shape (batch, length, key heads * width).
         result: The mixed values, shape (batch, length, heads * width).
+        query_norm, key_norm: Normalize each head before it is rotated; None where nothing does.
         heads: Query heads.
         key_heads: Key and value heads.
         width: Elements of a head.
         scale: Factor of the scores.
         query_turn, key_turn: The rotary embeddings.
         mask: What is added to the scores or selects among them, or None.
+        sight: What mask and operator let a position see.
         cache: None if the graph keeps none.
     """
 
@@ -49,6 +53,8 @@ class Core:
     key: ir.Value
     value: ir.Value
     result: ir.Value
+    query_norm: Norm | None
+    key_norm: Norm | None
     heads: int
     key_heads: int
     width: int
@@ -56,6 +62,7 @@ class Core:
     query_turn: Rotation
     key_turn: Rotation
     mask: ir.Value | None
+    sight: Sight
     cache: Cache | None
 
 
@@ -71,6 +78,7 @@ class _Operands:
         mask: What is added to the scores or selects among them, or None.
         cache: Where earlier positions come from, or None.
         counts: Heads of queries, keys and values, where an operator says it.
+        window: Positions that an operator lets a position see; None for all.
     """
 
     query: Rotation
@@ -80,6 +88,7 @@ class _Operands:
     mask: ir.Value | None
     cache: Cache | None
     counts: tuple[int | None, int | None, int | None] = (None, None, None)
+    window: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +144,8 @@ def _from_operator(fused: Fused) -> _Operands:
     else:
         query, key = (Rotation(v, *fused.tables, halves=True) for v in (fused.query, keys))
     cache = _cache(key_store, value_store) or _own_cache(fused)
-    return _Operands(
-        query, key, values, fused.scale, fused.mask, cache, (fused.heads, fused.key_heads, fused.key_heads)
-    )
+    counts = fused.heads, fused.key_heads, fused.key_heads
+    return _Operands(query, key, values, fused.scale, fused.mask, cache, counts, fused.window)
 
 
 def _core(found: _Operands, result: ir.Value) -> Core:
@@ -147,16 +155,28 @@ def _core(found: _Operands, result: ir.Value) -> Core:
         ModelError: They do not.
     """
     many, few, fewer = found.counts
-    query, heads, width = _heads(found.query.data, found.query.heads or many)
-    key, key_heads, key_width = _heads(found.key.data, found.key.heads or few)
-    value, value_heads, value_width = _heads(found.value, fewer)
-    if (key_heads, key_width, value_width) != (value_heads, width, width) or heads % key_heads:
+    query = _heads(found.query.data, found.query.heads or many)
+    key = _heads(found.key.data, found.key.heads or few)
+    value = _heads(found.value, fewer)
+    heads, key_heads, width = query.count, key.count, query.width
+    if (key_heads, key.width, value.width) != (value.count, width, width) or heads % key_heads:
         refuse("as many value heads as key heads, a divisor of the query heads, all of one width,", result)
+    if value.norm is not None or (query.norm is None) != (key.norm is None):
+        refuse("queries and keys that are both normalized, or neither, and values that are not,", result)
     scale = width**-0.5 if found.scale is None else found.scale
     return Core(
-        query, key, value, result, heads, key_heads, width, scale, found.query, found.key, found.mask,
-        found.cache,
+        query.whole, key.whole, value.whole, result, query.norm, key.norm, heads, key_heads, width, scale,
+        found.query, found.key, found.mask, _sight(found), found.cache,
     )  # fmt: skip
+
+
+def _sight(found: _Operands) -> Sight:
+    sight = sight_of(found.mask)
+    if found.window is None:
+        return sight
+    # Both limit what is seen; usually there is one of them.
+    window = found.window if sight.window is None else min(sight.window, found.window)
+    return Sight(window, max(sight.largest, found.window))
 
 
 def _scores(value: ir.Value | None) -> _Scores:
@@ -282,33 +302,81 @@ def _heads_apart(value: ir.Value | None) -> ir.Value | None:
     return value if turned is None or tuple(permutation(turned)) != HEADS_FIRST else turned.inputs[0]
 
 
-def _heads(value: ir.Value | None, count: int | None) -> tuple[ir.Value, int, int]:
-    """Return what is cut into heads, their number and their width.
+@dataclass(frozen=True, eq=False)
+class _Heads:
+    """Heads of queries, keys or values.
+
+    Attributes:
+        whole: What is cut into them, shape (batch, length, heads * width).
+        count: Their number.
+        width: Elements of one.
+        norm: Normalizes each of them, or None.
+    """
+
+    whole: ir.Value
+    count: int
+    width: int
+    norm: Norm | None = None
+
+
+def _heads(value: ir.Value | None, count: int | None) -> _Heads:
+    """Return what is cut into heads, and how.
 
     Args:
         value: Shape (batch, heads, length, width), or merged: (batch, length, heads * width).
         count: Number of heads where an operator says it, so that nothing need be cut.
     """
     value = through(_heads_apart(value), "Cast")
-    turned = made_by(value, "Transpose")
-    if turned is None and value is not None and count:
-        outputs = _elements(value)
-        if outputs < 1 or outputs % count:
-            refuse("a constant number of heads", value)
-        return value, count, outputs // count
-    turned = expect(value, "heads moved before the positions", "Transpose")
+    behind = norm_of(value, HEADS_LAST_AXIS)
+    moved = value if behind is None else through(behind.data, "Cast")
+    if made_by(moved, "Transpose") is None and value is not None and count:
+        return _merged(value, count)
+    turned = expect(moved, "heads moved before the positions", "Transpose")
     if tuple(permutation(turned)) != HEADS_FIRST:
         refuse("heads moved before the positions (perm 0, 2, 1, 3)", value)
-    split = expect(turned.inputs[0], "a linear layer's result cut into heads", "Reshape")
+    before = norm_of(turned.inputs[0], HEADS_LAST_AXIS) if behind is None else None
+    cut = turned.inputs[0] if before is None else through(before.data, "Cast")
+    split = expect(cut, "a linear layer's result cut into heads", "Reshape")
+    return _cut(split, behind or before, turned.inputs[0])
+
+
+def _merged(value: ir.Value, count: int) -> _Heads:
+    """Return heads that lie side by side, and were cut only to be normalized, if at all."""
+    joined = made_by(value, "Reshape")
+    norm = None if joined is None else norm_of(joined.inputs[0], HEADS_LAST_AXIS)
+    if norm is None and joined is not None:
+        # Heads one after the other, as many for each position: (batch, length * heads, width).
+        norm = norm_of(joined.inputs[0])
+    if norm is not None:
+        split = expect(through(norm.data, "Cast"), "a linear layer's result cut into heads", "Reshape")
+        return _cut(split, norm, value, count)
+    outputs = _elements(value)
+    if outputs < 1 or outputs % count:
+        refuse("a constant number of heads", value)
+    return _Heads(value, count, outputs // count)
+
+
+def _cut(split: ir.Node, norm: Norm | None, reader: ir.Value | None, count: int | None = None) -> _Heads:
+    """Return what a Reshape cuts into heads.
+
+    Args:
+        split: The Reshape.
+        norm: Of the heads, or None.
+        reader: What refusals name.
+        count: Number of heads where an operator says it.
+    """
     whole = split.inputs[0]
     sizes = last_sizes(split.inputs[1], 2)
     outputs = -1 if whole is None else _elements(whole)
     heads, width = sizes if sizes is not None else (-1, -1)
+    heads = heads if count is None else count
     heads = outputs // width if heads == -1 and width > 0 else heads
     width = outputs // heads if width == -1 and heads > 0 else width
     if heads < 1 or width < 1 or whole is None or outputs not in (-1, heads * width):
-        refuse("a constant number of heads", turned.inputs[0])
-    return whole, heads, width
+        refuse("a constant number of heads", reader)
+    if norm is not None and norm.weight.shape != (width,):
+        refuse("a normalization of single heads", reader)
+    return _Heads(whole, heads, width, norm)
 
 
 def _elements(value: ir.Value) -> int:

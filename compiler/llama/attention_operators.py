@@ -24,6 +24,7 @@ class Fused:
         present: What it writes them to, with this call's behind them.
         mask: What is added to the scores or selects among them, or None.
         tables: Cosines and sines that it rotates queries and keys by, or None.
+        window: Positions that it lets a position see, its own included; None for all.
     """
 
     node: ir.Node
@@ -37,6 +38,7 @@ class Fused:
     present: tuple[ir.Value | None, ir.Value | None]
     mask: ir.Value | None
     tables: tuple[ir.Value, ir.Value] | None = None
+    window: int | None = None
 
 
 def fused_attention(value: ir.Value | None) -> Fused | None:
@@ -102,7 +104,6 @@ def _grouped(node: ir.Node) -> Fused:
         node,
         (11, 12, 13, 14, 15),
         softcap=0.0,
-        local_window_size=-1,
         rotary_interleaved=0,
         smooth_softmax=0,
         causal=1,
@@ -111,6 +112,9 @@ def _grouped(node: ir.Node) -> Fused:
     )
     cos, sin = _input(node, 7), _input(node, 8)
     found = _read(node, _count(node, "num_heads"), _count(node, "kv_num_heads"), past=(3, 4), mask=10)
+    window = node.attributes.get_int("local_window_size", -1)
+    if window > 0:
+        found = replace(found, window=window)
     if node.attributes.get_int("do_rotary", 0) == 0:
         return found
     if cos is None or sin is None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bitwright.compiler.llama.parts import Linear, Norm
 from bitwright.compiler.llama.rotary import Frequencies
+from bitwright.compiler.llama.window import EVERYTHING, Sight
 
 # llama.cpp needs a number; this is that of the first llama models, for graphs that set no limit themselves.
 DEFAULT_CONTEXT = 2048
@@ -43,6 +44,8 @@ class Attention:
         width: Elements of a head.
         frequencies: Of the rotary positions.
         cache: Where earlier positions come from, or None.
+        query_norm, key_norm: Normalize each head before it is rotated; None where nothing does.
+        sight: What a position sees of those before it.
     """
 
     query: Linear
@@ -54,6 +57,9 @@ class Attention:
     width: int
     frequencies: Frequencies
     cache: Cache | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    sight: Sight = EVERYTHING
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,13 @@ class Layer:
     gate: Linear
     up: Linear
     down: Linear
+
+
+def norms_of(layer: Layer) -> tuple[Norm, ...]:
+    """Return a layer's normalizations, those of heads included."""
+    a = layer.attention
+    found = (layer.attention_norm, a.query_norm, a.key_norm, layer.feed_forward_norm)
+    return tuple(n for n in found if n is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +135,8 @@ class Decoder:
             base=attention.frequencies.base,
             epsilon=first.attention_norm.epsilon,
             factors=attention.frequencies.factors(),
+            head_norms=attention.query_norm is not None,
+            windows=tuple(layer.attention.sight.window for layer in self.layers),
         )
 
 
@@ -141,6 +156,8 @@ class HyperParameters:
         base: Rope theta.
         epsilon: Of the normalizations.
         factors: Divisors of the rotary frequencies, or None.
+        head_norms: Query and key heads are normalized before they are rotated, as in Qwen3.
+        windows: How many positions each layer sees, the token's own included; None where all. Empty: none has any.
     """
 
     vocabulary: int
@@ -154,3 +171,15 @@ class HyperParameters:
     base: float
     epsilon: float
     factors: NDArray[np.float32] | None = None
+    head_norms: bool = False
+    windows: tuple[int | None, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """GGUF's name for it. llama turns neighbouring elements of a head, qwen3 element i with i + width / 2."""
+        return "qwen3" if self.head_norms else "llama"
+
+    @property
+    def window(self) -> int | None:
+        """The shortest window of all layers, or None."""
+        return min((w for w in self.windows if w is not None), default=None)

@@ -147,14 +147,27 @@ def expect_norm(value: ir.Value | None) -> Norm:
     Raises:
         ModelError: Something else makes it.
     """
-    value = through(value, "Cast")
-    found = _fused(value) or _spelled_out(value)
+    found = norm_of(value)
     if found is None:
         refuse("an RMS normalization with constant gains", value)
     return found
 
 
-def _fused(value: ir.Value | None) -> Norm | None:
+def norm_of(value: ir.Value | None, last: int = 2) -> Norm | None:
+    """Return the RMS normalization over the last axis that makes a value, or None.
+
+    Args:
+        value: What may be normalized.
+        last: Number of its last axis.
+
+    Raises:
+        ModelError: It is one that also adds a bias.
+    """
+    value = through(value, "Cast")
+    return _fused(value, last) or _spelled_out(value, last)
+
+
+def _fused(value: ir.Value | None, last: int) -> Norm | None:
     node = None if value is None else value.producer()
     if node is None or node.outputs[0] is not value:
         return None
@@ -165,13 +178,21 @@ def _fused(value: ir.Value | None) -> Norm | None:
         return None
     source, data = node.inputs[2 if skip else 1], node.inputs[0]
     gains = constant_array(source)
-    if gains is None or source is None or data is None or node.attributes.get_int("axis", -1) not in (-1, 2):
+    if (
+        gains is None
+        or source is None
+        or data is None
+        or node.attributes.get_int("axis", -1) not in (-1, last)
+    ):
         return None
     epsilon = node.attributes.get_float("epsilon", DEFAULT_EPSILON)
+    if skip and node.inputs[1] is data:
+        # What is added to itself is normalized alone: twice the value over twice its root mean square.
+        return Norm(data, gains.astype(np.float32), epsilon / 4, source)
     return Norm(data, gains.astype(np.float32), epsilon, source, node if skip else None)
 
 
-def _spelled_out(value: ir.Value | None) -> Norm | None:
+def _spelled_out(value: ir.Value | None, last: int) -> Norm | None:
     """Match ``gain * (x / sqrt(mean(x^2) + eps))`` with the division written in any way."""
     node = made_by(value, "Mul")
     if node is None or (split := with_constant(node)) is None or split[1].ndim != 1:
@@ -179,7 +200,7 @@ def _spelled_out(value: ir.Value | None) -> Norm | None:
     source = next(v for v in node.inputs if v is not None and constant_array(v) is not None)
     unit = through(split[0], "Cast")
     for data, inverse in _quotients(unit):
-        epsilon = _epsilon(inverse, data)
+        epsilon = _epsilon(inverse, data, last)
         if epsilon is not None:
             return Norm(data, split[1].astype(np.float32), epsilon, source)
     return None
@@ -208,14 +229,14 @@ def _reciprocal(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[1] if node is not None and scalar(node.inputs[0]) == 1.0 else None
 
 
-def _epsilon(root: ir.Value, data: ir.Value) -> float | None:
+def _epsilon(root: ir.Value, data: ir.Value, last: int) -> float | None:
     """Return eps if a value is sqrt(mean(data^2) + eps) over the last axis."""
     node = made_by(root, "Sqrt")
     node = None if node is None else made_by(node.inputs[0], "Add")
     if node is None or (split := with_constant(node)) is None or split[1].size != 1:
         return None
     mean = made_by(split[0], "ReduceMean")
-    if mean is None or axes_of(mean) not in ((-1,), (2,)):
+    if mean is None or axes_of(mean) not in ((-1,), (last,)):
         return None
     square = made_by(mean.inputs[0], "Pow", "Mul")
     if square is None or through(square.inputs[0], "Cast") is not through(data, "Cast"):

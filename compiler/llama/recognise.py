@@ -11,7 +11,7 @@ from bitwright.compiler.errors import ModelError
 from bitwright.compiler.graph.model import constant_array
 from bitwright.compiler.graph.operands import table_of
 from bitwright.compiler.llama.attention import core_of
-from bitwright.compiler.llama.decoder import Attention, Decoder, Layer
+from bitwright.compiler.llama.decoder import Attention, Decoder, Layer, norms_of
 from bitwright.compiler.llama.following import (
     FIX,
     expect,
@@ -162,7 +162,10 @@ def _attention(output: Linear) -> Attention:
     query, key, value = (
         expect_linear(v, "a linear layer before the heads") for v in (core.query, core.key, core.value)
     )
-    return Attention(query, key, value, output, core.heads, core.key_heads, width, found, core.cache)
+    return Attention(
+        query, key, value, output, core.heads, core.key_heads, width, found, core.cache, core.query_norm,
+        core.key_norm, core.sight,
+    )  # fmt: skip
 
 
 def _check_layers(layers: list[Layer], norm: Norm) -> None:
@@ -170,11 +173,14 @@ def _check_layers(layers: list[Layer], norm: Norm) -> None:
     first = layers[0]
     for number, layer in enumerate(layers):
         check_alike(first.attention.frequencies, layer.attention.frequencies, number)
-        sizes = [
-            (a.heads, a.key_heads, a.width, x.gate.shape(), x.up.shape(), x.down.shape()[::-1])
-            for x, a in ((first, first.attention), (layer, layer.attention))
-        ]
-        epsilons = {layer.attention_norm.epsilon, layer.feed_forward_norm.epsilon, norm.epsilon}
-        if sizes[0] != sizes[1] or sizes[0][3] != sizes[0][4] or epsilons != {first.attention_norm.epsilon}:
+        sizes = [_sizes(x) for x in (first, layer)]
+        epsilons = {n.epsilon for n in (*norms_of(layer), norm)}
+        square = layer.gate.shape() == layer.up.shape() == layer.down.shape()[::-1]
+        if sizes[0] != sizes[1] or not square or epsilons != {first.attention_norm.epsilon}:
             msg = f"layer {number} has other sizes or another epsilon than layer 0"
             raise ModelError(msg, where=f"node '{layer.down.label}'", fix=FIX)
+
+
+def _sizes(layer: Layer) -> tuple[object, ...]:
+    a = layer.attention
+    return a.heads, a.key_heads, a.width, a.query_norm is None, layer.gate.shape()

@@ -115,9 +115,14 @@ def _of_layer(decoder: Decoder, number: int) -> Iterator[ModelTensor]:
     layer, stem = decoder.layers[number], f"blk.{number}."
     a = layer.attention
     yield _vector(f"{stem}attn_norm.weight", "norm", number, layer.attention_norm.weight)
+    for name, norm in (("attn_q_norm", a.query_norm), ("attn_k_norm", a.key_norm)):
+        if norm is not None:
+            yield _vector(f"{stem}{name}.weight", "norm", number, norm.weight)
+    # qwen3 rotates heads as exporters do, so that rows stay in their order.
+    plain = a.query_norm is not None
     roles: tuple[tuple[Role, Linear, int], ...] = (
-        ("attn_q", a.query, a.heads),
-        ("attn_k", a.key, a.key_heads),
+        ("attn_q", a.query, 0 if plain else a.heads),
+        ("attn_k", a.key, 0 if plain else a.key_heads),
         ("attn_v", a.value, 0),
         ("attn_output", a.output, 0),
     )

@@ -18,7 +18,7 @@ from bitwright.compiler.errors import UsageError
 from bitwright.compiler.gguf.bit_planes import Bytes
 from bitwright.compiler.gguf.rounding import quantize, square_error
 from bitwright.compiler.gguf.types import F16, F32, TensorType
-from bitwright.compiler.gguf.values import Typed, float32, text, uint32
+from bitwright.compiler.gguf.values import Typed, text, uint32
 from bitwright.compiler.gguf.writer import PlannedTensor, write_gguf
 from bitwright.compiler.ingest.dataset import Dataset, dataset_from_memory, open_dataset
 from bitwright.compiler.ingest.model_reader import read_model
@@ -29,12 +29,12 @@ from bitwright.compiler.llama.tensors import ModelTensor, tensors_of
 from bitwright.compiler.to_gguf.budget import check_feasible, measure, spend
 from bitwright.compiler.to_gguf.feedback import Feedbacks, with_feedback
 from bitwright.compiler.to_gguf.importance import mean_squares
+from bitwright.compiler.to_gguf.metadata import check_expressible, of_decoder
 from bitwright.compiler.to_gguf.mixtures import GUESSED, assign, fallbacks, mixture
 from bitwright.compiler.to_gguf.proof import prove
 from bitwright.compiler.to_gguf.tokenizer import no_tokenizer, read_tokenizer
 from bitwright.passes.normalize import normalize
 
-ARCHITECTURE = "llama"
 QUANTIZATION_VERSION = 2
 
 
@@ -203,20 +203,26 @@ def export_gguf(request: Request, progress: Progress | None = None) -> Written:
         raise UsageError(msg, where="--feedback", fix="pass --data")
     told.phase("recognise")
     opened = open_decoder(request.model, request.data, threads=request.threads)
-    vocabulary, notes = _vocabulary(request, opened.decoder.hyper)
+    hyper = opened.decoder.hyper
+    context = request.context or context_of(opened.model) or hyper.context
+    check_expressible(opened.decoder, opened.tensors, context)
+    vocabulary, notes = _vocabulary(request, hyper)
     if request.bits is not None:
         check_feasible(opened.tensors, request.bits)
     importance = _importance(opened, request, told)
     if request.bits is None:
         weighted = bool(importance)
-        types = assign(chosen, opened.tensors, opened.decoder.hyper, weighted=weighted, pure=request.pure)
+        types = assign(chosen, opened.tensors, hyper, weighted=weighted, pure=request.pure)
         kind, number = (f"{chosen.name}, pure" if request.pure else chosen.name), chosen.number
     else:
         types = _spend(opened, importance, request, told)
         kind, number = f"{request.bits:g} bits a weight", GUESSED
     notes = [*opened.warnings, *notes, *_fallback_notes(types, opened.tensors)]
-    context = request.context or context_of(opened.model)
-    metadata = {**_general(request, number), **_llama(opened.decoder.hyper, context), **vocabulary}
+    metadata = {
+        **_general(request, hyper.architecture, number),
+        **of_decoder(hyper, context),
+        **vocabulary,
+    }
     told.phase("round and write")
     rounding = _Rounding(
         opened.tensors, types, importance, request.threads, told, _feedbacks(opened, request, told)
@@ -300,31 +306,13 @@ def _vocabulary(request: Request, hyper: HyperParameters) -> tuple[dict[str, Typ
     return found.metadata(), list(found.notes)
 
 
-def _general(request: Request, file_type: int) -> dict[str, Typed]:
+def _general(request: Request, architecture: str, file_type: int) -> dict[str, Typed]:
     return {
-        "general.architecture": text(ARCHITECTURE),
+        "general.architecture": text(architecture),
         "general.type": text("model"),
         "general.name": text(request.name or request.model.stem),
         "general.file_type": uint32(file_type),
         "general.quantization_version": uint32(QUANTIZATION_VERSION),
-    }
-
-
-def _llama(hyper: HyperParameters, context: int | None) -> dict[str, Typed]:
-    stem = f"{ARCHITECTURE}."
-    return {
-        f"{stem}vocab_size": uint32(hyper.vocabulary),
-        f"{stem}context_length": uint32(context or hyper.context),
-        f"{stem}embedding_length": uint32(hyper.width),
-        f"{stem}block_count": uint32(hyper.layers),
-        f"{stem}feed_forward_length": uint32(hyper.feed_forward),
-        f"{stem}attention.head_count": uint32(hyper.heads),
-        f"{stem}attention.head_count_kv": uint32(hyper.key_heads),
-        f"{stem}attention.key_length": uint32(hyper.head_width),
-        f"{stem}attention.value_length": uint32(hyper.head_width),
-        f"{stem}attention.layer_norm_rms_epsilon": float32(hyper.epsilon),
-        f"{stem}rope.dimension_count": uint32(hyper.head_width),
-        f"{stem}rope.freq_base": float32(hyper.base),
     }
 
 

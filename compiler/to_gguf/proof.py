@@ -17,6 +17,8 @@ from bitwright.compiler.ort.session import SessionConfig, open_session, run
 # Float32 sums in another order differ by some 1e-6 of the largest logit; a wrong scale or rotation by tenths.
 BOUND = 1e-3
 TOKENS = 24
+# A window of attention is looked behind up to here; numpy holds all scores of a layer at once.
+MOST_TOKENS = 512
 
 
 def prove(model: ir.Model, decoder: Decoder, tensors: tuple[ModelTensor, ...], *, threads: int = 1) -> float:
@@ -45,10 +47,14 @@ def prove(model: ir.Model, decoder: Decoder, tensors: tuple[ModelTensor, ...], *
 
 
 def _length(model: ir.Model, decoder: Decoder) -> int:
-    """Return the length of the sequence: the graph's own if it is fixed."""
+    """Return the length of the sequence: the graph's own if it is fixed, else such that windows would be seen."""
     spec = next(s for s in input_specs(model) if s.name == decoder.tokens.name)
     size = spec.dims[-1] if spec.dims else None
-    return size if isinstance(size, int) else TOKENS
+    if isinstance(size, int):
+        return size
+    shows = max(layer.attention.sight.largest for layer in decoder.layers) + 2
+    limit = decoder.layers[0].attention.frequencies.positions or MOST_TOKENS
+    return min(max(TOKENS, shows), MOST_TOKENS, max(TOKENS, limit))
 
 
 def graph_logits(model: ir.Model, decoder: Decoder, tokens: np.ndarray, *, threads: int = 1) -> np.ndarray:

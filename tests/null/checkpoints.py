@@ -190,6 +190,44 @@ COMPARED: dict[str, tuple[CheckpointSizes, str]] = {
         ),
         "bfloat16",
     ),
+    "qwen3": (
+        CheckpointSizes(architecture="Qwen3ForCausalLM", head_width=32, base=1000000.0, epsilon=1e-6),
+        "bfloat16",
+    ),
+    "qwen3, biases, newer keys": (
+        CheckpointSizes(
+            architecture="Qwen3ForCausalLM",
+            head_width=48,
+            tied=False,
+            newer_keys=True,
+            extra={"attention_bias": True, "use_sliding_window": False, "sliding_window": None},
+        ),
+        "float32",
+    ),
+    "mistral, a window": (
+        CheckpointSizes(architecture="MistralForCausalLM", tied=False, extra={"sliding_window": 9}),
+        "float32",
+    ),
+    "qwen2, windows in the last layers": (
+        CheckpointSizes(
+            architecture="Qwen2ForCausalLM",
+            layers=3,
+            extra={"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+        ),
+        "float32",
+    ),
+    "qwen3, a window in the first layer": (
+        CheckpointSizes(
+            architecture="Qwen3ForCausalLM",
+            head_width=16,
+            extra={
+                "use_sliding_window": True,
+                "sliding_window": 12,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+        ),
+        "float32",
+    ),
 }
 
 

@@ -32,6 +32,7 @@ NO_PASS = {
     "normalize": "the list of passes",
     "dequantized": "what the nodes behind a stored weight compute",
     "elementwise_region": "where whole channels can be copied",
+    "head_norms": "the normalization of heads in front of an attention operator",
     "linear_inputs": "what passes that rewrite a linear layer's input share",
     "scale_folding": "where a factor for each channel folds",
     "stored_weights": "how a quantized weight is written",

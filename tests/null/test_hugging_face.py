@@ -107,19 +107,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rope twice": ({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 2.0}}, "contradicts"),
     "partial rotation": ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor'"),
     "blend upside down": ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "not above"),
-    "mistral's window": (
-        {"architectures": ["MistralForCausalLM"], "sliding_window": 32},
-        "a sliding window of 32",
-    ),
     "mistral's default window": ({"architectures": ["MistralForCausalLM"]}, "no 'sliding_window'"),
-    "qwen's window": (
-        {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 32},
-        "a sliding window of 32",
+    "qwen's default window": (
+        {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True},
+        "'use_sliding_window' without",
+    ),
+    "a window that is not stated": (
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        "layers of sliding_attention where no window",
+    ),
+    "a window that is not used": (
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        "layers of sliding_attention where no window",
     ),
     "kinds of layers": (
-        {"layer_types": ["full_attention", "sliding_attention"]},
-        "layers of sliding_attention",
+        {"layer_types": ["full_attention", "chunked_attention"]},
+        "layers of chunked_attention",
     ),
+    "kinds of too few layers": ({"layer_types": ["full_attention"]}, "1 'layer_types' for 2 layers"),
+    "qwen3's default width": ({"architectures": ["Qwen3ForCausalLM"]}, "no 'head_dim'"),
 }
 
 
@@ -132,11 +142,43 @@ def test_configurations_of_other_functions_are_refused(case: str, tmp_path: Path
     assert word in caught.value.what and "config.json" in caught.value.where
 
 
-def test_windows_that_bind_nothing_are_none(tmp_path: Path) -> None:
-    config_of(tmp_path, architectures=["MistralForCausalLM"], sliding_window=64)
-    read_config(tmp_path)
-    config_of(tmp_path, architectures=["Qwen2ForCausalLM"], use_sliding_window=False, sliding_window=8)
-    read_config(tmp_path)
+WINDOWS: dict[str, tuple[dict[str, Any], tuple[int | None, ...]]] = {
+    "mistral": ({"architectures": ["MistralForCausalLM"], "sliding_window": 32}, (32, 32)),
+    "as long as the context": ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, (None, None)),
+    "llama has none": ({"sliding_window": 8, "use_sliding_window": True}, (None, None)),
+    "not used": (
+        {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False, "sliding_window": 8},
+        (None, None),
+    ),
+    "used by the last": (
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
+        (None, 8),
+    ),
+    "named by layers": (
+        {
+            "architectures": ["Qwen3ForCausalLM"],
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        (8, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_windows_are_those_that_bind(case: str, tmp_path: Path) -> None:
+    changes, expected = WINDOWS[case]
+    config_of(tmp_path, **changes)
+    config = read_config(tmp_path)
+    assert config.hyper().windows == expected
+    assert config.hyper(8).windows == (None, None), "no sequence of so many positions reaches beyond"
 
 
 GRAPHS: dict[str, CheckpointSizes] = {
@@ -146,6 +188,8 @@ GRAPHS: dict[str, CheckpointSizes] = {
     "qwen2": CheckpointSizes(architecture="Qwen2ForCausalLM"),
     "llama 3": CheckpointSizes(head_width=32, base=500000.0, rope=LLAMA3, positions=256),
     "stretched": CheckpointSizes(rope={"rope_type": "linear", "factor": 4.0}),
+    "qwen3": CheckpointSizes(architecture="Qwen3ForCausalLM", head_width=24),
+    "windows": CheckpointSizes(architecture="MistralForCausalLM", extra={"sliding_window": 9}),
 }
 
 
@@ -167,6 +211,8 @@ def test_graphs_are_recognised_with_every_weight_in_its_place(case: str, form: A
         "key_heads",
         "head_width",
         "context",
+        "head_norms",
+        "windows",
     ):
         assert getattr(found, name) == getattr(given, name), name
     assert (found.base, found.epsilon) == (given.base, pytest.approx(given.epsilon))

@@ -116,7 +116,6 @@ def half_of_each_head(proto: onnx.ModelProto) -> None:
 
 
 REFUSED: dict[str, tuple[Spelling, Callable[[onnx.ModelProto], None], str]] = {
-    "window": (GROUPED, with_attribute("GroupQueryAttention", "local_window_size", 8), "local_window_size"),
     "capped": (GROUPED, with_attribute("GroupQueryAttention", "softcap", 30.0), "softcap"),
     "capped, opset 23": (STANDARD, with_attribute("Attention", "softcap", 30.0), "softcap"),
     "scale": (STANDARD, with_attribute("Attention", "scale", 0.3), "not 0.3"),
@@ -181,3 +180,12 @@ def test_runtime_norms_that_are_not_understood_stay(proto: onnx.ModelProto) -> N
 def test_spellings_differ() -> None:
     assert len(set(SPELLINGS.values())) == len(SPELLINGS)
     assert replace(STANDARD) == Spelling()
+
+
+def test_a_window_of_the_operator_is_its_layers() -> None:
+    proto = operator_model(GROUPED, Sizes())
+    with_attribute("GroupQueryAttention", "local_window_size", 8)(proto)
+    model = ir.from_proto(proto)
+    normalize(model)
+    windows = recognise(model).hyper.windows
+    assert windows[0] == 8 and set(windows[1:]) == {None}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import COMPARED, write_checkpoint
+from checkpoints import COMPARED, CheckpointSizes, write_checkpoint
 
 from bitwright.compiler.ingest.model_reader import read_model
 from bitwright.compiler.ort.session import open_session, run
@@ -90,7 +90,7 @@ def export(folder: Path, path: Path, attention: str, opset: int, *, dynamo: bool
 
 
 @pytest.mark.parametrize(("attention", "dynamo", "opset"), EXPORTERS)
-@pytest.mark.parametrize("case", ["llama, tied", "llama 3", "qwen2"])
+@pytest.mark.parametrize("case", ["llama, tied", "llama 3", "qwen2", "qwen3"])
 def test_exported_decoders_are_found(
     case: str, attention: str, dynamo: bool, opset: int, tmp_path: Path
 ) -> None:
@@ -105,7 +105,7 @@ def test_exported_decoders_are_found(
 
 
 @pytest.mark.parametrize(("attention", "dynamo", "opset"), EXPORTERS)
-@pytest.mark.parametrize("case", ["llama, tied", "llama 3", "qwen2"])
+@pytest.mark.parametrize("case", ["llama, tied", "llama 3", "qwen2", "qwen3"])
 def test_attention_is_fused_where_nobody_is_padded(
     case: str, attention: str, dynamo: bool, opset: int, tmp_path: Path
 ) -> None:
@@ -121,3 +121,40 @@ def test_attention_is_fused_where_nobody_is_padded(
     found = next(iter(run(open_session(model), alone).values()))
     expected = alone["logits"]
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+# Shorter than what is in the cache and new; the first is every layer's, the second the last layer's alone.
+WINDOWED = {
+    "mistral": (
+        CheckpointSizes(architecture="MistralForCausalLM", tied=False, extra={"sliding_window": 4}),
+        (4, 4),
+    ),
+    "qwen3": (
+        CheckpointSizes(
+            architecture="Qwen3ForCausalLM",
+            head_width=32,
+            extra={"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+        ),
+        (None, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize(("attention", "dynamo", "opset"), EXPORTERS)
+@pytest.mark.parametrize("case", WINDOWED)
+def test_windows_are_found(case: str, attention: str, dynamo: bool, opset: int, tmp_path: Path) -> None:
+    sizes, windows = WINDOWED[case]
+    folder = write_checkpoint(tmp_path / "folder", sizes, dtype="float32")
+    given = export(folder, tmp_path / "net.onnx", attention, opset, dynamo=dynamo)
+    found = open_decoder(tmp_path / "net.onnx")
+    assert found.decoder.hyper.windows == windows and found.proof < 1e-5
+    model = read_model(tmp_path / "net.onnx").model
+    AssumeUnpadded().run(model)
+    normalize(model, 20)
+    assert FuseDecoderAttention().run(model).changed == sizes.layers
+    nodes = [n for n in model.graph if n.op_type == "GroupQueryAttention"]
+    assert [n.attributes.get_int("local_window_size", -1) for n in nodes] == [w or -1 for w in windows]
+    alone = {name: array[:1] for name, array in given.items()}
+    logits = next(iter(run(open_session(model), alone).values()))
+    expected = alone["logits"]
+    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
