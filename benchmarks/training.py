@@ -158,7 +158,6 @@ def kws(minutes: float) -> list[Task]:
         rate=1e-3,
         scale_rate=3e-3,
         temperature=2.0,
-        hidden=1.0,
         mixture=0.4,
     )
     return [

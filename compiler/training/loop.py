@@ -28,7 +28,7 @@ SLOWEST = 0.01  # of the rate, at the end of the schedule
 # Share of the steps in which layers are aligned. The biases that alignment comes to are not yet rounded to the steps of
 # their accumulators, which are coarse where bits are few (2-bit weights and 4-bit activations: the divergence doubled);
 # in the rest, at falling rates, all that is written is trained.
-ALIGNED = 0.6
+ALIGNED = 0.5
 SCALE_PARTS = ("log_scale", "log_gain", "shift")
 FOLDED_SAMPLES = 512  # those that say what alignment comes to, outside training
 
