@@ -6,7 +6,7 @@ Both image models come with few samples beside those that judge, so they are jud
 samples are cut into parts, and each part judges a model that the others trained, without their labels. No sample that
 judges was trained on, calibrated with, or used to choose a state, and the mean over the parts judges every sample once.
 
-- kws, 2-bit weights and 4-bit activations: 1000 recordings in ten parts. Augmented by speed, shifts in time, loudness
+- kws, 2-bit weights and 4-bit activations: 1000 recordings in five parts. Augmented by speed, shifts in time, loudness
   and noise. All that do not judge the result train; 100 of them choose among the states, which mostly means the last.
 - resnet8, 4-bit weights and activations: 2000 images in two parts, and the 500 calibration images train both models.
   Augmented by mirroring and shifts.
@@ -153,7 +153,7 @@ def kws(minutes: float) -> list[Task]:
     x, y = ((data["x"].astype(np.float32) - data["zp"]) * data["scale"]), data["y"]
     training = Training(
         Precision(2, 4),
-        epochs=10.0,
+        epochs=13.0,
         minutes=minutes,
         rate=1e-3,
         scale_rate=3e-3,
@@ -171,7 +171,7 @@ def kws(minutes: float) -> list[Task]:
             judging={"input": x[own][:CHOOSING]},
             calibrating=len(own),
         )
-        for k, (own, other) in enumerate(parts(len(x), 10))
+        for k, (own, other) in enumerate(parts(len(x), 5))
     ]
 
 

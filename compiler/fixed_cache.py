@@ -186,9 +186,9 @@ def _proven(model: ir.Model, decoder: FixedDecoder) -> int:
         UsageError: Masks may hide something further back.
     """
     needed = telling_length(model)
-    if needed > MOST_PROVEN and needed <= decoder.context:
+    if needed > MOST_PROVEN and needed - 2 < decoder.context:
         msg = f"masks are computed with the number {needed - 2}, which may limit what is seen"
-        fix = f"--context {MOST_PROVEN} or less, for which it is proven that nothing is"
+        fix = f"--context {needed - 2}, so far nothing is hidden by it"
         raise UsageError(msg, where="--context", fix=fix)
     return max(PROVEN, min(needed, MOST_PROVEN))
 

@@ -47,7 +47,7 @@ class FixCache:
 
         Raises:
             ModelError: The model is no llama decoder in float32.
-            UsageError: The context is longer than the model's table of positions, or than a window of its attention.
+            UsageError: The context is longer than the model's table of positions.
         """
         if any(value.name == PAST_LENGTH for value in model.graph.inputs):
             return PassResult(model, 0)
@@ -62,7 +62,7 @@ class FixCache:
             raise ModelError(
                 msg, where="--context", fix="compile it with the caches that it has, without --context"
             )
-        _check_attention(model, decoder, self.context)
+        _check_opset(model, decoder)
         _one_sequence(model, decoder)
         _Rewriter(model, decoder, self.context).rewrite()
         RemoveUnused().run(model)
@@ -72,20 +72,12 @@ class FixCache:
 
 
 def telling_length(model: ir.Model) -> int:
-    """Return how long sequences must be to show whether masks hid more than what follows, in a rewritten model.
-
-    Windows that were understood do not count: they are longer than the caches, or the model was refused.
-    """
-    found = [node.meta[SIGHT] for node in model.graph if SIGHT in node.meta]
-    return max((sight.largest + 2 for sight in found if sight.window is None), default=0)
+    """Return how long sequences must be to show whether masks hid more than what follows, in a rewritten model."""
+    return max((node.meta[SIGHT].largest + 2 for node in model.graph if SIGHT in node.meta), default=0)
 
 
-def _check_attention(model: ir.Model, decoder: Decoder, context: int) -> None:
-    """Refuse attention that the operator, with caches that are never moved, does not compute."""
-    window = decoder.hyper.window
-    if window is not None and window < context:
-        msg = f"attention sees {window} positions, fewer than {context}"
-        raise UsageError(msg, where="--context", fix=f"--context {window} is the longest")
+def _check_opset(model: ir.Model, decoder: Decoder) -> None:
+    """Refuse norms of heads in an opset that they cannot be written in."""
     opset = model.opset_imports.get("", 0)
     if decoder.hyper.head_norms and opset < FIRST_OPSET:
         msg = f"heads are normalized, which is written in opset {FIRST_OPSET} and later"
@@ -200,6 +192,9 @@ class _Rewriter:
         parts = ((found.query, found.query_norm), (found.key, found.key_norm), (found.value, None))
         rows = [self.rows(linear, norm, reader) for linear, norm in parts]
         attributes = {"num_heads": found.heads, "kv_num_heads": found.key_heads, "do_rotary": 1}
+        window = found.sight.window
+        if window is not None and window < self.context:
+            attributes["local_window_size"] = window
         name = self.names(f"attention_{number}")
         operands = [*rows, *caches, *counts, *tables]
         node = ir.node(OPERATOR, operands, attributes, domain=DOMAIN, num_outputs=3, name=name)

@@ -34,11 +34,12 @@ def cached_attention(
     y = np.empty((length, step.heads, step.width))
     for t, position in enumerate(positions):
         seen = min(position + 1, capacity)
+        shown = slice(0 if step.window is None else max(0, seen - step.window), seen)
         for head in range(step.heads):
             of = head * step.key_heads // step.heads
-            scores = keys[0, of, :seen].astype(np.float64) @ rotated[t, head] / np.sqrt(step.width)
+            scores = keys[0, of, shown].astype(np.float64) @ rotated[t, head] / np.sqrt(step.width)
             weights = np.exp(scores - scores.max())
-            y[t, head] = weights @ values[0, of, :seen].astype(np.float64) / weights.sum()
+            y[t, head] = weights @ values[0, of, shown].astype(np.float64) / weights.sum()
     return y.reshape(query.shape).astype(np.float32), keys, values
 
 

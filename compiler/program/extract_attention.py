@@ -25,6 +25,7 @@ def match_attention(draft: Draft, node: ir.Node) -> None:
     cos, sin = (constant_array(node.inputs[k]) for k in (COS, SIN))
     query, past = static_shape(node.inputs[QUERY]), static_shape(node.inputs[PAST_KEY])
     assert query is not None and past is not None and cos is not None and sin is not None
+    window = int_attribute(node, "local_window_size", -1)
     step = CachedAttention(
         name=draft.label(node_label(node)),
         inputs=tuple(node.inputs[k].name or "" for k in (QUERY, KEY, VALUE, LAST, PAST_KEY, PAST_VALUE)),  # type: ignore[union-attr]
@@ -35,6 +36,7 @@ def match_attention(draft: Draft, node: ir.Node) -> None:
         width=past[3],
         cos=np.ascontiguousarray(cos),
         sin=np.ascontiguousarray(sin),
+        window=window if 0 < window < past[2] else None,
     )
     shapes = (query, past, past)
     draft.add(step, *(Tensor(n, s, "float32") for n, s in zip(step.outputs, shapes, strict=True)))
@@ -51,8 +53,8 @@ def _why_not(node: ir.Node) -> str | None:
         node.attributes.get_float(name, 0.0) if name == "softcap" else _given(node, name) for name in REFUSED
     ):
         return "it has a soft cap, interleaved rotation or quantized caches"
-    if int_attribute(node, "do_rotary", 0) != 1 or int_attribute(node, "local_window_size", -1) != -1:
-        return "it does not rotate, or looks back by a window"
+    if int_attribute(node, "do_rotary", 0) != 1:
+        return "it does not rotate"
     return _why_shapes(node)
 
 

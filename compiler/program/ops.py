@@ -189,7 +189,7 @@ class CachedAttention(Step):
     each head's halves (x1, x2) to (x1 cos[p] - x2 sin[p], x2 cos[p] + x1 sin[p])::
 
         keys[h, P + t] = turn(key[t, h], P + t);  values[h, P + t] = value[t, h]         rows beyond capacity: nowhere
-        p = softmax over j <= P + t of turn(query[t, g], P + t) . keys[g // r, j] / sqrt(width)
+        p = softmax over j <= P + t, j > P + t - window, of turn(query[t, g], P + t) . keys[g // r, j] / sqrt(width)
         y[t, g] = sum over j of p[j] * values[g // r, j]
 
     Sums of floats have no order here: a kernel is compared within a bound, unlike every other step. Rows of the caches
@@ -201,6 +201,7 @@ class CachedAttention(Step):
         width: Elements of a head, even.
         cos: float32 [positions, width / 2], at least as many positions as the capacity.
         sin: As ``cos``.
+        window: Positions that each sees, its own included; None for all.
     """
 
     heads: int
@@ -208,6 +209,7 @@ class CachedAttention(Step):
     width: int
     cos: np.ndarray
     sin: np.ndarray
+    window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

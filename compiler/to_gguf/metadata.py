@@ -54,7 +54,7 @@ def check_expressible(decoder: Decoder, tensors: Sequence[ModelTensor], context:
             msg, where=where, fix=f"--context {hyper.window}: within its window nothing is hidden"
         )
     largest = max(layer.attention.sight.largest for layer in decoder.layers)
-    if hyper.window is None and MOST_TOKENS < largest + 2 <= context:
+    if hyper.window is None and largest + 2 > MOST_TOKENS and largest < context:
         msg = (
             f"masks are computed with the number {largest}, which may limit what is seen; that it does not is proven "
             f"for {MOST_TOKENS} tokens"

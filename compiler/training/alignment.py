@@ -4,7 +4,8 @@ A 2-bit weight that changes its level moves the mean and the spread of all that 
 behind it sees inputs it was not trained for. Networks that are trained in few bits from the start have batch
 normalization behind each product, which undoes that at once (Ioffe and Szegedy 2015, section 3); a deployed model has
 its normalization folded into the weights. So, while training, each channel of a narrow layer is given the mean and the
-variance which the *float* model has on the same batch, whatever the batch is (plain, augmented or mixed):
+variance which the *float* model has on the same batch, whatever the batch is (plain, augmented or mixed); the loop does
+so in the first half of training:
 
     y' = (y - mean(y)) / sqrt(var(y) + e) * sqrt(var(t) + e) * gain + mean(t) + sqrt(var(t) + e) * shift
 

@@ -50,7 +50,9 @@ SHAPES = [
 USUAL_SHARE = 0.1
 
 
-def attention(shape: tuple[int, int, int, int, int]) -> tuple[CachedAttention, Program]:
+def attention(
+    shape: tuple[int, int, int, int, int], window: int | None = None
+) -> tuple[CachedAttention, Program]:
     length, heads, key_heads, width, capacity = shape
     angles = np.arange(capacity)[:, None] * 100.0 ** -np.linspace(0, 1, width // 2)
     step = CachedAttention(
@@ -62,6 +64,7 @@ def attention(shape: tuple[int, int, int, int, int]) -> tuple[CachedAttention, P
         width=width,
         cos=np.cos(angles).astype(np.float32),
         sin=np.sin(angles).astype(np.float32),
+        window=window,
     )
     rows, cache = (1, length, key_heads * width), (1, key_heads, capacity, width)
     query = (1, length, heads * width)
@@ -75,14 +78,24 @@ def attention(shape: tuple[int, int, int, int, int]) -> tuple[CachedAttention, P
 
 
 @pytest.mark.parametrize(
-    ("shape", "target"),
-    [*((shape, "host") for shape in SHAPES), (SHAPES[1], "x86-avx2"), (SHAPES[4], "x86-avx2")],
+    ("shape", "target", "window"),
+    [
+        *((shape, "host", None) for shape in SHAPES),
+        (SHAPES[1], "x86-avx2", None),
+        (SHAPES[4], "x86-avx2", None),
+        # A window within a vector, one of several tiles, one that most calls do not fill; rows and blocks of queries.
+        (SHAPES[1], "host", 3),
+        (SHAPES[3], "host", 2),
+        (SHAPES[5], "host", 100),
+        (SHAPES[6], "host", 7),
+        (SHAPES[6], "x86-avx2", 41),
+    ],
     ids=str,
 )
 def test_the_kernel_computes_the_reference_and_writes_in_place(
-    shape: tuple[int, int, int, int, int], target: str
+    shape: tuple[int, int, int, int, int], target: str, window: int | None
 ) -> None:
-    step, program = attention(shape)
+    step, program = attention(shape, window)
     profile = load_profile(target)
     reason = backend_for(profile.family).why_not_executable(profile)
     if reason:

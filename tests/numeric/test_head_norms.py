@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,20 @@ import pytest
 from checkpoints import COMPARED, CheckpointSizes, compared_tokens, write_checkpoint
 from pass_harness import check_pass
 
-from bitwright.compiler import fusion
+from bitwright.compiler import fixed_cache, fusion
 from bitwright.compiler.errors import UsageError
 from bitwright.compiler.hugging_face.checkpoint import open_checkpoint
 from bitwright.compiler.hugging_face.graph import FloatName, Form, decoder_model
 from bitwright.compiler.llama.recognise import recognise
 from bitwright.compiler.ort.equality import rms_difference
 from bitwright.compiler.ort.session import open_session, run
-from bitwright.passes.fix_cache import FixCache
+from bitwright.compiler.program.extract import extract_program
+from bitwright.compiler.program.ops import CachedAttention
+from bitwright.passes.fix_cache import FixCache, telling_length
+from bitwright.passes.fix_dims import FixDims
 from bitwright.passes.fuse_decoder_attention import FuseDecoderAttention, sights
 from bitwright.passes.fuse_skip_norms import FuseSkipNorms
+from bitwright.passes.infer_shapes import InferShapes
 from bitwright.passes.join_attention_inputs import JoinAttentionInputs
 from bitwright.passes.narrow_cache import NarrowCache, cache_type
 from bitwright.passes.normalize import normalize
@@ -158,16 +163,40 @@ def test_caches_of_fixed_capacity(form: Form, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < CLOSE * np.abs(expected).max()
 
 
-def test_fixed_caches_reach_as_far_as_windows(tmp_path: Path) -> None:
-    sizes = COMPARED["mistral, a window"][0]
-    model = decoder(tmp_path, CheckpointSizes(**{**vars(sizes), "head_width": 16}))
-    with pytest.raises(UsageError, match="sees 9 positions") as caught:
-        FixCache(10).run(model)
-    assert caught.value.fix == "--context 9 is the longest"
-    tokens = compared_tokens(sizes)[None, :9]
+@pytest.mark.parametrize("case", [name for name in CASES if "window" in name])
+def test_fixed_caches_keep_windows(case: str, tmp_path: Path) -> None:
+    sizes = COMPARED[case][0]
+    model = decoder(tmp_path, sizes)
+    windows = open_checkpoint(tmp_path).hyper.windows
+    tokens = compared_tokens(sizes)[None]
     expected = run(open_session(model), {**feeds(model, 1), "input_ids": tokens})["logits"]
-    FixCache(9).run(model)
-    assert np.abs(in_pieces(model, tokens, (4, 1, 4)) - expected).max() < CLOSE * np.abs(expected).max()
+    FixCache(48).run(model)
+    assert telling_length(model) == max(w or 0 for w in windows) + 2
+    nodes = [n for n in model.graph if n.op_type == "GroupQueryAttention"]
+    assert [n.attributes.get_int("local_window_size", -1) for n in nodes] == [w or -1 for w in windows]
+    found = in_pieces(model, tokens, (20, 1, 1, 16, 10))
+    assert np.abs(found - expected).max() < CLOSE * np.abs(expected).max()
+    steps = extract_program(specialized(model)).steps
+    assert [s.window for s in steps if isinstance(s, CachedAttention)] == list(windows)
+
+
+def specialized(model: ir.Model) -> ir.Model:
+    """Return the model for calls of four tokens."""
+    FixDims({"T": 4}).run(model)
+    InferShapes().run(model)
+    return model
+
+
+def test_windows_of_other_models_are_followed_up_to_a_length(tmp_path: Path) -> None:
+    """Numbers in masks that are too large to be tried out are refused instead."""
+    sizes = CheckpointSizes(architecture="MistralForCausalLM", positions=4096, extra={"sliding_window": 3000})
+    model = decoder(tmp_path, sizes)
+    FixCache(4000).run(model)
+    described = fixed_cache.FixedDecoder(model, "input_ids", "T", 4000)
+    with pytest.raises(UsageError, match="number 3000") as caught:
+        fixed_cache._proven(model, described)
+    assert caught.value.fix is not None and caught.value.fix.startswith("--context 3000")
+    assert fixed_cache._proven(model, replace(described, context=3000)) == 2048
 
 
 def described(window: int, form: Form, tmp_path: Path) -> object:

@@ -48,7 +48,7 @@ def cached_attention(step: CachedAttention, program: Program) -> Kernel:
         (step.inputs, step.outputs[0]),
         (step.cos, step.sin),
         emit,
-        (step.heads, step.key_heads, step.width),
+        (step.heads, step.key_heads, step.width, step.window),
     )
 
 
@@ -104,9 +104,12 @@ class _Emitter:
             return
         turned = allocate((self.sharing * self.width,), "float32")
         scores = allocate((self.sharing * self.padded,), "float32")
-        seen = allocate((1,), "int32")
+        seen = allocate((2,), "int32")
         with loop(self.length) as row:
-            store(seen, T.min(first + row + 1, self.capacity), [0])
+            end = keep(T.min(first + row + 1, self.capacity))
+            # How many positions are seen, and the first of them.
+            store(seen, end if self.step.window is None else T.min(end, self.step.window), [0])
+            store(seen, end - load(seen, [0]), [1])
             self.attend(head, row, first + row, (turned, scores, seen))
 
     def blocks(self, head: Expr, first: Expr) -> BlockAttention:
@@ -123,6 +126,7 @@ class _Emitter:
             length=self.length,
             capacity=self.capacity,
             width=self.width,
+            window=self.step.window,
             keys=self.keys,
             values=self.values,
             turn=turn,
@@ -158,7 +162,7 @@ class _Emitter:
         for k in range(self.sharing):
             at = k * self.width
             self.rotate(self.query, base + at, turned, at, position, self.width**-0.5)
-        keys = head * (self.capacity * self.width)
+        keys = keep((head * self.capacity + load(seen, [1])) * self.width)
         with T.serial(load(seen, [0])) as j:
             self.score(turned, scores, keys + j * self.width, j)
         inverse = allocate((self.sharing,), "float32")

@@ -33,6 +33,7 @@ class BlockAttention:
         length: Rows.
         capacity: Rows of a cache.
         width: Elements of a head.
+        window: Positions that a query sees, its own included; None for all.
         keys, values: The caches, flat.
         turn: Writes a query into a buffer of ``width`` elements.
         output: Flat.
@@ -43,6 +44,7 @@ class BlockAttention:
     length: int
     capacity: int
     width: int
+    window: int | None
     keys: Any
     values: Any
     turn: Turn
@@ -65,7 +67,7 @@ class BlockAttention:
         one = allocate((self.width,), "float32")
         bounds = allocate((QUERIES,), "int32")
         state = allocate((3 * QUERIES,), "float32")
-        seen = allocate((2,), "int32")
+        seen = allocate((3,), "int32")
         with loop(-(-self.count // QUERIES)) as block:
             self.gather(block, first, (queries, one, bounds, seen))
             self.score(base, queries, scores, bounds, seen)
@@ -89,11 +91,14 @@ class BlockAttention:
             store(bounds, T.min(first + row + 1, self.capacity), [lane])
         store(seen, load(bounds, [QUERIES - 1]), [0])
         store(seen, (load(seen, [0]) + (TILE - 1)) // TILE, [1])
+        # The first query of a block sees furthest back; whole tiles before are left out.
+        store(seen, 0 if self.window is None else T.max(load(bounds, [0]) - self.window, 0) // TILE, [2])
 
     def score(self, base: Expr, queries: Any, scores: Any, bounds: Any, seen: Any) -> None:
         """Multiply queries with keys, some keys at a time; what a query does not see is hidden."""
         sums = allocate((TILE, QUERIES), "float32", "local")
-        with T.serial(load(seen, [1])) as tile:
+        with T.serial(load(seen, [1]) - load(seen, [2])) as number_of:
+            tile = keep(load(seen, [2]) + number_of)
             # Behind the last row another one is read again, and hidden.
             rows = [keep(base + T.min(tile * TILE + u, self.capacity - 1) * self.width) for u in range(TILE)]
             for u in range(TILE):
@@ -106,7 +111,10 @@ class BlockAttention:
                     store(sums, total, [u, 0], QUERIES)
             for u in range(TILE):
                 position = splat(tile * TILE + u, QUERIES)
-                visible = position < load(bounds, [0], QUERIES)
+                end = load(bounds, [0], QUERIES)
+                visible = position < end
+                if self.window is not None:
+                    visible = tirx.And(visible, position >= end - splat(self.window, QUERIES))
                 shown = tirx.Select(visible, load(sums, [u, 0], QUERIES), number(LOWEST, QUERIES))
                 store(scores, shown, [(tile * TILE + u) * QUERIES], QUERIES)
 
@@ -114,10 +122,13 @@ class BlockAttention:
         """Turn scores into weights; ``state`` keeps the largest, the sums and their reciprocals."""
         store(state, number(LOWEST, QUERIES), [0], QUERIES)
         store(state, number(0.0, QUERIES), [QUERIES], QUERIES)
-        with T.serial(load(seen, [0])) as j:
+        begin = keep(load(seen, [2]) * TILE)
+        with T.serial(load(seen, [0]) - begin) as after:
+            j = begin + after
             largest = T.max(load(state, [0], QUERIES), load(scores, [j * QUERIES], QUERIES))
             store(state, largest, [0], QUERIES)
-        with T.serial(load(seen, [0])) as j:
+        with T.serial(load(seen, [0]) - begin) as after:
+            j = begin + after
             weight = exp(load(scores, [j * QUERIES], QUERIES) - load(state, [0], QUERIES), QUERIES)
             store(scores, weight, [j * QUERIES], QUERIES)
             total = load(state, [QUERIES], QUERIES) + load(scores, [j * QUERIES], QUERIES)
@@ -126,12 +137,14 @@ class BlockAttention:
 
     def mix(self, base: Expr, mixed: Any, scores: Any, state: Any, seen: Any) -> None:
         """Add up values by their weights into the place of the queries, some columns at a time."""
+        begin = keep(load(seen, [2]) * TILE)
         for start in range(0, self.width, TILE):
             columns = range(start, min(start + TILE, self.width))
             sums = allocate((len(columns), QUERIES), "float32", "local")
             for n in range(len(columns)):
                 store(sums, number(0.0, QUERIES), [n, 0], QUERIES)
-            with T.serial(load(seen, [0])) as j:
+            with T.serial(load(seen, [0]) - begin) as after:
+                j = begin + after
                 weight = keep(load(scores, [j * QUERIES], QUERIES))
                 for n, column in enumerate(columns):
                     value = splat(load(self.values, [base + j * self.width + column]), QUERIES)
