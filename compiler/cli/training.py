@@ -79,7 +79,7 @@ class Objective:
         typer.Option(
             "--align/--no-align",
             rich_help_panel=OBJECTIVE,
-            help="Hold narrow convolutions at the float model's means and variances while they are trained.",
+            help="Hold convolutions of 2- and 3-bit weights at the float model's means and variances at first.",
         ),
     ] = True
     labels: Annotated[

@@ -31,7 +31,9 @@ from bitwright.compiler.training.quantizers import WeightQuantizer
 from bitwright.compiler.training.rounding_points import RoundingPoints
 
 CHANNELS = 1  # the axis of a convolution's output
-WIDEST = 8  # bits; rounding to so many leaves moments where they are
+# Bits of the weights. Four move moments little, and what GPTQ and corrected biases have found for them is better kept:
+# aligned, resnet8 with 4-bit weights and activations lost 1.5 points on one half of its images, else 0.4.
+WIDEST = 3
 # Of a channel in a batch: the moments of fewer would say more about the batch than about the layer.
 FEWEST_VALUES = 128
 # Added to variances, as a share of the layer's mean variance: channels that hardly vary do not blow up.
@@ -182,7 +184,9 @@ def _fold(
 def alignment_of(
     model: ir.Model, points: RoundingPoints, teacher: GraphModule, feeds: Mapping[str, Tensor]
 ) -> Alignment | None:
-    """Return the alignment of all narrow convolutions that have a scale for each channel and a bias, None without.
+    """Return the alignment of the layers that can have it, None without any.
+
+    These are the convolutions of 2- and 3-bit weights that have a scale for each channel and a bias.
 
     Args:
         model: The float model.
@@ -226,4 +230,4 @@ def _has_channel_scales(quantizer: WeightQuantizer) -> bool:
     quant: WeightQuant = quantizer.quant
     learns = quantizer.log_scale.requires_grad and quant.zero_point is None
     each = quant.axis == 0 and not quant.group and quantizer.log_scale.numel() == quantizer.shape[0]
-    return learns and each and quant.bits < WIDEST
+    return learns and each and quant.bits <= WIDEST

@@ -58,7 +58,7 @@ class Training:
         temperature: Of the distillation.
         hidden: Weight of the hidden layers' differences in the loss, beside that of the outputs; 0: outputs alone.
         scaling: Scales of two or three values: ``learned``, or ``mean``, the mean magnitude of the weights.
-        align: Narrow convolutions are held at the float model's means and variances while they are trained.
+        align: Convolutions of 2- and 3-bit weights are held at the float model's means and variances at first.
         mixture: Share of the batches that are mixtures of two samples each.
         held: Share of the samples that judge and are not trained on.
         save_every: Steps between checkpoints.
