@@ -32,7 +32,7 @@ from bitwright.compiler.training.rounding_points import RoundingPoints
 
 CHANNELS = 1  # the axis of a convolution's output
 # Bits of the weights. Four move moments little, and what GPTQ and corrected biases have found for them is better kept:
-# aligned, resnet8 with 4-bit weights and activations lost 1.5 points on one half of its images, else 0.4.
+# aligned, resnet8 with 4-bit weights and activations lost 1.5 points on one half of its images, else none.
 WIDEST = 3
 # Of a channel in a batch: the moments of fewer would say more about the batch than about the layer.
 FEWEST_VALUES = 128
