@@ -3,9 +3,9 @@
 A 2-bit weight that changes its level moves the mean and the spread of all that its channel computes, and every layer
 behind it sees inputs it was not trained for. Networks that are trained in few bits from the start have batch
 normalization behind each product, which undoes that at once (Ioffe and Szegedy 2015, section 3); a deployed model has
-its normalization folded into the weights. So, in the first half of training, each channel of a convolution of 2- or 3-bit
-weights is given the mean and the variance which the *float* model has on the same batch, whatever the batch is (plain,
-augmented or mixed):
+its normalization folded into the weights. So, in the first half of training, each channel of a convolution of 2- or
+3-bit weights is given the mean and the variance which the *float* model has on the same batch, whatever the batch is
+(plain, augmented or mixed):
 
     y' = (y - mean(y)) / sqrt(var(y) + e) * sqrt(var(t) + e) * gain + mean(t) + sqrt(var(t) + e) * shift
 
